@@ -1,0 +1,76 @@
+"""A deep-learning framework on NumPy and CuPy.
+
+import framework as fw
+x = fw.tensor([[1.0, 2.0]], requires_grad=True)
+(x @ x.T).backward(); x.grad
+"""
+
+from framework.guard import refuse_shadowed_packages
+
+refuse_shadowed_packages()
+
+# ruff: noqa: E402  (the check above comes first: what it finds would break these imports)
+from importlib import import_module
+from typing import Any
+
+from framework.autograd import (
+    Parameter as Parameter,
+    Tensor as Tensor,
+    from_dlpack as from_dlpack,
+    gradcheck as gradcheck,
+    is_grad_enabled as is_grad_enabled,
+    no_grad as no_grad,
+    set_grad_enabled as set_grad_enabled,
+    tensor as tensor,
+)
+from framework.autograd.arithmetic import (
+    einsum as einsum,
+    maximum as maximum,
+    minimum as minimum,
+    where as where,
+)
+from framework.autograd.creation import (
+    arange as arange,
+    bernoulli as bernoulli,
+    empty as empty,
+    full as full,
+    linspace as linspace,
+    ones as ones,
+    rand as rand,
+    randint as randint,
+    randn as randn,
+    randperm as randperm,
+    zeros as zeros,
+)
+from framework.autograd.shaping import (
+    concatenate as concatenate,
+    pad as pad,
+    split as split,
+    stack as stack,
+)
+from framework.backend import (
+    Device as Device,
+    DeviceError as DeviceError,
+    cuda as cuda,
+    default_device as default_device,
+    set_default_device as set_default_device,
+)
+from framework.backend.memory import keep_freed_memory
+from framework.backend.random import Generator as Generator, manual_seed as manual_seed
+
+__version__ = "0.1.0"
+
+keep_freed_memory()
+
+_LAZY = ("functional", "layers", "optimizers", "data", "trainer", "interop")
+
+
+def __getattr__(name: str) -> Any:
+    """Load a subpackage on first use."""
+    if name in _LAZY:
+        return import_module(f"framework.{name}")
+    raise AttributeError(f"module 'framework' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

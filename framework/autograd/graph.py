@@ -1,0 +1,266 @@
+"""The tape: what a differentiable function records, and the walk back along it.
+
+    def softplus(x):
+        a = x.data
+        return record(kernels.softplus(a), [x], lambda dy: [kernels.softplus_grad(dy, a)])
+
+`record` wraps the output array in a Tensor and, where an input wants a gradient, keeps the closure
+in a `Node`. The closure holds arrays, never the output Tensor: that would be a reference cycle,
+which keeps GPU memory until the garbage collector runs. `backward` visits the nodes newest first,
+hands each its gradient, and lets go of what it saved.
+"""
+
+from __future__ import annotations
+
+import heapq
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator, contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from kernels.arrays import Array, array_module
+
+if TYPE_CHECKING:
+    from framework.autograd.tensor import Tensor
+
+#: Gradients of the inputs, in their order; None where none is wanted.
+Gradients = Sequence["Array | Partial | None"]
+Backward = Callable[[Array], Gradients]
+
+_sequence = count()
+_enabled = True
+_tensor: type[Tensor]
+
+
+class Partial(NamedTuple):
+    """A gradient that is zero outside ``[index]``: added in place, never spelled out as a full
+    array.
+    """
+
+    shape: tuple[int, ...]
+    index: Any
+    dy: Array
+
+
+class Node:
+    """One recorded operation. `edges` point to the nodes (or leaf tensors) of its inputs."""
+
+    __slots__ = (
+        "__weakref__",
+        "backward",
+        "edges",
+        "grad",
+        "hooks",
+        "owned",
+        "retained",
+        "sequence",
+    )
+
+    def __init__(self, edges: list[Node | Tensor | None], backward: Backward) -> None:
+        self.sequence = next(_sequence)
+        self.edges = edges
+        self.backward: Backward | None = backward
+        self.grad: Array | None = None
+        self.owned = False
+        self.hooks: dict[int, Callable[[Tensor], Any]] | None = None
+        self.retained: weakref.ref[Tensor] | None = None
+
+    def __lt__(self, other: Node) -> bool:
+        return self.sequence > other.sequence
+
+    @property
+    def name(self) -> str:
+        """The function that recorded it."""
+        return self.backward.__qualname__.partition(".<locals>")[0] if self.backward else "freed"
+
+
+def record(data: Array, inputs: Sequence[Tensor], backward: Backward) -> Tensor:
+    """The Tensor of `data`; if grad mode is on and an input wants a gradient, `backward` is kept
+    for it.
+
+    ``backward(dy)`` returns one gradient per input, in the input's shape and dtype.
+    """
+    if _enabled:
+        for x in inputs:
+            if x.requires_grad:
+                return _tensor(data, True, Node([_edge(x) for x in inputs], backward))
+    return _tensor(data)
+
+
+def _edge(x: Tensor) -> Node | Tensor | None:
+    return x.node or (x if x.requires_grad else None)
+
+
+def register_tensor(tensor: type[Tensor]) -> type[Tensor]:
+    """tensor.py names its class here, so that this file need not import it back."""
+    global _tensor
+    _tensor = tensor
+    return tensor
+
+
+# Grad mode ----------------------------------------------------------------------------------------
+
+
+def is_grad_enabled() -> bool:
+    """Are operations recorded?"""
+    return _enabled
+
+
+@contextmanager
+def set_grad_enabled(enabled: bool) -> Iterator[None]:
+    """Within the block, record operations or not."""
+    global _enabled
+    previous, _enabled = _enabled, enabled
+    try:
+        yield
+    finally:
+        _enabled = previous
+
+
+class no_grad(ContextDecorator):
+    """``with no_grad():`` or ``@no_grad()``: operations inside are not recorded."""
+
+    def __enter__(self) -> None:
+        global _enabled
+        self._previous, _enabled = _enabled, False
+
+    def __exit__(self, *error: object) -> None:
+        global _enabled
+        _enabled = self._previous
+
+
+# Backward -----------------------------------------------------------------------------------------
+
+
+def backward(root: Tensor, dy: Array, retain_graph: bool = False) -> None:
+    """Add d root / d leaf, weighted by `dy`, to ``.grad`` of every leaf that `root` depends on.
+
+    Iterative: the depth of the graph is bounded by memory alone. Each node is visited once, after
+    all nodes that used its result (they are newer), so that its gradient is complete.
+    """
+    start = _edge(root)
+    if start is None:
+        raise RuntimeError(
+            "backward() on a tensor that depends on no parameter: nothing it was computed from has "
+            "requires_grad=True, or it was computed under no_grad()"
+        )
+    pending: list[Node] = []
+    _deliver(start, dy, pending)
+    try:
+        while pending:
+            node = heapq.heappop(pending)
+            _visit(node, pending, retain_graph)
+    finally:
+        for node in pending:  # only after an error: leave nothing half-summed behind
+            node.grad, node.owned = None, False
+
+
+def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
+    dy, node.grad, node.owned = node.grad, None, False
+    assert dy is not None
+    if node.hooks:
+        dy = apply_hooks(node.hooks, dy)
+    if node.retained is not None and (tensor := node.retained()) is not None:
+        tensor.accumulate_grad(dy)
+    function = node.backward
+    if function is None:
+        raise RuntimeError(
+            "backward() through a graph a second time: what it saved was freed after the first; "
+            "pass retain_graph=True to the first backward()"
+        )
+    gradients = function(dy)
+    edges = node.edges
+    if not retain_graph:
+        node.backward, node.edges = None, []
+    for edge, gradient in zip(edges, gradients, strict=True):
+        if edge is not None and gradient is not None:
+            _deliver(edge, gradient, pending)
+
+
+def _deliver(edge: Node | Tensor, gradient: Array | Partial, pending: list[Node]) -> None:
+    """Add `gradient` to a leaf's ``.grad``, or to a node, which then waits for its turn."""
+    if not isinstance(edge, Node):
+        if isinstance(gradient, Partial):
+            gradient = _spelled_out(gradient)
+        edge.accumulate_grad(apply_hooks(edge.hooks, gradient) if edge.hooks else gradient)
+        return
+    if edge.grad is None:
+        heapq.heappush(pending, edge)
+        edge.owned = isinstance(gradient, Partial)
+        edge.grad = _spelled_out(gradient) if isinstance(gradient, Partial) else gradient
+        return
+    if not edge.owned:  # the first arrival may be shared with another node: leave it as it is
+        edge.owned = True
+        if not isinstance(gradient, Partial):
+            edge.grad = as_array(edge.grad + gradient)
+            return
+        edge.grad = edge.grad.copy()
+    if isinstance(gradient, Partial):
+        add_at(edge.grad, gradient)
+    else:
+        edge.grad += gradient
+
+
+def _spelled_out(gradient: Partial) -> Array:
+    full = array_module(gradient.dy).zeros(gradient.shape, gradient.dy.dtype)
+    add_at(full, gradient)
+    return full
+
+
+def add_at(full: Array, gradient: Partial) -> None:
+    """full[index] += dy; indices that name an element twice add twice, in a fixed order."""
+    index = gradient.index if isinstance(gradient.index, tuple) else (gradient.index,)
+    if all(isinstance(i, (int, slice, type(None), type(...), np.integer)) for i in index):
+        full[gradient.index] += gradient.dy
+        return
+    # Repeated indices must add up, and float atomics would add in a different order every run: sort
+    # the flat positions (a stable sort) and sum each run.
+    xp = array_module(full)
+    positions = xp.arange(full.size).reshape(full.shape)[gradient.index].reshape(-1)
+    if positions.size == 0:
+        return
+    order = xp.argsort(positions, kind="stable")
+    positions, dy = positions[order], gradient.dy.reshape(-1)[order]
+    flat = full.reshape(-1)
+    if bool((positions[1:] != positions[:-1]).all()):
+        flat[positions] += dy
+    elif xp is np:
+        np.add.at(flat, positions, dy)
+    else:
+        starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), positions[1:] != positions[:-1]]))
+        totals = xp.cumsum(dy.astype("float64"))
+        ends = xp.concatenate([starts[1:], xp.asarray([dy.size])]) - 1
+        sums = totals[ends] - xp.where(starts > 0, totals[starts - 1], 0)
+        flat[positions[starts]] += sums.astype(full.dtype)
+
+
+def apply_hooks(hooks: dict[int, Callable[[Tensor], Any]], dy: Array) -> Array:
+    """Run gradient hooks in their order; one that returns a tensor replaces the gradient."""
+    for hook in list(hooks.values()):
+        result = hook(_tensor(dy))
+        if result is not None:
+            if result.shape != dy.shape:
+                raise ValueError(
+                    f"gradient hook returned shape {result.shape} for shape {dy.shape}"
+                )
+            dy = result.data
+    return dy
+
+
+def as_array(x: Any) -> Array:
+    """NumPy reductions and 0-d arithmetic return scalars; a Tensor holds arrays only."""
+    return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
+    """Sum `dy` over the axes along which `shape` was broadcast."""
+    if dy.shape == shape:
+        return dy
+    lead = dy.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(
+        lead + i for i, n in enumerate(shape) if n == 1 and dy.shape[lead + i] != 1
+    )
+    return as_array(dy.sum(axis=axes, keepdims=True)).reshape(shape)

@@ -1,0 +1,134 @@
+"""Differentiable reductions: sum, mean, var, std, max, min, norm, cumsum; and argmax, argmin, all,
+any.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+from framework.autograd.graph import as_array, record
+from kernels import reductions
+from kernels.arrays import Array, array_module
+
+if TYPE_CHECKING:
+    from framework.autograd.tensor import Tensor
+
+Axis = int | tuple[int, ...] | None
+
+
+class Reductions:
+    """The reducing methods of a Tensor. `axis` None means over everything."""
+
+    __slots__ = ()
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        """Sum."""
+        x = _tensor(self)
+        shape = x.shape
+        _check("sum", shape, axis)
+        out = reductions.sum(x.data, axis, keepdims)
+        return record(out, [x], lambda dy: [_spread(dy, shape, axis, keepdims)])
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        """Mean; of nothing it is NaN."""
+        x = _tensor(self)
+        shape = x.shape
+        _check("mean", shape, axis)
+        out = reductions.mean(x.data, axis, keepdims)
+        share = 1 / max(1, count(shape, axis))
+        return record(out, [x], lambda dy: [_spread(dy * share, shape, axis, keepdims)])
+
+    def var(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:
+        """Variance over n - `correction` (1: unbiased, 0: of the population)."""
+        x = _tensor(self)
+        a = x.data
+        _check("var", x.shape, axis)
+        out = reductions.var(a, axis, correction, keepdims)
+        return record(out, [x], lambda dy: [reductions.var_grad(dy, a, axis, correction, keepdims)])
+
+    def std(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:
+        """Standard deviation."""
+        return self.var(axis, correction, keepdims).sqrt()
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        """Largest; equal ones share the gradient. (`argmax` tells where.)"""
+        return _extreme("max", self, axis, keepdims)
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        """Smallest; equal ones share the gradient. (`argmin` tells where.)"""
+        return _extreme("min", self, axis, keepdims)
+
+    def norm(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        """Euclidean norm; the gradient at the origin is 0."""
+        x = _tensor(self)
+        a = x.data
+        _check("norm", x.shape, axis)
+        y = reductions.norm(a, axis, keepdims)
+        return record(y, [x], lambda dy: [reductions.norm_grad(dy, a, y, axis, keepdims)])
+
+    def cumsum(self, axis: int) -> Tensor:
+        """Running sum along `axis`."""
+        x = _tensor(self)
+        _check("cumsum", x.shape, axis)
+        return record(
+            reductions.cumsum(x.data, axis), [x], lambda dy: [reductions.cumsum_grad(dy, axis)]
+        )
+
+    def argmax(self, axis: int | None = None) -> Tensor:
+        """Position of the (first) largest, int64."""
+        return _position("argmax", self, axis)
+
+    def argmin(self, axis: int | None = None) -> Tensor:
+        """Position of the (first) smallest, int64."""
+        return _position("argmin", self, axis)
+
+    def all(self, axis: Axis = None) -> Tensor:
+        """Are all true?"""
+        return record(as_array(_tensor(self).data.all(axis=axis)), [], lambda dy: [])
+
+    def any(self, axis: Axis = None) -> Tensor:
+        """Is any true?"""
+        return record(as_array(_tensor(self).data.any(axis=axis)), [], lambda dy: [])
+
+
+def _tensor(x: Any) -> Tensor:
+    return cast("Tensor", x)
+
+
+def _check(name: str, shape: tuple[int, ...], axis: Axis) -> None:
+    for a in () if axis is None else (axis,) if isinstance(axis, int) else axis:
+        if not -len(shape) <= a < len(shape):
+            raise ValueError(f"{name}: axis {a} does not exist in shape {shape}")
+
+
+def count(shape: tuple[int, ...], axis: Axis) -> int:
+    """How many elements each result of a reduction is made of."""
+    if axis is None:
+        return math.prod(shape)
+    return math.prod(shape[a] for a in ((axis,) if isinstance(axis, int) else axis))
+
+
+def _spread(dy: Array, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Array:
+    """Hand the gradient of a sum to everything that was summed (a broadcast view)."""
+    xp = array_module(dy)
+    if axis is not None and not keepdims:
+        axes = (axis,) if isinstance(axis, int) else axis
+        dy = xp.expand_dims(dy, tuple(a % len(shape) for a in axes))
+    return xp.broadcast_to(dy, shape)
+
+
+def _extreme(name: str, x: Any, axis: Axis, keepdims: bool) -> Tensor:
+    a = x.data
+    _check(name, x.shape, axis)
+    if count(x.shape, axis) == 0:
+        raise ValueError(f"{name} of nothing: shape {x.shape}, axis {axis}")
+    y = getattr(reductions, name)(a, axis, keepdims)
+    return record(y, [x], lambda dy: [reductions.max_grad(dy, a, y, axis, keepdims)])
+
+
+def _position(name: str, x: Any, axis: int | None) -> Tensor:
+    _check(name, x.shape, axis)
+    if count(x.shape, axis) == 0:
+        raise ValueError(f"{name} of nothing: shape {x.shape}, axis {axis}")
+    return record(getattr(reductions, name)(x.data, axis), [], lambda dy: [])

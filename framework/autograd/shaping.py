@@ -1,0 +1,272 @@
+"""Differentiable changes of shape: views where the array library gives views, and gradients laid
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from framework.autograd.graph import Partial, as_array, record
+from kernels.arrays import Array, array_module
+
+if TYPE_CHECKING:
+    from framework.autograd.tensor import Tensor
+
+
+class Shaping:
+    """The shape methods of a Tensor."""
+
+    __slots__ = ()
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in another shape; -1 is worked out. A view where possible."""
+        return reshape(self, *shape)
+
+    view = reshape
+
+    def flatten(self, start: int = 0, end: int = -1) -> Tensor:
+        """Join the axes `start` to `end` into one."""
+        return flatten(self, start, end)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        """Two axes: swap them (as PyTorch). All axes: reorder. None: reverse."""
+        return transpose(self, *axes)
+
+    def permute(self, *axes: Any) -> Tensor:
+        """Reorder all axes."""
+        return permute(self, *axes)
+
+    @property
+    def T(self) -> Tensor:
+        """Axes reversed."""
+        return transpose(self)
+
+    def squeeze(self, axis: int | tuple[int, ...] | None = None) -> Tensor:
+        """Without axes of size 1 (or just `axis`)."""
+        return squeeze(self, axis)
+
+    def unsqueeze(self, axis: int) -> Tensor:
+        """With a new axis of size 1 at `axis`."""
+        return unsqueeze(self, axis)
+
+    def expand(self, *shape: Any) -> Tensor:
+        """Broadcast to `shape`, without copying; -1 keeps a size."""
+        return expand(self, *shape)
+
+    def contiguous(self) -> Tensor:
+        """The same values, C-contiguous in memory."""
+        x = _tensor(self)
+        if x.data.flags.c_contiguous:
+            return x
+        return record(array_module(x.data).ascontiguousarray(x.data), [x], lambda dy: [dy])
+
+    def split(self, size: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+        """Pieces of `size` along `axis` (the last may be smaller), or of the sizes in a list."""
+        return split(self, size, axis)
+
+    def chunk(self, chunks: int, axis: int = 0) -> list[Tensor]:
+        """At most `chunks` equal pieces along `axis`."""
+        x = _tensor(self)
+        return split(x, max(1, -(-x.shape[axis] // chunks)), axis)
+
+    def clone(self) -> Tensor:
+        """A differentiable copy."""
+        x = _tensor(self)
+        return record(x.data.copy(), [x], lambda dy: [dy])
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return getitem(self, index)
+
+
+def _tensor(x: Any) -> Tensor:
+    return cast("Tensor", x)
+
+
+def _numbers(values: tuple[Any, ...]) -> tuple[int, ...]:
+    """(2, 3) and ((2, 3),) are the same."""
+    if len(values) == 1 and isinstance(values[0], (tuple, list)):
+        values = tuple(values[0])
+    return tuple(int(v) for v in values)
+
+
+def _axis(axis: int, ndim: int) -> int:
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis {axis} does not exist in a tensor of {ndim} axes")
+    return axis % ndim
+
+
+def reshape(x: Any, *shape: Any) -> Tensor:
+    """The same elements in `shape`."""
+    wanted, before = _numbers(shape), x.data.shape
+    try:
+        out = x.data.reshape(wanted)
+    except ValueError:
+        raise ValueError(f"cannot reshape {before} ({x.data.size} elements) to {wanted}") from None
+    return record(out, [x], lambda dy: [dy.reshape(before)])
+
+
+def flatten(x: Any, start: int = 0, end: int = -1) -> Tensor:
+    """Join the axes `start` to `end` into one; a 0-d tensor becomes (1,)."""
+    if x.ndim == 0:
+        return reshape(x, 1)
+    first, last = _axis(start, x.ndim), _axis(end, x.ndim)
+    if first > last:
+        raise ValueError(f"flatten: start={start} comes after end={end}")
+    joined = int(np.prod(x.shape[first : last + 1]))
+    return reshape(x, *x.shape[:first], joined, *x.shape[last + 1 :])
+
+
+def permute(x: Any, *axes: Any) -> Tensor:
+    """Reorder all axes."""
+    order = _numbers(axes)
+    if sorted(_axis(a, x.ndim) for a in order) != list(range(x.ndim)):
+        raise ValueError(f"permute: axes {order} are not an order of the {x.ndim} axes")
+    inverse = tuple(int(i) for i in np.argsort([a % x.ndim for a in order]))
+    return record(x.data.transpose(order), [x], lambda dy: [dy.transpose(inverse)])
+
+
+def transpose(x: Any, *axes: Any) -> Tensor:
+    """Swap two axes, reorder all, or reverse."""
+    order = _numbers(axes)
+    if not order:
+        return permute(x, *range(x.ndim - 1, -1, -1)) if x.ndim else x
+    if len(order) == 2 and x.ndim != 2:
+        a, b = _axis(order[0], x.ndim), _axis(order[1], x.ndim)
+        swapped = list(range(x.ndim))
+        swapped[a], swapped[b] = b, a
+        return permute(x, *swapped)
+    if len(order) == 2 and sorted(_axis(a, 2) for a in order) == [0, 1]:
+        return permute(x, 1, 0)
+    return permute(x, *order)
+
+
+def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    """Without axes of size 1."""
+    if axis is None:
+        return reshape(x, *(n for n in x.shape if n != 1))
+    axes = {_axis(a, x.ndim) for a in ((axis,) if isinstance(axis, int) else axis)}
+    return reshape(x, *(n for i, n in enumerate(x.shape) if i not in axes or n != 1))
+
+
+def unsqueeze(x: Any, axis: int) -> Tensor:
+    """With a new axis of size 1."""
+    at = _axis(axis, x.ndim + 1)
+    return reshape(x, *x.shape[:at], 1, *x.shape[at:])
+
+
+def expand(x: Any, *shape: Any) -> Tensor:
+    """Broadcast to `shape`."""
+    from framework.autograd.graph import unbroadcast
+
+    wanted, before = _numbers(shape), x.data.shape
+    lead = len(wanted) - len(before)
+    sizes = tuple(before[i - lead] if n == -1 and i >= lead else n for i, n in enumerate(wanted))
+    try:
+        out = array_module(x.data).broadcast_to(x.data, sizes)
+    except ValueError:
+        raise ValueError(f"cannot expand {before} to {wanted}") from None
+    return record(out, [x], lambda dy: [unbroadcast(dy, before)])
+
+
+def getitem(x: Any, index: Any) -> Tensor:
+    """x[index]: integers, slices, None, ..., booleans, integer arrays or tensors, and mixtures of
+    them.
+    """
+    index = tuple(map(_index, index)) if isinstance(index, tuple) else _index(index)
+    shape = x.data.shape
+    try:
+        out = as_array(x.data[index])
+    except IndexError as error:
+        raise IndexError(f"index {index!r} into shape {shape}: {error}") from None
+    return record(out, [x], lambda dy: [Partial(shape, index, dy)])
+
+
+def _index(index: Any) -> Any:
+    if hasattr(index, "requires_grad"):
+        index = index.data
+    if isinstance(index, list):
+        index = np.asarray(index)
+    if hasattr(index, "dtype") and index.dtype.kind not in "iub":
+        raise IndexError(f"an index has dtype {index.dtype.name}; expected integers or booleans")
+    return index
+
+
+def _same_module(name: str, tensors: Sequence[Any]) -> list[Array]:
+    tensors = list(tensors)
+    if not tensors:
+        raise ValueError(f"{name} needs at least one tensor")
+    devices = {x.device for x in tensors}
+    if len(devices) > 1:
+        raise ValueError(f"{name}: tensors are on {', '.join(sorted(map(str, devices)))}")
+    return [x.data for x in tensors]
+
+
+def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """Join along an existing axis; all other sizes agree."""
+    tensors = list(tensors)
+    arrays = _same_module("concatenate", tensors)
+    at = _axis(axis, arrays[0].ndim)
+    try:
+        out = array_module(arrays[0]).concatenate(arrays, axis=at)
+    except ValueError:
+        shapes = ", ".join(str(a.shape) for a in arrays)
+        raise ValueError(
+            f"concatenate along axis {axis}: shapes {shapes} differ elsewhere"
+        ) from None
+    ends = np.cumsum([a.shape[at] for a in arrays])
+    lead = (slice(None),) * at
+
+    def backward(dy: Array) -> list[Array]:
+        starts = [0, *ends[:-1]]
+        return [dy[(*lead, slice(int(a), int(b)))] for a, b in zip(starts, ends, strict=True)]
+
+    return record(out, tensors, backward)
+
+
+def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """Join tensors of one shape along a new axis."""
+    tensors = list(tensors)
+    arrays = _same_module("stack", tensors)
+    if len({a.shape for a in arrays}) > 1:
+        raise ValueError(f"stack: shapes differ: {', '.join(str(a.shape) for a in arrays)}")
+    at = _axis(axis, arrays[0].ndim + 1)
+    lead = (slice(None),) * at
+    return record(
+        array_module(arrays[0]).stack(arrays, axis=at),
+        tensors,
+        lambda dy: [dy[(*lead, i)] for i in range(dy.shape[at])],
+    )
+
+
+def split(x: Any, size: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+    """Pieces along `axis`: of one size (the last may be smaller) or of given sizes."""
+    at = _axis(axis, x.ndim)
+    n = x.shape[at]
+    if isinstance(size, int):
+        if size < 1:
+            raise ValueError(f"split: size={size}, expected at least 1")
+        sizes = [min(size, n - start) for start in range(0, n, size)]
+    else:
+        sizes = [int(s) for s in size]
+        if sum(sizes) != n or min(sizes, default=0) < 0:
+            raise ValueError(f"split: sizes {sizes} do not add up to {n}, the size of axis {axis}")
+    starts = np.cumsum([0, *sizes])
+    lead = (slice(None),) * at
+    return [
+        getitem(x, (*lead, slice(int(a), int(b)))) for a, b in zip(starts, starts[1:], strict=False)
+    ]
+
+
+def pad(x: Any, widths: Sequence[tuple[int, int]] | int, value: float = 0.0) -> Tensor:
+    """Add `value` around: (before, after) per axis, or one number for all sides."""
+    pairs = [(widths, widths)] * x.ndim if isinstance(widths, int) else [tuple(w) for w in widths]
+    if len(pairs) != x.ndim or any(len(p) != 2 or min(p) < 0 for p in pairs):
+        raise ValueError(
+            f"pad: widths={widths!r}: expected (before, after) >= 0 for each of {x.ndim} axes"
+        )
+    inside = tuple(slice(a, a + n) for (a, _), n in zip(pairs, x.shape, strict=True))
+    out = array_module(x.data).pad(x.data, pairs, constant_values=value)
+    return record(out, [x], lambda dy: [dy[inside]])

@@ -1,0 +1,83 @@
+"""F: the differentiable kernels, file by file the mirror of kernels/."""
+
+from framework.autograd.arithmetic import (
+    absolute as absolute,
+    add as add,
+    clip as clip,
+    cos as cos,
+    divide as divide,
+    einsum as einsum,
+    erf as erf,
+    exp as exp,
+    log as log,
+    matmul as matmul,
+    maximum as maximum,
+    minimum as minimum,
+    multiply as multiply,
+    power as power,
+    sin as sin,
+    sqrt as sqrt,
+    subtract as subtract,
+    where as where,
+)
+from framework.autograd.shaping import (
+    concatenate as concatenate,
+    expand as expand,
+    flatten as flatten,
+    pad as pad,
+    permute as permute,
+    reshape as reshape,
+    split as split,
+    squeeze as squeeze,
+    stack as stack,
+    transpose as transpose,
+    unsqueeze as unsqueeze,
+)
+from framework.functional.activations import (
+    celu as celu,
+    elu as elu,
+    gelu as gelu,
+    glu as glu,
+    hardsigmoid as hardsigmoid,
+    hardswish as hardswish,
+    hardtanh as hardtanh,
+    leaky_relu as leaky_relu,
+    logsigmoid as logsigmoid,
+    mish as mish,
+    prelu as prelu,
+    relu as relu,
+    relu6 as relu6,
+    selu as selu,
+    sigmoid as sigmoid,
+    silu as silu,
+    softplus as softplus,
+    softsign as softsign,
+    swiglu as swiglu,
+    tanh as tanh,
+)
+from framework.functional.dropout import dropout as dropout
+from framework.functional.embedding import embedding as embedding, one_hot as one_hot
+from framework.functional.linear import bilinear as bilinear, linear as linear
+from framework.functional.losses import (
+    binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
+    cross_entropy as cross_entropy,
+    hinge_loss as hinge_loss,
+    huber_loss as huber_loss,
+    kl_div as kl_div,
+    l1_loss as l1_loss,
+    mse_loss as mse_loss,
+    nll_loss as nll_loss,
+    smooth_l1_loss as smooth_l1_loss,
+)
+from framework.functional.normalization import (
+    batch_norm as batch_norm,
+    group_norm as group_norm,
+    instance_norm as instance_norm,
+    layer_norm as layer_norm,
+    rms_norm as rms_norm,
+)
+from framework.functional.softmax import (
+    log_softmax as log_softmax,
+    logsumexp as logsumexp,
+    softmax as softmax,
+)

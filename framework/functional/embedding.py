@@ -1,0 +1,38 @@
+"""Rows of a table by their numbers."""
+
+from __future__ import annotations
+
+from framework.autograd import Tensor, record
+from kernels import embedding as kernels
+
+
+def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """weight[indices]: indices (*) integers, weight (V, D) -> (*, D).
+
+    Row `padding_idx` gets no gradient. On the CPU an index outside [0, V) raises IndexError.
+    """
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"embedding: indices are {indices.dtype.name}, expected integers")
+    if weight.ndim != 2:
+        raise ValueError(f"embedding: weight has shape {weight.shape}, expected (rows, columns)")
+    rows = weight.shape[0]
+    if padding_idx is not None:
+        if not -rows <= padding_idx < rows:
+            raise ValueError(f"embedding: padding_idx={padding_idx} is outside the {rows} rows")
+        padding_idx %= rows
+    i = indices.data
+    y = kernels.embedding(weight.data, i)
+    return record(y, [weight], lambda dy: [kernels.embedding_grad(dy, i, rows, padding_idx)])
+
+
+def one_hot(indices: Tensor, num_classes: int) -> Tensor:
+    """int64 (*, num_classes): 1 at each index, 0 elsewhere."""
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: indices are {indices.dtype.name}, expected integers")
+    classes = indices.device.module.arange(num_classes)
+    if indices.size and not 0 <= int(indices.data.min()) <= int(indices.data.max()) < num_classes:
+        raise IndexError(
+            f"one_hot: indices from {int(indices.data.min())} to {int(indices.data.max())}, "
+            f"expected 0 to {num_classes - 1}"
+        )
+    return Tensor((indices.data[..., None] == classes).astype("int64"))

@@ -1,0 +1,246 @@
+"""Losses: how far an output is from its target, one number per element or their mean or sum.
+
+Classification losses take logits (scores before softmax), never probabilities. `reduction` is
+"mean", "sum" or "none".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from framework.autograd import Tensor, record
+from framework.functional.check import array_of, floating, same_shape
+from kernels import losses as kernels
+from kernels.arrays import Array, array_module, is_floating
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def reduce(losses: Tensor, reduction: str) -> Tensor:
+    """Apply a `reduction` by name."""
+    _check_reduction("loss", reduction)
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def _check_reduction(name: str, reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{name}: reduction={reduction!r}, expected one of {', '.join(REDUCTIONS)}"
+        )
+
+
+def _per_element(
+    name: str,
+    forward: Callable[..., Array],
+    grad: Callable[..., Array],
+    x: Tensor,
+    target: Tensor,
+    reduction: str,
+    *options: float,
+) -> Tensor:
+    """An elementwise loss, reduced; its gradient goes to `x` (and, by symmetry, to targets via
+    detach only).
+    """
+    _check_reduction(name, reduction)
+    floating(name, x)
+    same_shape(name, x, target)
+    if target.requires_grad:
+        raise ValueError(f"{name}: the target requires a gradient; pass target.detach()")
+    if x.size == 0 and reduction == "mean":
+        raise ValueError(f"{name}: empty batch (shape {x.shape}) has no mean")
+    a, t = x.data, target.data.astype(x.dtype, copy=False)
+    losses = record(forward(a, t, *options), [x], lambda dy: [grad(dy, a, t, *options)])
+    return reduce(losses, reduction)
+
+
+def mse_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(x - target)^2."""
+    return _per_element("mse_loss", kernels.mse, kernels.mse_grad, x, target, reduction)
+
+
+def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """|x - target|."""
+    return _per_element("l1_loss", kernels.l1, kernels.l1_grad, x, target, reduction)
+
+
+def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """Half the square up to `delta`, linear beyond (Huber 1964)."""
+    if delta <= 0:
+        raise ValueError(f"huber_loss: delta={delta}, expected a positive number")
+    return _per_element(
+        "huber_loss", kernels.huber, kernels.huber_grad, x, target, reduction, delta
+    )
+
+
+def smooth_l1_loss(x: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """The Huber loss over `beta`: slope 1 beyond it (Girshick 2015)."""
+    if beta < 0:
+        raise ValueError(f"smooth_l1_loss: beta={beta}, expected at least 0")
+    return _per_element(
+        "smooth_l1_loss", kernels.smooth_l1, kernels.smooth_l1_grad, x, target, reduction, beta
+    )
+
+
+def binary_cross_entropy_with_logits(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: float = 1.0,
+) -> Tensor:
+    """-(pos_weight * t * log sigmoid(x) + (1 - t) * log(1 - sigmoid(x))), targets t in [0, 1].
+
+    `weight` (x's shape, or broadcastable to it) multiplies the elements.
+    """
+    name = "binary_cross_entropy_with_logits"
+    losses = _per_element(
+        name,
+        kernels.binary_cross_entropy_with_logits,
+        kernels.binary_cross_entropy_with_logits_grad,
+        x,
+        target,
+        "none",
+        pos_weight,
+    )
+    return reduce(losses if weight is None else losses * weight, reduction)
+
+
+def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """target * (log target - x), x log-probabilities; reduction "batchmean" divides the sum by the
+    rows.
+    """
+    if log_target:
+        forward, grad = kernels.kl_div_log_target, kernels.kl_div_log_target_grad
+    else:
+        forward, grad = kernels.kl_div, kernels.kl_div_grad
+    if reduction == "batchmean":
+        if x.ndim == 0 or x.shape[0] == 0:
+            raise ValueError(f"kl_div: empty batch (shape {x.shape}) has no mean")
+        return _per_element("kl_div", forward, grad, x, target, "sum") / x.shape[0]
+    return _per_element("kl_div", forward, grad, x, target, reduction)
+
+
+def hinge_loss(x: Tensor, target: Tensor, reduction: str = "mean", margin: float = 1.0) -> Tensor:
+    """max(0, margin - target * x), targets -1 or 1: the loss of support vector machines."""
+    return _per_element(
+        "hinge_loss", kernels.hinge, kernels.hinge_grad, x, target, reduction, margin
+    )
+
+
+def _as_rows(name: str, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...], bool]:
+    """Logits (N, C, *) and their targets as rows: (M, C) and (M,) or (M, C)."""
+    floating(name, x)
+    if x.ndim == 1:
+        x = x.reshape(1, -1)
+        target = target.reshape(1, -1) if is_floating(target.dtype) else target.reshape(1)
+    if x.ndim < 2:
+        raise ValueError(f"{name}: input has shape {x.shape}, expected (N, C) or (N, C, ...)")
+    probabilities = is_floating(target.dtype)
+    expected = x.shape if probabilities else (x.shape[0], *x.shape[2:])
+    if target.shape != expected:
+        kind = "probabilities" if probabilities else "class indices"
+        raise ValueError(
+            f"{name}: input has shape {x.shape}, so {kind} need {expected}; got {target.shape}"
+        )
+    if not probabilities and target.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name}: target is {target.dtype.name}, expected integers or probabilities"
+        )
+    positions = expected if not probabilities else (x.shape[0], *x.shape[2:])
+    if x.ndim > 2:
+        order = (0, *range(2, x.ndim), 1)
+        x = x.permute(*order).reshape(-1, x.shape[1])
+        target = (
+            target.permute(*order).reshape(-1, x.shape[1]) if probabilities else target.reshape(-1)
+        )
+    return x, target, positions, probabilities
+
+
+def _weighted_mean(
+    losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, probabilities: bool
+) -> Tensor:
+    """Sum over the weights of the classes that were not ignored, as PyTorch's mean."""
+    if losses.size == 0:
+        raise ValueError("cross_entropy: an empty batch has no mean loss")
+    if probabilities:
+        return losses.mean()
+    t = target.data
+    counts = t != ignore_index
+    if weight is None:
+        total = counts.sum()
+    else:
+        xp = array_module(t)
+        inside = xp.where(counts & (t >= 0) & (t < weight.size), t, 0)
+        total = xp.where(counts, weight.data[inside], 0).sum()
+    total = array_module(t).asarray(total, dtype=losses.dtype)
+    return losses.sum() / Tensor(total)
+
+
+def _finish(
+    losses: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    probabilities: bool,
+    reduction: str,
+    positions: tuple[int, ...],
+) -> Tensor:
+    if reduction == "mean":
+        return _weighted_mean(losses, target, weight, ignore_index, probabilities)
+    return losses.sum() if reduction == "sum" else losses.reshape(positions)
+
+
+def cross_entropy(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-log softmax(x)[target], softmax and logarithm fused: x (N, C) or (N, C, *) logits.
+
+    `target`: class indices (N, *), or probabilities in x's shape. `weight` (C,) scales the classes;
+    targets equal to `ignore_index` do not count; `label_smoothing` mixes the target with the
+    uniform distribution. The mean is over the weights of the targets that count. On the CPU an
+    index outside [0, C) raises IndexError.
+    """
+    _check_reduction("cross_entropy", reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing={label_smoothing}, expected 0 to 1")
+    rows, target, positions, probabilities = _as_rows("cross_entropy", x, target)
+    if weight is not None and weight.shape != (rows.shape[1],):
+        raise ValueError(
+            f"cross_entropy: weight has shape {weight.shape}, expected ({rows.shape[1]},)"
+        )
+    t = target.data.astype(rows.dtype, copy=False) if probabilities else target.data
+    losses, dlogits = kernels.cross_entropy(
+        rows.data, t, array_of(weight), ignore_index, label_smoothing, rows.requires_grad
+    )
+    out = record(losses, [rows], lambda dy: [_scaled(dy, dlogits)])
+    return _finish(out, target, weight, ignore_index, probabilities, reduction, positions)
+
+
+def _scaled(dy: Array, dlogits: Array) -> Array:
+    return kernels.cross_entropy_grad(dy.astype(dlogits.dtype, copy=False), dlogits)
+
+
+def nll_loss(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """-x[target], x (N, C) or (N, C, *) log-probabilities, target class indices (N, *)."""
+    _check_reduction("nll_loss", reduction)
+    rows, target, positions, probabilities = _as_rows("nll_loss", x, target)
+    if probabilities:
+        raise TypeError(f"nll_loss: target is {target.dtype.name}, expected class indices")
+    a, t, w = rows.data, target.data, array_of(weight)
+    classes = a.shape[1]
+    losses = kernels.nll(a, t, w, ignore_index)
+    out = record(losses, [rows], lambda dy: [kernels.nll_grad(dy, t, classes, w, ignore_index)])
+    return _finish(out, target, weight, ignore_index, False, reduction, positions)

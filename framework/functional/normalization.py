@@ -1,0 +1,175 @@
+"""Normalisation: zero mean and unit variance over a batch, a layer or a group of channels."""
+
+from __future__ import annotations
+
+import math
+
+from framework.autograd import Tensor, record
+from framework.functional.check import array_of, floating
+from kernels import normalization as kernels
+from kernels.arrays import Array
+
+
+def _affine(
+    name: str, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...]
+) -> list[Tensor]:
+    """The affine parameters that are there, checked to have `shape`."""
+    for what, p in (("weight", weight), ("bias", bias)):
+        if p is not None and p.shape != shape:
+            raise ValueError(f"{name}: {what} has shape {p.shape}, expected {shape}")
+    return [p for p in (weight, bias) if p is not None]
+
+
+def _given(gradients: tuple[Array, ...], weight: Tensor | None, bias: Tensor | None) -> list[Array]:
+    """(dx, dweight, dbias) without those of absent parameters."""
+    dx, dw, db = gradients
+    return [dx, *([] if weight is None else [dw]), *([] if bias is None else [db])]
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel (axis 1 of x: (N, C) or (N, C, *)) over all other axes (Ioffe &
+    Szegedy 2015).
+
+    In training by the batch's own mean and (biased) variance, moving the running statistics in
+    place by `momentum` (the running variance unbiased, as in PyTorch); otherwise by the running
+    statistics.
+    """
+    floating("batch_norm", x)
+    if x.ndim < 2:
+        raise ValueError(f"batch_norm: input has shape {x.shape}, expected (N, C) or (N, C, ...)")
+    inputs = [x, *_affine("batch_norm", weight, bias, (x.shape[1],))]
+    a, w, b = x.data, array_of(weight), array_of(bias)
+    count = x.size // max(1, x.shape[1])
+    if training or running_mean is None or running_var is None:
+        if count < 2 and training:
+            raise ValueError(
+                f"batch_norm: one value per channel in training (input shape {x.shape}) has no "
+                "variance; use a batch of at least 2, or eval()"
+            )
+        y, mean, var = kernels.batch_norm(a, w, b, eps)
+        if training and running_mean is not None and running_var is not None:
+            _move(running_mean, mean, momentum)
+            _move(running_var, var * (count / (count - 1)), momentum)
+        return record(
+            y,
+            inputs,
+            lambda dy: _given(kernels.batch_norm_grad(dy, a, w, mean, var, eps), weight, bias),
+        )
+    mean, var = running_mean.data, running_var.data
+    return record(
+        kernels.batch_norm_inference(a, w, b, mean, var, eps),
+        inputs,
+        lambda dy: _given(
+            kernels.batch_norm_inference_grad(dy, a, w, mean, var, eps), weight, bias
+        ),
+    )
+
+
+def _move(running: Tensor, now: Array, momentum: float) -> None:
+    """running = (1 - momentum) * running + momentum * now, in place."""
+    running.data *= 1 - momentum
+    running.data += (momentum * now).astype(running.dtype, copy=False)
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: int | tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise over the last axes, which have `normalized_shape` (Ba, Kiros & Hinton 2016)."""
+    shape, rows = _rows("layer_norm", x, normalized_shape)
+    inputs = [x, *_affine("layer_norm", weight, bias, shape)]
+    w, b = _flat(weight), _flat(bias)
+    y, mean, rstd = kernels.layer_norm(rows, w, b, eps)
+
+    def backward(dy: Array) -> list[Array]:
+        dx, dw, db = kernels.layer_norm_grad(dy.reshape(rows.shape), rows, w, mean, rstd)
+        return _given((dx.reshape(dy.shape), dw.reshape(shape), db.reshape(shape)), weight, bias)
+
+    return record(y.reshape(x.shape), inputs, backward)
+
+
+def rms_norm(
+    x: Tensor,
+    normalized_shape: int | tuple[int, ...],
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """x over its root mean square along the last axes (Zhang & Sennrich 2019)."""
+    shape, rows = _rows("rms_norm", x, normalized_shape)
+    inputs = [x, *_affine("rms_norm", weight, None, shape)]
+    w = _flat(weight)
+    y, rstd = kernels.rms_norm(rows, w, eps)
+
+    def backward(dy: Array) -> list[Array]:
+        dx, dw = kernels.rms_norm_grad(dy.reshape(rows.shape), rows, w, rstd)
+        return [dx.reshape(dy.shape), *([] if weight is None else [dw.reshape(shape)])]
+
+    return record(y.reshape(x.shape), inputs, backward)
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each sample over each of `num_groups` groups of channels (Wu & He 2018); x is (N,
+    C, *).
+    """
+    floating("group_norm", x)
+    if x.ndim < 2 or num_groups < 1 or x.shape[1] % num_groups:
+        raise ValueError(
+            f"group_norm: {num_groups} groups do not divide the channels (axis 1) of {x.shape}"
+        )
+    inputs = [x, *_affine("group_norm", weight, bias, (x.shape[1],))]
+    a, w, b = x.data, array_of(weight), array_of(bias)
+    y, mean, rstd = kernels.group_norm(a, num_groups, w, b, eps)
+    return record(
+        y,
+        inputs,
+        lambda dy: _given(kernels.group_norm_grad(dy, a, num_groups, w, mean, rstd), weight, bias),
+    )
+
+
+def instance_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Normalise each channel of each sample over its positions (Ulyanov et al. 2016): groups of one
+    channel.
+    """
+    if floating("instance_norm", x).ndim < 3:
+        raise ValueError(
+            f"instance_norm: input has shape {x.shape}, expected (N, C, ...) with positions"
+        )
+    return group_norm(x, x.shape[1], weight, bias, eps)
+
+
+def _rows(
+    name: str, x: Tensor, normalized_shape: int | tuple[int, ...]
+) -> tuple[tuple[int, ...], Array]:
+    """The normalised shape as a tuple, and x as rows of that many elements."""
+    floating(name, x)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or x.shape[x.ndim - len(shape) :] != shape:
+        raise ValueError(
+            f"{name}: normalized_shape {shape} is not the end of the input's shape {x.shape}"
+        )
+    columns = math.prod(shape)
+    return shape, x.data.reshape(x.size // columns if columns else 0, columns)
+
+
+def _flat(p: Tensor | None) -> Array | None:
+    return None if p is None else p.data.reshape(-1)

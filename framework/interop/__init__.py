@@ -1,0 +1,1 @@
+"""Files and formats shared with other libraries."""

@@ -1,0 +1,219 @@
+"""The CPU engine: numba-compiled loops on one thread pool, compiled once and kept on disk.
+
+A kernel author writes a serial function over 1-D or 2-D C-contiguous arrays and decorates it::
+
+    @loop("x", "out")
+    def scale(x, out, factor):
+        for i in range(x.shape[0]):
+            out[i] = x[i] * factor
+
+`loop` names the arguments that are cut along their first axis. Calling ``scale(x, out, f)`` runs it
+once when the work is small, and in equal pieces on all threads when it is large. What a piece
+computes must not depend on where the cuts are, so that the result does not depend on the number of
+threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+
+#: The only files of this folder whose compiled functions may be called from other files.
+SHARED = ("engine.py", "summation.py", "vectormath.py")
+
+#: Elements below which a piece of work stays on one thread: a parallel launch costs about 2 us,
+#: which is what one core needs for 16-32 thousand cheap elements.
+SERIAL_BELOW = 32_768
+
+#: Never the whole of fastmath: infinities and NaN must survive (no nnan, no ninf).
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+
+
+def _prefer_wide_vectors() -> None:
+    """Let LLVM use 512-bit vectors where the CPU has them (it prefers 256; 1.4x on a softmax)."""
+    if numba.config.CPU_FEATURES is None and numba.config.CPU_NAME is None:
+        features = llvm.get_host_cpu_features()
+        if features.get("avx512f"):
+            numba.config.CPU_FEATURES = features.flatten() + ",-prefer-256-bit"
+
+
+def _choose_threading_layer() -> None:
+    """OpenMP first: a launch costs 2 us there, 115-180 us on numba's own work queue."""
+    if os.environ.get("NUMBA_THREADING_LAYER_PRIORITY") is None:
+        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+
+_prefer_wide_vectors()
+_choose_threading_layer()
+
+
+@cache
+def cache_folder() -> Path:
+    """The folder of compiled kernels, keyed by the versions that compile them and by the text of
+    SHARED.
+
+    numba recompiles a function when its own file changes, but does not see the functions that it
+    calls: a change in vectormath.py would leave stale machine code behind. Hence: what compiled
+    code calls across files lives in SHARED, and a change there starts a new folder.
+    """
+    digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
+    for name in SHARED:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    name = f"kernels-{digest.hexdigest()[:16]}"
+    for base in _cache_roots():
+        folder = base / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f".writable-{os.getpid()}").touch()
+            (folder / f".writable-{os.getpid()}").unlink()
+        except OSError:
+            continue
+        return folder
+    return Path(tempfile.mkdtemp(prefix=name))
+
+
+def _cache_roots() -> list[Path]:
+    """Where to try: FRAMEWORK_CACHE, then the user's cache folder."""
+    chosen = os.environ.get("FRAMEWORK_CACHE")
+    if chosen:
+        return [Path(chosen)]
+    if sys.platform == "win32":
+        user = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        user = Path.home() / "Library" / "Caches"
+    else:
+        user = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return [user / "framework", Path(sysconfig.get_path("purelib")) / "framework-cache"]
+
+
+def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """``numba.njit`` with the house's flags and the house's cache folder."""
+    if function is None:
+        return lambda f: jit(f, **options)
+    # NumPy's error model: the zero check of Python's division keeps a loop from being vectorised.
+    settings = {
+        "fastmath": FASTMATH,
+        "error_model": "numpy",
+        "nogil": True,
+        "cache": True,
+        **options,
+    }
+    previous = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(cache_folder())
+    try:
+        return numba.njit(**settings)(function)
+    finally:
+        numba.config.CACHE_DIR = previous
+
+
+def define(name: str, source: str, **names: Any) -> Callable[..., Any]:
+    """Execute generated `source` from a file of its own and return what it calls `name`.
+
+    The file (in the cache folder) is what numba's cache needs, and what a debugger or a curious
+    reader opens.
+    """
+    file = cache_folder() / f"{name}.py"
+    if not file.exists() or file.read_text() != source:
+        scratch = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        scratch.write_text(source)
+        scratch.replace(file)
+    # A cached function is rebuilt from its module's name, so the module has to be one that Python
+    # knows.
+    module = ModuleType(f"kernels.cpu.generated.{name}")
+    sys.modules[module.__name__] = module
+    vars(module).update(names, __file__=str(file))
+    exec(compile(source, str(file), "exec"), vars(module))
+    return getattr(module, name)
+
+
+@lru_cache(256)
+def numbers(count: int) -> np.ndarray:
+    """0, 1, ..., count - 1 (int64): what a loop cuts whose pieces need to know which piece they
+    are.
+    """
+    return np.arange(count)
+
+
+def threads() -> int:
+    """Threads a parallel loop uses."""
+    return numba.get_num_threads()
+
+
+class Loop:
+    """A compiled serial function and its parallel twin; see the module's text."""
+
+    def __init__(self, function: Callable[..., Any], cut: tuple[str, ...], **options: Any) -> None:
+        parameters = list(inspect.signature(function).parameters)
+        unknown = [name for name in cut if name not in parameters]
+        if unknown or not cut:
+            raise TypeError(
+                f"loop({', '.join(cut)}): {function.__name__} has {', '.join(parameters)}"
+            )
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self._parameters = parameters
+        self._cut = cut
+        self._lead = parameters.index(cut[0])
+        self._serial = jit(function, **options)
+        self._parallel: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, work: int | None = None) -> None:
+        """Run over `args`. `work` is the number of elements touched (default: size of the first cut
+        array).
+        """
+        lead = args[self._lead]
+        if (
+            (lead.size if work is None else work) < SERIAL_BELOW
+            or lead.shape[0] < 2
+            or threads() == 1
+        ):
+            self._serial(*args)
+            return
+        if self._parallel is None:
+            self._parallel = self._build_parallel()
+        with _one_launch_at_a_time:
+            self._parallel(min(threads(), lead.shape[0]), *args)
+
+    @property
+    def serial(self) -> Callable[..., Any]:
+        """The compiled serial function, callable from other compiled functions."""
+        return self._serial
+
+    def _build_parallel(self) -> Callable[..., Any]:
+        name = f"{self.__name__}_parallel"
+        pieces = [f"{p}[start:stop]" if p in self._cut else p for p in self._parameters]
+        # Cuts at multiples of 16 elements keep every piece's rows on cache lines of its own.
+        source = (
+            f'"""Generated by kernels/cpu/engine.py: {self.__name__} in equal pieces."""\n'
+            f"def {name}(pieces, {', '.join(self._parameters)}):\n"
+            f"    n = {self._cut[0]}.shape[0]\n"
+            f"    grain = 16 if n >= 64 * pieces else 1\n"
+            f"    for piece in prange(pieces):\n"
+            f"        start = n * piece // pieces // grain * grain\n"
+            f"        stop = n if piece == pieces - 1 else n * (piece + 1) // pieces // grain * grain\n"
+            f"        serial({', '.join(pieces)})\n"
+        )
+        return jit(define(name, source, prange=numba.prange, serial=self._serial), parallel=True)
+
+
+#: numba's fallback pool (workqueue) is not thread-safe; two Python threads must not launch at once.
+_one_launch_at_a_time = threading.Lock()
+
+
+def loop(*cut: str, **options: Any) -> Callable[[Callable[..., Any]], Loop]:
+    """Decorate a serial function; `cut` names the array arguments split along their first axis."""
+    return lambda function: Loop(function, cut, **options)
