@@ -1,0 +1,58 @@
+"""Data: data sets, batches, transforms, and the catalog of known data sets."""
+
+from framework.data.augmentation import (
+    CutOut,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomRotation,
+    RandomVerticalFlip,
+    rotate,
+)
+from framework.data.catalog import CATALOG, Splits, load, names
+from framework.data.dataset import (
+    ArrayDataset,
+    Dataset,
+    ImageDataset,
+    Subset,
+    collate,
+    random_split,
+)
+from framework.data.draws import augmentation_draws
+from framework.data.errors import DataError, LoaderError
+from framework.data.files import RemoteFile, cache_folder, data_folder
+from framework.data.idx import read_idx
+from framework.data.loader import DataLoader
+from framework.data.transforms import Compose, MinMax, OneHot, Standardise, Transform, from_state
+
+__all__ = [
+    "CATALOG",
+    "ArrayDataset",
+    "Compose",
+    "CutOut",
+    "DataError",
+    "DataLoader",
+    "Dataset",
+    "ImageDataset",
+    "LoaderError",
+    "MinMax",
+    "OneHot",
+    "RandomCrop",
+    "RandomHorizontalFlip",
+    "RandomRotation",
+    "RandomVerticalFlip",
+    "RemoteFile",
+    "Splits",
+    "Standardise",
+    "Subset",
+    "Transform",
+    "augmentation_draws",
+    "cache_folder",
+    "collate",
+    "data_folder",
+    "from_state",
+    "load",
+    "names",
+    "random_split",
+    "read_idx",
+    "rotate",
+]

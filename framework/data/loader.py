@@ -1,0 +1,232 @@
+"""DataLoader: batches as Tensors, shuffled by (seed, epoch), made ahead by threads, resumable."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from framework.autograd.tensor import Tensor
+from framework.backend.device import Device, choose_device, default_device, to_device
+from framework.data.dataset import Dataset
+from framework.data.draws import augmentation_draws, permutation
+from framework.data.errors import LoaderError
+from framework.data.transforms import Compose
+
+Function = Callable[..., np.ndarray]
+
+
+@dataclass
+class Progress:
+    """Where an iterator is: `position` batches of epoch `epoch` have been handed out."""
+
+    epoch: int = 0
+    position: int = 0
+    started: bool = False
+
+
+class DataLoader:
+    """Batches of `dataset`: tuples of Tensors on `device`, one for each array of a sample.
+
+    An iteration is an epoch; the next one has the next epoch's order, also after a ``break``. What
+    a batch holds depends on (seed, epoch, position) alone, not on `workers`. A saved `state_dict`,
+    also in the middle of an epoch, makes a new loader go on with the next batch.
+
+    Args:
+        dataset: the samples.
+        batch_size: samples in a batch; the last one of an epoch may be smaller.
+        shuffle: a new order each epoch, keyed by (seed, epoch).
+        drop_last: leave out the last batch if it is smaller than `batch_size`.
+        seed: key of the shuffle and of random transforms.
+        workers: threads that make batches ahead; 0 makes them in the caller's thread.
+        prefetch: batches that each worker may be ahead.
+        transform: applied to the first array of every batch, a `Transform` or any function of an
+            array.
+        target_transform: the same for the second array.
+        device: where the Tensors go; the default device if None.
+
+    Raises:
+        LoaderError: while iterating, if the data set or a transform fails; names batch, samples and
+            step, and has the original error as ``__cause__``.
+
+    >>> from framework.data import ArrayDataset
+    >>> data = ArrayDataset(np.arange(5, dtype=np.float32))
+    >>> [x.shape for (x,) in DataLoader(data, batch_size=2)]
+    [(2,), (2,), (1,)]
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int = 1,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+        prefetch: int = 2,
+        transform: Function | None = None,
+        target_transform: Function | None = None,
+        device: Device | str | None = None,
+    ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"dataset is {type(dataset).__name__}, expected a Dataset; "
+                "wrap arrays in ArrayDataset(x, y)"
+            )
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("prefetch", prefetch, 1),
+            ("seed", seed, 0),
+        ):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
+        if len(dataset) == 0:
+            raise ValueError("dataset has no samples")
+        if drop_last and batch_size > len(dataset):
+            raise ValueError(
+                f"batch_size {batch_size} with drop_last leaves nothing of {len(dataset)} samples: "
+                "lower batch_size or keep the last batch"
+            )
+        self.dataset, self.batch_size = dataset, int(batch_size)
+        self.shuffle, self.drop_last, self.seed = bool(shuffle), bool(drop_last), int(seed)
+        self.workers, self.prefetch, self.device = workers, prefetch, device
+        self.transforms = [
+            Compose(step) if step is not None else None for step in (transform, target_transform)
+        ]
+        self._progress = Progress()
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if self._progress.started:
+            self._progress = Progress(self._progress.epoch + 1)
+        # The iterator owns its Progress: an older one, if still used, does not disturb it.
+        progress, progress.started = self._progress, True
+        return self._epoch(progress)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration epoch `epoch`, from its first batch."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, expected 0 or more")
+        self._progress = Progress(epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs or, when none does, the next one; counted from 0."""
+        return self._progress.epoch
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """Epoch and batches handed out in it, and the settings to which they belong."""
+        return {
+            "epoch": self._progress.epoch,
+            "position": self._progress.position,
+            **self._settings(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+        """Go on from a `state_dict`: the next iteration gives the rest of its epoch.
+
+        That is nothing if the state was saved in the loop, with the last batch in hand.
+
+        Raises:
+            ValueError: this loader has other settings or another number of samples, so that the
+                position means nothing in it.
+        """
+        for name, here in self._settings().items():
+            if state.get(name) != here:
+                raise ValueError(
+                    f"the saved state has {name} {state.get(name)}, this loader {here}"
+                )
+        epoch, position = int(state["epoch"]), int(state["position"])
+        if epoch < 0 or not 0 <= position <= len(self):
+            raise ValueError(
+                f"the saved state is at epoch {epoch}, batch {position} of {len(self)}"
+            )
+        self._progress = Progress(epoch, position)
+
+    def _settings(self) -> dict[str, int | bool]:
+        return {
+            "samples": len(self.dataset),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "seed": self.seed,
+        }
+
+    def _epoch(self, progress: Progress) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of an epoch from ``progress.position`` on."""
+        device = default_device() if self.device is None else choose_device(self.device)
+        samples, epoch = len(self.dataset), progress.epoch
+        order = np.arange(samples)
+        if self.shuffle:
+            order = permutation(samples, self.seed, "shuffle", epoch)
+        # Drawn here, not in the workers: a kernel's thread pool may allow one caller at a time.
+        draws = [
+            augmentation_draws(samples, step.draws, self.seed, epoch) if step else None
+            for step in self.transforms
+        ]
+
+        def make(number: int) -> tuple[np.ndarray, ...]:
+            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+            return self._make(indices, draws, f"batch {number} of epoch {epoch}")
+
+        numbers = range(progress.position, len(self))
+        with closing(_in_order(make, numbers, self.workers, self.prefetch)) as batches:
+            for batch in batches:
+                tensors = tuple(Tensor(to_device(array, device)) for array in batch)
+                progress.position += 1  # before the yield: a state saved in the loop counts it
+                yield tensors
+        progress.epoch, progress.position, progress.started = epoch + 1, 0, False
+
+    def _make(
+        self, indices: np.ndarray, draws: list[np.ndarray | None], where: str
+    ) -> tuple[np.ndarray, ...]:
+        """Read and transform one batch. Runs in a worker."""
+        step = f"reading {type(self.dataset).__name__}"
+        try:
+            arrays = list(self.dataset.batch(indices))
+            for position, (transform, table) in enumerate(zip(self.transforms, draws, strict=True)):
+                if transform is None or table is None:
+                    continue
+                step = f"finding array {position} for its transform"
+                x = arrays[position]
+                for name, function in transform.steps(table[indices]):
+                    step = name
+                    x = function(x)
+                arrays[position] = x
+            return tuple(arrays)
+        except Exception as error:
+            shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+            notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+            raise LoaderError(
+                f"{where} (samples {shown}): {step} failed: {type(error).__name__}: {error}{notes}"
+            ) from error
+
+
+def _in_order(
+    make: Callable[[int], tuple[np.ndarray, ...]], numbers: range, workers: int, prefetch: int
+) -> Generator[tuple[np.ndarray, ...], None, None]:
+    """``make(n)`` for all `numbers`, in order, made ahead by threads that end with the iterator."""
+    if workers == 0:
+        yield from map(make, numbers)
+        return
+    waiting: deque[Future[tuple[np.ndarray, ...]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="framework-loader")
+    try:
+        for number in numbers:
+            waiting.append(pool.submit(make, number))
+            if len(waiting) > workers * prefetch:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also when the caller breaks off or drops the iterator
+        pool.shutdown(wait=True, cancel_futures=True)
