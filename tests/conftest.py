@@ -1,0 +1,24 @@
+"""Shared by all tests."""
+
+import pytest
+
+
+def _no_device() -> str | None:
+    """Why there is no CUDA device; None if there is one."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy is not installed ({error})"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return str(error)
+    return None if count else "no CUDA device"
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    reason = _no_device() if marked else None
+    if reason:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device: {reason}"))
