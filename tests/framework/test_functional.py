@@ -1,0 +1,326 @@
+"""F: every differentiable function against central differences in float64, known values, and bad input."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import framework as fw
+import framework.functional as F
+
+rng = np.random.default_rng(1)
+
+
+def param(*shape: int, scale: float = 1.0) -> fw.Tensor:
+    return fw.tensor(rng.standard_normal(shape) * scale, requires_grad=True)
+
+
+def values(*shape: int) -> fw.Tensor:
+    return fw.tensor(rng.standard_normal(shape))
+
+
+ACTIVATIONS = [
+    F.sigmoid,
+    F.tanh,
+    F.relu,
+    F.relu6,
+    F.leaky_relu,
+    F.elu,
+    F.selu,
+    F.celu,
+    F.gelu,
+    F.silu,
+    F.mish,
+    F.softplus,
+    F.softsign,
+    F.hardsigmoid,
+    F.hardswish,
+    F.hardtanh,
+    F.logsigmoid,
+    F.glu,
+    F.swiglu,
+]
+MASK = fw.tensor(np.array([[True, True, False, True], [False] * 4, [True] * 4]))
+CLASSES = fw.tensor([1, 3, -100, 0, 3])
+WEIGHT = fw.tensor([0.5, 2.0, 1.0, 0.1], dtype="float64")
+PROBABILITIES = fw.tensor(rng.dirichlet(np.ones(4), 5))
+SIGNS = fw.tensor(np.array([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]))
+UNIT = fw.tensor(rng.uniform(0.05, 0.95, (3, 4)))
+INDICES = fw.tensor([[1, 0, 4], [4, 4, 2]])
+
+CASES = {
+    **{f.__name__: (f, param(3, 8, scale=2.0)) for f in ACTIVATIONS},
+    "gelu tanh": (lambda x: F.gelu(x, "tanh"), param(3, 4)),
+    "leaky_relu slope": (lambda x: F.leaky_relu(x, 0.3), param(3, 4)),
+    "softplus beta": (lambda x: F.softplus(x, 2.0, 3.0), param(3, 4)),
+    "hardtanh limits": (lambda x: F.hardtanh(x, -0.5, 0.7), param(3, 4)),
+    "glu axis": (lambda x: F.glu(x, 0), param(4, 3)),
+    "prelu": (F.prelu, param(3, 4), param(4)),
+    "prelu shared": (F.prelu, param(3, 4, 2), param(1)),
+    "softmax": (F.softmax, param(3, 4)),
+    "softmax axis 0": (lambda x: F.softmax(x, 0), param(3, 4)),
+    "softmax masked": (lambda x: F.softmax(x, -1, MASK), param(3, 4)),
+    "log_softmax": (F.log_softmax, param(3, 4)),
+    "log_softmax middle": (lambda x: F.log_softmax(x, 1), param(2, 3, 4)),
+    "logsumexp": (F.logsumexp, param(3, 4)),
+    "logsumexp keepdim": (lambda x: F.logsumexp(x, 0, True), param(3, 4)),
+    "linear": (F.linear, param(3, 4), param(5, 4), param(5)),
+    "linear no bias, 3 axes": (F.linear, param(2, 3, 4), param(5, 4)),
+    "linear vector": (F.linear, param(4), param(5, 4), param(5)),
+    "bilinear": (F.bilinear, param(3, 4), param(3, 2), param(5, 4, 2), param(5)),
+    "embedding": (lambda w: F.embedding(INDICES, w), param(5, 3)),
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, 4, w, b), param(3, 4), param(4), param(4)),
+    "layer_norm plain": (lambda x: F.layer_norm(x, (3, 4)), param(2, 3, 4)),
+    "layer_norm no bias": (
+        lambda x, w: F.layer_norm(x, (3, 4), w),
+        param(2, 3, 4),
+        param(3, 4),
+    ),
+    "rms_norm": (lambda x, w: F.rms_norm(x, 4, w), param(3, 4), param(4)),
+    "rms_norm plain": (lambda x: F.rms_norm(x, 4), param(3, 4)),
+    "batch_norm": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
+        param(6, 3),
+        param(3),
+        param(3),
+    ),
+    "batch_norm images": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
+        param(3, 2, 2, 3),
+        param(2),
+        param(2),
+    ),
+    "batch_norm running": (
+        lambda x, w, b: F.batch_norm(x, fw.tensor([0.1, -1.0]), fw.tensor([2.0, 0.5]), w, b),
+        param(3, 2),
+        param(2),
+        param(2),
+    ),
+    "group_norm": (
+        lambda x, w, b: F.group_norm(x, 2, w, b),
+        param(2, 4, 3),
+        param(4),
+        param(4),
+    ),
+    "instance_norm": (F.instance_norm, param(2, 3, 5)),
+    "dropout": (lambda x: F.dropout(x, 0.4, generator=fw.Generator(5)), param(4, 9)),
+    "mse_loss": (lambda x: F.mse_loss(x, UNIT), param(3, 4)),
+    "mse_loss sum": (lambda x: F.mse_loss(x, UNIT, "sum"), param(3, 4)),
+    "l1_loss": (lambda x: F.l1_loss(x, UNIT), param(3, 4)),
+    "huber_loss": (lambda x: F.huber_loss(x, UNIT, delta=0.7), param(3, 4)),
+    "smooth_l1_loss": (lambda x: F.smooth_l1_loss(x, UNIT, "none", beta=0.5), param(3, 4)),
+    "bce": (lambda x: F.binary_cross_entropy_with_logits(x, UNIT), param(3, 4)),
+    "bce weighted": (
+        lambda x: F.binary_cross_entropy_with_logits(x, UNIT, UNIT.to(x.dtype), "sum", 3.0),
+        param(3, 4),
+    ),
+    "kl_div": (lambda x: F.kl_div(x, UNIT, "batchmean"), param(3, 4)),
+    "kl_div log": (lambda x: F.kl_div(x, UNIT.log(), "sum", True), param(3, 4)),
+    "hinge_loss": (lambda x: F.hinge_loss(x, SIGNS), param(3, 2)),
+    "cross_entropy": (lambda x: F.cross_entropy(x, CLASSES), param(5, 4)),
+    "cross_entropy all options": (
+        lambda x: F.cross_entropy(x, CLASSES, WEIGHT, label_smoothing=0.2),
+        param(5, 4),
+    ),
+    "cross_entropy sum": (lambda x: F.cross_entropy(x, CLASSES, reduction="sum"), param(5, 4)),
+    "cross_entropy none": (
+        lambda x: F.cross_entropy(x, CLASSES, WEIGHT, reduction="none"),
+        param(5, 4),
+    ),
+    "cross_entropy probabilities": (
+        lambda x: F.cross_entropy(x, PROBABILITIES, WEIGHT, label_smoothing=0.1),
+        param(5, 4),
+    ),
+    "cross_entropy positions": (
+        lambda x: F.cross_entropy(x, fw.tensor([[0, 1, 2], [2, 2, 1]]), reduction="none"),
+        param(2, 3, 3),
+    ),
+    "nll_loss": (lambda x: F.nll_loss(x, CLASSES, WEIGHT), param(5, 4)),
+    "nll_loss positions": (
+        lambda x: F.nll_loss(x, fw.tensor([[0, 1], [2, 2]]), reduction="none"),
+        param(2, 3, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_is_the_central_difference(name):
+    function, *inputs = CASES[name]
+    assert fw.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_agrees_with_float64_and_stays_float32(name):
+    function, *inputs = CASES[name]
+    narrow = [fw.tensor(x.detach().numpy().astype(np.float32), requires_grad=True) for x in inputs]
+    wide = [fw.tensor(x.detach().numpy(), requires_grad=True) for x in inputs]
+    y, expected = function(*narrow), function(*wide)
+    np.testing.assert_allclose(y.detach().numpy(), expected.detach().numpy(), rtol=2e-4, atol=2e-5)
+    y.sum().backward()
+    expected.sum().backward()
+    for a, b in zip(narrow, wide, strict=True):
+        assert a.grad.dtype == np.float32
+        np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), rtol=1e-3, atol=5e-5)
+
+
+def test_known_values():
+    x = fw.tensor([-1.0, 0.0, 2.0])
+    np.testing.assert_allclose(F.sigmoid(x).numpy(), 1 / (1 + np.exp(-x.numpy())), rtol=1e-6)
+    np.testing.assert_array_equal(F.relu(x).numpy(), [0, 0, 2])
+    assert F.gelu(fw.tensor([1.0])).item() == pytest.approx(0.8413447, rel=1e-6)
+    logits = fw.tensor([[0.0, 0.0, 0.0]])
+    assert F.cross_entropy(logits, fw.tensor([1])).item() == pytest.approx(math.log(3))
+    assert F.cross_entropy(logits[0], fw.tensor(1)).item() == pytest.approx(math.log(3))
+    assert F.mse_loss(x, x + 2).item() == 4
+    np.testing.assert_array_equal(F.one_hot(fw.tensor([2, 0]), 3).numpy(), [[0, 0, 1], [1, 0, 0]])
+
+
+def test_cross_entropy_mean_is_over_the_weights_of_what_counts():
+    x, t = values(4, 3), fw.tensor([0, 2, -100, 1])
+    w = fw.tensor([1.0, 2.0, 4.0], dtype="float64")
+    each = F.cross_entropy(x, t, w, reduction="none").numpy()
+    assert each[2] == 0
+    assert F.cross_entropy(x, t, w).item() == pytest.approx(each.sum() / (1 + 4 + 2))
+
+
+def test_all_targets_ignored_is_nan_as_the_mean_of_nothing():
+    loss = F.cross_entropy(fw.ones(2, 3), fw.tensor([-100, -100]))
+    assert math.isnan(loss.item())
+
+
+def test_batch_norm_moves_the_running_statistics():
+    x = fw.tensor(rng.standard_normal((8, 2)).astype(np.float32) * 3 + 1)
+    mean, var = fw.zeros(2), fw.ones(2)
+    F.batch_norm(x, mean, var, training=True, momentum=0.5)
+    np.testing.assert_allclose(mean.numpy(), x.numpy().mean(0) / 2, rtol=1e-5)
+    np.testing.assert_allclose(var.numpy(), 0.5 + x.numpy().var(0, ddof=1) / 2, rtol=1e-5)
+    before = mean.numpy().copy()
+    F.batch_norm(x, mean, var, training=False)
+    np.testing.assert_array_equal(mean.numpy(), before)
+
+
+def test_dropout_keeps_the_mean_and_does_nothing_in_evaluation():
+    x = fw.ones(100_000)
+    fw.manual_seed(0)
+    y = F.dropout(x, 0.25).numpy()
+    assert abs((y == 0).mean() - 0.25) < 0.01 and abs(y.mean() - 1) < 0.01
+    assert F.dropout(x, 0.25, training=False) is x and F.dropout(x, 0.0) is x
+    assert not F.dropout(x, 1.0).numpy().any()
+
+
+def test_dropout_backward_replays_the_mask():
+    x = fw.ones(5000, requires_grad=True)
+    y = F.dropout(x, 0.5)
+    y.sum().backward()
+    np.testing.assert_array_equal(y.detach().numpy(), x.grad.numpy())
+
+
+def test_the_padding_row_of_an_embedding_gets_no_gradient():
+    w = param(5, 3)
+    F.embedding(INDICES, w, -1).sum().backward()
+    np.testing.assert_array_equal(w.grad.numpy()[:, 0], [1, 1, 1, 0, 0])
+
+
+def test_frozen_weights_cost_and_get_nothing():
+    x, w = values(3, 4), fw.tensor(rng.standard_normal((2, 4)))
+    b = fw.tensor(np.zeros(2), requires_grad=True)
+    F.linear(x, w, b).sum().backward()
+    assert w.grad is None and b.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: F.relu(fw.tensor([1])),
+            TypeError,
+            "relu: expected floating-point values, got int64",
+        ),
+        (lambda: F.relu(np.ones(2)), TypeError, "relu: expected a Tensor, got a ndarray"),
+        (lambda: F.gelu(fw.ones(1), "fast"), ValueError, "approximate='fast'"),
+        (lambda: F.glu(fw.ones(2, 3)), ValueError, r"cannot halve shape \(2, 3\) along dim -1"),
+        (lambda: F.celu(fw.ones(2), 0), ValueError, "alpha=0"),
+        (lambda: F.softplus(fw.ones(2), 0), ValueError, "beta=0"),
+        (lambda: F.hardtanh(fw.ones(2), 1, 0), ValueError, "min_value=1 is not below max_value=0"),
+        (lambda: F.softmax(fw.ones(2), 3), ValueError, r"dim 3 does not exist in shape \(2,\)"),
+        (lambda: F.softmax(fw.ones(2), 0, fw.ones(2)), ValueError, "mask is float32"),
+        (
+            lambda: F.linear(fw.ones(2, 3), fw.ones(5, 4)),
+            ValueError,
+            r"has 3 features \(shape \(2, 3\)\), the weight expects 4",
+        ),
+        (
+            lambda: F.linear(fw.ones(2, 3), fw.tensor(np.ones((5, 3)))),
+            TypeError,
+            "input is float32, weight float64",
+        ),
+        (
+            lambda: F.bilinear(fw.ones(2, 3), fw.ones(2, 3), fw.ones(1, 2, 3)),
+            ValueError,
+            "do not fit",
+        ),
+        (lambda: F.dropout(fw.ones(2), 1.5), ValueError, "p=1.5, expected a probability"),
+        (lambda: F.embedding(fw.ones(2), fw.ones(3, 2)), TypeError, "indices are float32"),
+        (lambda: F.embedding(fw.tensor([5]), fw.ones(3, 2)), IndexError, "5"),
+        (lambda: F.embedding(fw.tensor([-1]), fw.ones(3, 2)), IndexError, "-1"),
+        (lambda: F.embedding(fw.tensor([1]), fw.ones(3)), ValueError, r"weight has shape \(3,\)"),
+        (lambda: F.embedding(fw.tensor([1]), fw.ones(3, 2), 7), ValueError, "padding_idx=7"),
+        (lambda: F.one_hot(fw.tensor([3]), 3), IndexError, "from 3 to 3, expected 0 to 2"),
+        (
+            lambda: F.layer_norm(fw.ones(2, 3), 4),
+            ValueError,
+            r"normalized_shape \(4,\) is not the end",
+        ),
+        (
+            lambda: F.layer_norm(fw.ones(2, 3), 3, fw.ones(2)),
+            ValueError,
+            r"weight has shape \(2,\)",
+        ),
+        (
+            lambda: F.batch_norm(fw.ones(1, 3), None, None, training=True),
+            ValueError,
+            "one value per channel",
+        ),
+        (lambda: F.batch_norm(fw.ones(3), None, None), ValueError, r"expected \(N, C\)"),
+        (lambda: F.group_norm(fw.ones(2, 5), 2), ValueError, "2 groups do not divide"),
+        (lambda: F.instance_norm(fw.ones(2, 5)), ValueError, "with positions"),
+        (lambda: F.mse_loss(fw.ones(2, 1), fw.ones(2)), ValueError, "they must be equal"),
+        (lambda: F.mse_loss(fw.ones(0), fw.ones(0)), ValueError, "empty batch"),
+        (
+            lambda: F.mse_loss(fw.ones(1), fw.ones(1), "avg"),
+            ValueError,
+            "reduction='avg', expected one",
+        ),
+        (
+            lambda: F.mse_loss(fw.ones(1), fw.ones(1, requires_grad=True)),
+            ValueError,
+            "target.detach",
+        ),
+        (lambda: F.huber_loss(fw.ones(1), fw.ones(1), delta=0), ValueError, "delta=0"),
+        (lambda: F.smooth_l1_loss(fw.ones(1), fw.ones(1), beta=-1), ValueError, "beta=-1"),
+        (lambda: F.kl_div(fw.ones(0, 2), fw.ones(0, 2), "batchmean"), ValueError, "empty batch"),
+        (lambda: F.cross_entropy(fw.ones(2, 3), fw.tensor([0, 3])), IndexError, "3"),
+        (
+            lambda: F.cross_entropy(fw.ones(2, 3), fw.tensor([0])),
+            ValueError,
+            r"need \(2,\); got \(1,\)",
+        ),
+        (lambda: F.cross_entropy(fw.ones(0, 3), fw.tensor([], dtype="int64")), ValueError, "empty"),
+        (
+            lambda: F.cross_entropy(fw.ones(1, 3), fw.tensor([0]), fw.ones(2)),
+            ValueError,
+            r"weight has shape \(2,\), expected \(3,\)",
+        ),
+        (
+            lambda: F.cross_entropy(fw.ones(1, 3), fw.tensor([0]), label_smoothing=2),
+            ValueError,
+            "label_smoothing=2",
+        ),
+        (lambda: F.nll_loss(fw.ones(2, 3), fw.ones(2, 3)), TypeError, "expected class indices"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
