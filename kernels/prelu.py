@@ -58,7 +58,10 @@ def _channels_last(x: Array, weight: Array) -> bool:
 def _dense(last: bool, *arrays: Array) -> list[Array]:
     """`arrays` with the channels on the last axis where `last`, C-contiguous."""
     xp = array_module(arrays[0])
-    return [xp.ascontiguousarray(xp.moveaxis(a, 1, -1) if last else a) for a in arrays]
+    if last:
+        return [xp.ascontiguousarray(xp.moveaxis(a, 1, -1)) for a in arrays]
+    # ascontiguousarray gives a 0-dimensional array a dimension
+    return [xp.ascontiguousarray(a).reshape(a.shape) for a in arrays]
 
 
 def _planes(weight: Array, *arrays: Array) -> tuple[Array, list[list[Array]]]:
