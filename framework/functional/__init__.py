@@ -33,28 +33,7 @@ from framework.autograd.shaping import (
     transpose as transpose,
     unsqueeze as unsqueeze,
 )
-from framework.functional.activations import (
-    celu as celu,
-    elu as elu,
-    gelu as gelu,
-    glu as glu,
-    hardsigmoid as hardsigmoid,
-    hardswish as hardswish,
-    hardtanh as hardtanh,
-    leaky_relu as leaky_relu,
-    logsigmoid as logsigmoid,
-    mish as mish,
-    prelu as prelu,
-    relu as relu,
-    relu6 as relu6,
-    selu as selu,
-    sigmoid as sigmoid,
-    silu as silu,
-    softplus as softplus,
-    softsign as softsign,
-    swiglu as swiglu,
-    tanh as tanh,
-)
+from framework.functional.activations import *  # noqa: F403
 from framework.functional.dropout import dropout as dropout
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
 from framework.functional.linear import bilinear as bilinear, linear as linear

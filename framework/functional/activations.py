@@ -7,6 +7,29 @@ from framework.functional.check import floating
 from kernels import activations as kernels
 from kernels.elementwise import Elementwise
 
+__all__ = [
+    "celu",
+    "elu",
+    "gelu",
+    "glu",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "logsigmoid",
+    "mish",
+    "prelu",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "swiglu",
+    "tanh",
+]
+
 
 def _activate(forward: Elementwise, grad: Elementwise, x: Tensor, *options: float) -> Tensor:
     """Record ``forward(x, *options)``."""

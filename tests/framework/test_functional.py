@@ -1,4 +1,4 @@
-"""F: every differentiable function against central differences in float64, known values, and bad input."""
+"""F: every differentiable function against central differences, known values, bad input."""
 
 from __future__ import annotations
 
@@ -324,3 +324,16 @@ def test_frozen_weights_cost_and_get_nothing():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_f_exports_every_public_activation():
+    from framework.functional import activations
+
+    defined = [
+        n
+        for n, f in vars(activations).items()
+        if getattr(f, "__module__", "") == activations.__name__
+    ]
+    public = sorted(n for n in defined if not n.startswith("_"))
+    assert sorted(activations.__all__) == public
+    assert all(getattr(F, n) is getattr(activations, n) for n in public)
