@@ -1,0 +1,108 @@
+"""EMA: an exponential moving average of a model's weights, which often generalises better than the
+last ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from framework.autograd import Tensor
+from framework.backend.device import device_of, to_device
+from framework.layers import Module
+from kernels.arrays import Array, is_floating
+from kernels.optimizers import lerp_
+
+
+class EMA:
+    """average = decay * average + (1 - decay) * weights, at every `update` (Polyak & Juditsky
+    1992).
+
+    The floating-point parameters and buffers of `model` are averaged, others (counters) copied.
+    With `warmup` the decay is at most (1 + n) / (10 + n) at update n (from 0), so that the first
+    weights are soon forgotten.
+    """
+
+    def __init__(self, model: Module, decay: float = 0.999, warmup: bool = False) -> None:
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay={decay!r}, expected a number from 0 to 1")
+        self.model, self.decay, self.warmup = model, decay, warmup
+        self.updates = 0
+        self.average: dict[str, Tensor] = {
+            name: Tensor(x.data.copy()) for name, x in model.state_dict().items()
+        }
+
+    def update(self) -> None:
+        """Take in the model's weights as they are now; call it after ``optimizer.step()``."""
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for mine, theirs in self._pairs():
+            if not is_floating(mine.dtype):
+                mine[...] = theirs
+            elif mine.flags.c_contiguous and theirs.dtype == mine.dtype:
+                lerp_(mine.reshape(-1), theirs.reshape(-1), 1 - decay)
+            else:
+                mine += ((1 - decay) * (theirs - mine)).astype(mine.dtype)
+
+    @contextmanager
+    def swap(self) -> Iterator[Module]:
+        """Within the block the model has the average weights; its own come back afterwards, also
+        after an error.
+
+        Changes made to the weights inside are lost.
+        """
+        kept = [theirs.copy() for _, theirs in self._pairs()]
+        for mine, theirs in self._pairs():
+            theirs[...] = mine
+        try:
+            yield self.model
+        finally:
+            for (_, theirs), own in zip(self._pairs(), kept, strict=True):
+                theirs[...] = to_device(own, device_of(theirs))
+
+    def _pairs(self) -> list[tuple[Array, Array]]:
+        """The average and the model's array, for each name."""
+        state = self.model.state_dict()
+        if state.keys() != self.average.keys():
+            changed = sorted(state.keys() ^ self.average.keys())
+            raise ValueError(f"the model has changed since the EMA was made: {', '.join(changed)}")
+        pairs = []
+        for name, x in state.items():
+            mine = self.average[name]
+            if mine.device != x.device:
+                mine = self.average[name] = mine.to(x.device)
+            pairs.append((mine.data, x.data))
+        return pairs
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"updates": their number, "average": tensors by the names of the model's state, not
+        copied}.
+        """
+        return {"updates": self.updates, "average": dict(self.average)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`; ValueError where names or shapes differ, and then nothing has been
+        loaded.
+        """
+        if not {"updates", "average"} <= set(state):
+            raise ValueError(f"the state of an EMA has updates and average, got {sorted(state)}")
+        average = state["average"]
+        problems = [f"{name}: missing" for name in self.average if name not in average]
+        problems += [f"{name}: unexpected" for name in average if name not in self.average]
+        problems += [
+            f"{name}: shape {tuple(average[name].shape)} in the state, {x.shape} here"
+            for name, x in self.average.items()
+            if name in average and tuple(average[name].shape) != x.shape
+        ]
+        if problems:
+            raise ValueError(
+                "the state does not fit the EMA, nothing was loaded:\n  " + "\n  ".join(problems)
+            )
+        for name, x in self.average.items():
+            value = average[name]
+            array = value.data if isinstance(value, Tensor) else value
+            x.data[...] = to_device(array, x.device)
+        self.updates = int(state["updates"])

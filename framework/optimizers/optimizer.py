@@ -1,0 +1,278 @@
+"""Optimizer: parameter groups, flat buffers, state that can be saved; subclasses state the rule."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from framework.autograd import Tensor
+from framework.backend.device import device_of, to_device
+from framework.optimizers.flat import FlatParameters, check_dtype, place_of
+from kernels.arrays import Array
+
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class Optimizer(ABC):
+    """Moves parameters along their gradients, by a rule that a subclass states.
+
+    `parameters` are tensors, or groups: dicts with "params" and options of their own ("lr", ...);
+    what a group does not say comes from the arguments. The arrays of a group become views of one
+    flat buffer. Gradients of the last backward pass are views too and are overwritten by the next:
+    copy one that is to be kept.
+
+    A parameter without a gradient (None) is skipped, as in PyTorch.
+    """
+
+    def __init__(self, parameters: Parameters, defaults: dict[str, Any]) -> None:
+        if isinstance(parameters, Tensor):
+            raise TypeError("parameters is one tensor, expected a list of them: [parameter]")
+        self.defaults = dict(defaults)
+        self.param_groups: list[dict[str, Any]] = []
+        self._flat: list[list[FlatParameters]] = []
+        given: list[Any] = list(parameters)
+        if not given:
+            raise ValueError("the optimizer got no parameters")
+        groups = given if any(isinstance(x, Mapping) for x in given) else [{"params": given}]
+        for group in groups:
+            if not isinstance(group, Mapping):
+                raise TypeError("parameters mixes groups and tensors, expected all of one kind")
+            self.add_param_group(group)
+
+    # What a rule defines -------------------------------------------------------------------------
+
+    @abstractmethod
+    def check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for options out of range."""
+
+    @abstractmethod
+    def buffers(self, group: dict[str, Any]) -> dict[str, float]:
+        """State buffers that the rule needs with the group's options, and their initial values."""
+
+    def phase(self, steps: int) -> Any:
+        """Parameters whose step counts differ share a kernel call if this is the same for them."""
+        return 0
+
+    @abstractmethod
+    def update(
+        self,
+        group: dict[str, Any],
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        step: int,
+        scale: Any,
+    ) -> None:
+        """Step number `step` (from 1) for flat slices, in place; the gradient is scale * g."""
+
+    # Groups --------------------------------------------------------------------------------------
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add parameters with options of their own: ``{"params": [...], "lr": 0.01}``."""
+        if "params" not in group:
+            raise ValueError(f"a parameter group has the keys {sorted(group)}, expected 'params'")
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        options = {name: value for name, value in group.items() if name != "params"}
+        unknown = sorted(set(options) - set(self.defaults) - {"initial_lr"})
+        if unknown:
+            known = ", ".join(sorted(self.defaults))
+            raise ValueError(
+                f"{type(self).__name__} has no option {', '.join(unknown)}; there are: {known}"
+            )
+        new = {"params": params, **self.defaults, **options}
+        new.setdefault("initial_lr", new["lr"])
+        self._check_params(params)
+        not_negative("lr", new["lr"])
+        self.check(new)
+        places: dict[Any, list[Tensor]] = {}
+        for p in params:
+            places.setdefault(place_of(p), []).append(p)
+        self._flat.append([FlatParameters(ps, self.buffers(new)) for ps in places.values()])
+        self.param_groups.append(new)
+
+    def _check_params(self, params: list[Any]) -> None:
+        if not params:
+            raise ValueError("a parameter group has no parameters")
+        known = {id(p) for group in self.param_groups for p in group["params"]}
+        for i, p in enumerate(params):
+            if not isinstance(p, Tensor):
+                raise TypeError(f"parameter {i} is a {type(p).__name__}, expected a tensor")
+            if p.node is not None:
+                raise ValueError(f"parameter {i} is the result of an operation, expected a leaf")
+            if id(p) in known:
+                raise ValueError(f"parameter {i} (shape {p.shape}) is in the optimizer already")
+            known.add(id(p))
+            check_dtype(p)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first group. Assigning sets all groups; see `scale_lr`."""
+        return float(self.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        not_negative("lr", value)
+        for group in self.param_groups:
+            group["lr"] = float(value)
+
+    def scale_lr(self, multiplier: float) -> None:
+        """Set every group's learning rate to its initial one times `multiplier`: what a schedule
+        gives.
+        """
+        not_negative("multiplier", multiplier)
+        for group in self.param_groups:
+            group["lr"] = group["initial_lr"] * multiplier
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def step(self, scale: float | Tensor = 1.0) -> None:
+        """Update all parameters that have a gradient.
+
+        The gradients count `scale` times (and are not changed): a number, or a tensor of one
+        element, which on CUDA nothing waits for. `clip_factor` gives one.
+        """
+        if isinstance(scale, Tensor):
+            scale = scale.data
+        for group, flats in zip(self.param_groups, self._flat, strict=True):
+            wanted = self.buffers(group)
+            for flat in flats:
+                flat.gather()
+                flat.provide(wanted)
+                with flat.device.context():
+                    for part, step in flat.runs(self.phase):
+                        state = {name: buffer[part] for name, buffer in flat.state.items()}
+                        self.update(group, flat.data[part], flat.grad[part], state, step, scale)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def flat_gradients(self) -> list[Array]:
+        """All gradients, as few flat arrays; changing these changes the gradients."""
+        out = []
+        for flats in self._flat:
+            for flat in flats:
+                flat.gather()
+                steps = list(flat.steps)
+                out += [flat.grad[part] for part, _ in flat.runs(lambda _: 0)]
+                flat.steps = steps
+        return out
+
+    # State ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: {"name", "groups", "steps", "arrays"}.
+
+        "groups" are the options of each group as plain values, with the number of its parameters;
+        "steps" counts the steps of each parameter; "arrays" are tensors under
+        "state_name.parameter_number". Parameters are numbered in the order they were given. The
+        tensors share memory with the optimizer.
+        """
+        groups = [
+            {name: _plain(value) for name, value in group.items() if name != "params"}
+            | {"parameters": len(group["params"])}
+            for group in self.param_groups
+        ]
+        arrays: dict[str, Tensor] = {}
+        steps = []
+        for i, (flat, j) in enumerate(self._numbered()):
+            steps.append(flat.steps[j])
+            for name, buffer in flat.state.items():
+                arrays[f"{name}.{i}"] = Tensor(flat.view(buffer, j))
+        return {"name": type(self).__name__, "groups": groups, "steps": steps, "arrays": arrays}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of an optimizer of the same class for parameters of the same
+        shapes.
+
+        ValueError says what does not fit, and then nothing has been loaded.
+        """
+        self._check_state(state)
+        for group, saved in zip(self.param_groups, state["groups"], strict=True):
+            for name, value in saved.items():
+                if name in group:
+                    group[name] = tuple(value) if isinstance(value, (list, tuple)) else value
+        for i, (flat, j) in enumerate(self._numbered()):
+            flat.steps[j] = int(state["steps"][i])
+            for name, buffer in flat.state.items():
+                view = flat.view(buffer, j)
+                view[...] = to_device(_data(state["arrays"][f"{name}.{i}"]), device_of(view))
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping) or not {"name", "groups", "steps", "arrays"} <= set(
+            state
+        ):
+            raise ValueError(
+                "state is not an optimizer's state_dict: expected name, groups, steps, arrays"
+            )
+        if state["name"] != type(self).__name__:
+            raise ValueError(
+                f"the state is of {state['name']}, the optimizer is {type(self).__name__}"
+            )
+        sizes = [group["parameters"] for group in state["groups"]]
+        own = [len(group["params"]) for group in self.param_groups]
+        if sizes != own or len(state["steps"]) != sum(own):
+            raise ValueError(f"the state has groups of {sizes} parameters, the optimizer of {own}")
+        arrays = self.state_dict()["arrays"]
+        problems = [f"{name}: missing" for name in arrays if name not in state["arrays"]]
+        problems += [f"{name}: unexpected" for name in state["arrays"] if name not in arrays]
+        for name, mine in arrays.items():
+            if name in state["arrays"] and tuple(state["arrays"][name].shape) != mine.shape:
+                shape = tuple(state["arrays"][name].shape)
+                problems.append(f"{name}: shape {shape} in the state, {mine.shape} here")
+        if problems:
+            raise ValueError(
+                "the state does not fit the optimizer, nothing was loaded:\n  "
+                + "\n  ".join(problems)
+            )
+
+    def _numbered(self) -> list[tuple[FlatParameters, int]]:
+        """For each parameter in the order given: its buffers, and its place in them."""
+        places = {
+            id(p): (flat, j)
+            for flats in self._flat
+            for flat in flats
+            for j, p in enumerate(flat.parameters)
+        }
+        return [places[id(p)] for group in self.param_groups for p in group["params"]]
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, group in enumerate(self.param_groups):
+            options = ", ".join(
+                f"{k}={v}" for k, v in group.items() if k not in ("params", "initial_lr")
+            )
+            lines.append(f"  group {i}: {len(group['params'])} parameters, {options}")
+        return f"{type(self).__name__}(\n" + "\n".join(lines) + "\n)"
+
+
+# Checks that several rules share -----------------------------------------------------------------
+
+
+def not_negative(name: str, value: Any) -> None:
+    """ValueError unless `value` is a finite number of at least 0."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}, expected a finite number of at least 0")
+
+
+def fraction(name: str, value: Any) -> None:
+    """ValueError unless 0 <= value < 1."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r}, expected a number from 0 to below 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _data(x: Any) -> Array:
+    return x.data if isinstance(x, Tensor) else x
