@@ -1,0 +1,363 @@
+"""Loops of kernels/normalization.py. Rows are (rows, columns); planes are (N, C, L); columns are
+(rows, C).
+
+Weight gradients are summed in blocks of rows whose size depends on the shape alone, then over the
+blocks in order: the result does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from kernels.cpu.engine import jit, loop
+from kernels.cpu.summation import BLOCK, column_sum, row_deviation, row_sum
+
+ZERO = np.float32(0)
+
+#: Rows whose weight gradients are summed in one float32 partial.
+ROW_BLOCK = 64
+
+
+def column_block(columns: int) -> int:
+    """Rows of a block whose statistics are taken in cache: 8,192 elements, that is half of a 64 KiB
+    L1.
+    """
+    return max(16, min(256, 8192 // max(columns, 1) // 8 * 8))
+
+
+# Rows: layer norm, RMS norm -----------------------------------------------------------------------
+
+
+@loop("x", "y", "mean", "rstd")
+def layer_norm(x, weight, bias, eps, y, mean, rstd):
+    columns = x.shape[1]
+    for r in range(x.shape[0]):
+        row, out = x[r], y[r]
+        m = np.float32(row_sum(row) / columns)
+        s = np.float32(1.0 / math.sqrt(row_deviation(row, m) / columns + eps))
+        for j in range(columns):
+            out[j] = (row[j] - m) * s * weight[j] + bias[j]
+        mean[r] = m
+        rstd[r] = s
+
+
+@loop("tasks")
+def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, partials):
+    """partials (blocks, 2 columns): dweight and dbias of each block of rows."""
+    rows, columns = x.shape
+    for t in tasks:
+        dw, db = partials[t, :columns], partials[t, columns:]
+        for j in range(columns):
+            dw[j] = ZERO
+            db[j] = ZERO
+        for r in range(t * ROW_BLOCK, min((t + 1) * ROW_BLOCK, rows)):
+            row, drow, out = x[r], dy[r], dx[r]
+            m, s = mean[r], rstd[r]
+            s0 = ZERO
+            s1 = ZERO
+            for j in range(columns):
+                n = (row[j] - m) * s
+                d = drow[j]
+                g = d * weight[j]
+                dw[j] += d * n
+                db[j] += d
+                s0 += g
+                s1 += g * n
+            a = s0 / np.float32(columns)
+            b = s1 / np.float32(columns)
+            for j in range(columns):
+                out[j] = s * (drow[j] * weight[j] - a - (row[j] - m) * s * b)
+
+
+@loop("x", "y", "rstd")
+def rms_norm(x, weight, eps, y, rstd):
+    columns = x.shape[1]
+    for r in range(x.shape[0]):
+        row, out = x[r], y[r]
+        s = np.float32(1.0 / math.sqrt(row_deviation(row, ZERO) / columns + eps))
+        for j in range(columns):
+            out[j] = row[j] * s * weight[j]
+        rstd[r] = s
+
+
+@loop("tasks")
+def rms_norm_grad(tasks, dy, x, weight, rstd, dx, partials):
+    """partials (blocks, columns): dweight of each block of rows."""
+    rows, columns = x.shape
+    for t in tasks:
+        dw = partials[t]
+        for j in range(columns):
+            dw[j] = ZERO
+        for r in range(t * ROW_BLOCK, min((t + 1) * ROW_BLOCK, rows)):
+            row, drow, out = x[r], dy[r], dx[r]
+            s = rstd[r]
+            s1 = ZERO
+            for j in range(columns):
+                n = row[j] * s
+                dw[j] += drow[j] * n
+                s1 += drow[j] * weight[j] * n
+            b = s1 / np.float32(columns)
+            for j in range(columns):
+                out[j] = s * (drow[j] * weight[j] - row[j] * s * b)
+
+
+# Batch norm over planes (N, C, L): a task is a channel, whose N planes stay in L2 for all passes --
+
+
+@jit(forceinline=True)
+def _affine(row, m, scale, shift, out):
+    for i in range(row.shape[0]):
+        out[i] = (row[i] - m) * scale + shift
+
+
+@loop("channels")
+def batch_norm_planes(channels, x, weight, bias, eps, y, mean, var):
+    N = x.shape[0]
+    count = N * x.shape[2]
+    for c in channels:
+        total = 0.0
+        for n in range(N):
+            total += row_sum(x[n, c])
+        m = np.float32(total / count)
+        total = 0.0
+        for n in range(N):
+            total += row_deviation(x[n, c], m)
+        v = np.float32(total / count)
+        scale = np.float32(weight[c] / math.sqrt(v + eps))
+        for n in range(N):
+            _affine(x[n, c], m, scale, bias[c], y[n, c])
+        mean[c] = m
+        var[c] = v
+
+
+@loop("channels")
+def batch_norm_inference_planes(channels, x, weight, bias, mean, var, eps, y):
+    for c in channels:
+        scale = np.float32(weight[c] / math.sqrt(var[c] + eps))
+        for n in range(x.shape[0]):
+            _affine(x[n, c], mean[c], scale, bias[c], y[n, c])
+
+
+@jit(forceinline=True)
+def _dy_sums(drow, row, m, s):
+    """Sums of dy and of dy * (x - m) * s over one plane, float64."""
+    t0 = 0.0
+    t1 = 0.0
+    for start in range(0, row.shape[0], BLOCK):
+        s0 = ZERO
+        s1 = ZERO
+        part, dpart = row[start : start + BLOCK], drow[start : start + BLOCK]
+        for i in range(part.shape[0]):
+            d = dpart[i]
+            s0 += d
+            s1 += d * ((part[i] - m) * s)
+        t0 += s0
+        t1 += s1
+    return t0, t1
+
+
+@jit(fastmath={"contract"})
+def _weighted_sums(drow, row, m, s, w):
+    """Sums of dy w and dy w n, element by element: for an infinite w, NaN where signs mix."""
+    t0 = 0.0
+    t1 = 0.0
+    for i in range(row.shape[0]):
+        g = drow[i] * w
+        t0 += g
+        t1 += g * ((row[i] - m) * s)
+    return t0, t1
+
+
+@loop("channels")
+def batch_norm_grad_planes(channels, dy, x, weight, mean, var, eps, training, dx, dweight, dbias):
+    """dx = weight rstd (dy - mean(dy) - n mean(dy n)), n = (x - mean) rstd; in inference the means
+    are no function of x.
+    """
+    N = x.shape[0]
+    count = N * x.shape[2]
+    for c in channels:
+        m = mean[c]
+        rstd = 1.0 / math.sqrt(var[c] + eps)
+        t0 = 0.0
+        t1 = 0.0
+        for n in range(N):
+            s0, s1 = _dy_sums(dy[n, c], x[n, c], m, np.float32(rstd))
+            t0 += s0
+            t1 += s1
+        dweight[c] = np.float32(t1)
+        dbias[c] = np.float32(t0)
+        scale = np.float32(weight[c] * rstd)
+        a = np.float32(t0 / count)
+        b = np.float32(t1 * rstd / count)
+        for n in range(N):
+            drow, row, out = dy[n, c], x[n, c], dx[n, c]
+            if training:
+                for i in range(row.shape[0]):
+                    out[i] = scale * (drow[i] - a - (row[i] - m) * b)
+            else:
+                for i in range(row.shape[0]):
+                    out[i] = scale * drow[i]
+
+
+# Batch norm over columns (rows, C): channels-last images and plain features -----------------------
+
+
+@loop("tasks")
+def column_moments(tasks, x, block, mean, deviation):
+    """Mean and sum of squared deviations of every column, block by block: both are (blocks, C)."""
+    rows, C = x.shape
+    for t in tasks:
+        m, q = mean[t], deviation[t]
+        start, stop = t * block, min((t + 1) * block, rows)
+        column_sum(x, start, stop, 0, C, m)
+        for j in range(C):
+            m[j] /= np.float32(stop - start)
+            q[j] = ZERO
+        i = start
+        while i + 4 <= stop:
+            r0, r1, r2, r3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+            for j in range(C):
+                d0, d1, d2, d3 = r0[j] - m[j], r1[j] - m[j], r2[j] - m[j], r3[j] - m[j]
+                q[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+            i += 4
+        while i < stop:
+            r0 = x[i]
+            for j in range(C):
+                d0 = r0[j] - m[j]
+                q[j] += d0 * d0
+            i += 1
+
+
+@jit
+def merge_moments(rows, block, means, deviations, mean, var):
+    """Mean and variance of all rows from those of the blocks, in float64 (Chan, Golub, LeVeque
+    1979).
+    """
+    parts, C = means.shape
+    total = np.zeros(C)
+    for p in range(parts):
+        count = float(min(block, rows - p * block))
+        for j in range(C):
+            total[j] += count * means[p, j]
+    for j in range(C):
+        total[j] /= rows
+    square = np.zeros(C)
+    for p in range(parts):
+        count = float(min(block, rows - p * block))
+        for j in range(C):
+            d = means[p, j] - total[j]
+            square[j] += deviations[p, j] + count * d * d
+    for j in range(C):
+        mean[j] = np.float32(total[j])
+        var[j] = np.float32(square[j] / rows)
+
+
+@loop("x", "y")
+def affine_columns(x, mean, scale, bias, y):
+    for r in range(x.shape[0]):
+        row, out = x[r], y[r]
+        for j in range(row.shape[0]):
+            out[j] = (row[j] - mean[j]) * scale[j] + bias[j]
+
+
+@loop("tasks")
+def column_dy_sums(tasks, dy, x, mean, block, partials):
+    """partials (blocks, 2 C): sums of dy (x - mean) and of dy of each block of rows."""
+    rows, C = x.shape
+    for t in tasks:
+        s1, s0 = partials[t, :C], partials[t, C:]
+        for j in range(C):
+            s0[j] = ZERO
+            s1[j] = ZERO
+        start, stop = t * block, min((t + 1) * block, rows)
+        i = start
+        while i + 4 <= stop:
+            r0, r1, r2, r3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+            d0, d1, d2, d3 = dy[i], dy[i + 1], dy[i + 2], dy[i + 3]
+            for j in range(C):
+                m = mean[j]
+                s0[j] += (d0[j] + d1[j]) + (d2[j] + d3[j])
+                s1[j] += (d0[j] * (r0[j] - m) + d1[j] * (r1[j] - m)) + (
+                    d2[j] * (r2[j] - m) + d3[j] * (r3[j] - m)
+                )
+            i += 4
+        while i < stop:
+            r0, d0 = x[i], dy[i]
+            for j in range(C):
+                s0[j] += d0[j]
+                s1[j] += d0[j] * (r0[j] - mean[j])
+            i += 1
+
+
+@loop("dy", "x", "dx")
+def batch_norm_grad_columns(dy, x, mean, scale, a, b, dx):
+    for r in range(x.shape[0]):
+        drow, row, out = dy[r], x[r], dx[r]
+        for j in range(row.shape[0]):
+            out[j] = scale[j] * (drow[j] - a[j] - (row[j] - mean[j]) * b[j])
+
+
+@loop("dy", "dx")
+def scale_columns(dy, scale, dx):
+    for r in range(dy.shape[0]):
+        drow, out = dy[r], dx[r]
+        for j in range(out.shape[0]):
+            out[j] = scale[j] * drow[j]
+
+
+# Group norm over planes (N, C, L) -----------------------------------------------------------------
+
+
+@loop("x", "y", "mean", "rstd")
+def group_norm(x, weight, bias, eps, y, mean, rstd):
+    """mean and rstd are (N, groups)."""
+    groups = mean.shape[1]
+    size = x.shape[1] // groups
+    count = size * x.shape[2]
+    for n in range(x.shape[0]):
+        for g in range(groups):
+            total = 0.0
+            for c in range(g * size, (g + 1) * size):
+                total += row_sum(x[n, c])
+            m = np.float32(total / count)
+            total = 0.0
+            for c in range(g * size, (g + 1) * size):
+                total += row_deviation(x[n, c], m)
+            s = np.float32(1.0 / math.sqrt(total / count + eps))
+            for c in range(g * size, (g + 1) * size):
+                _affine(x[n, c], m, s * weight[c], bias[c], y[n, c])
+            mean[n, g] = m
+            rstd[n, g] = s
+
+
+@loop("dy", "x", "mean", "rstd", "dx", "partials")
+def group_norm_grad(dy, x, weight, mean, rstd, dx, partials):
+    """partials (N, 2 C): dweight and dbias of each sample."""
+    C = x.shape[1]
+    groups = mean.shape[1]
+    size = C // groups
+    count = size * x.shape[2]
+    for n in range(x.shape[0]):
+        for g in range(groups):
+            m, s = mean[n, g], rstd[n, g]
+            t0 = 0.0
+            t1 = 0.0
+            for c in range(g * size, (g + 1) * size):
+                s0, s1 = _dy_sums(dy[n, c], x[n, c], m, s)
+                partials[n, c] = np.float32(s1)
+                partials[n, C + c] = np.float32(s0)
+                if math.isfinite(weight[c]):
+                    t0 += s0 * weight[c]
+                    t1 += s1 * weight[c]
+                else:
+                    s0, s1 = _weighted_sums(dy[n, c], x[n, c], m, s, weight[c])
+                    t0 += s0
+                    t1 += s1
+            a = np.float32(t0 / count)
+            b = np.float32(t1 / count)
+            for c in range(g * size, (g + 1) * size):
+                drow, row, out, w = dy[n, c], x[n, c], dx[n, c], weight[c]
+                for i in range(row.shape[0]):
+                    out[i] = s * (drow[i] * w - a - (row[i] - m) * s * b)

@@ -1,0 +1,203 @@
+"""Embedding: rows of a table by index, and the sum of gradients per row in a fixed order."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from kernels.arrays import Array, array_module, is_cuda
+from kernels.registry import kernel
+
+CUDA_KERNELS = ("embedding_gather", "embedding_sum")
+
+
+def _check_indices(name: str, indices: Array, rows: int) -> None:
+    """Integer dtype, and (on the CPU) the range; looking at values on CUDA would wait for the
+    device.
+    """
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"{name}: indices are {indices.dtype}, expected an integer dtype")
+    if is_cuda(indices) or indices.size == 0:
+        return
+    bad = (indices < 0) | (indices >= rows)
+    if bad.any():
+        _raise_outside(name, indices, int(bad.argmax()), rows)
+
+
+def _raise_outside(name: str, indices: Array, position: int, rows: int) -> None:
+    where = tuple(int(i) for i in np.unravel_index(position, indices.shape))
+    raise IndexError(
+        f"{name}: indices[{', '.join(map(str, where))}] is {indices[where]}, "
+        f"expected 0 <= index < {rows}, the rows of the table"
+    )
+
+
+def _check_table(name: str, weight: Array) -> None:
+    if weight.ndim != 2:
+        raise ValueError(f"{name}: weight has shape {weight.shape}, expected (V, D)")
+
+
+def _check_gradient(dy: Array, indices: Array) -> None:
+    if dy.shape[:-1] != indices.shape or dy.ndim < 1:
+        raise ValueError(
+            f"embedding_grad: dy has shape {dy.shape}, indices have shape {indices.shape}: "
+            "expected dy.shape == (*indices.shape, D)"
+        )
+
+
+@kernel
+def embedding(weight: Array, indices: Array) -> Array:
+    """weight[indices]: rows of weight (V, D) for integers of any shape -> (*indices.shape, D).
+
+    An index outside 0 <= i < V raises IndexError on the CPU. On CUDA, where a check would wait for
+    the device, its row is NaN.
+    """
+    _check_table("embedding", weight)
+    _check_indices("embedding", indices, weight.shape[0])
+    if not is_cuda(weight):
+        return weight[indices]
+    xp = array_module(weight)
+    outside = (indices < 0) | (indices >= weight.shape[0])
+    return xp.where(outside[..., None], xp.nan, weight[xp.where(outside, 0, indices)]).astype(
+        weight.dtype
+    )
+
+
+@embedding.cpu(dtypes=("float16", "bfloat16", "float64"))
+def _(weight: Array, indices: Array) -> Array:
+    # a copy of rows needs no arithmetic: widening the whole table first would cost V * D
+    return embedding.reference(weight, indices)
+
+
+@embedding.cpu
+def _(weight: Array, indices: Array) -> Array:
+    from kernels.cpu import embedding as loops
+
+    _check_table("embedding", weight)
+    weight = np.ascontiguousarray(weight)
+    flat = _flat_indices("embedding", indices, weight.shape[0])
+    out = np.empty((flat.size, weight.shape[1]), weight.dtype)
+    loops.gather(flat, weight, out, work=out.size)
+    return out.reshape(*indices.shape, weight.shape[1])
+
+
+def _flat_indices(name: str, indices: Array, rows: int) -> Array:
+    """Indices as a flat int64 array, checked."""
+    from kernels.cpu import embedding as loops
+
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"{name}: indices are {indices.dtype}, expected an integer dtype")
+    flat = np.ascontiguousarray(indices, np.int64).reshape(-1)
+    position = loops.first_outside(flat, rows)
+    if position >= 0:
+        _raise_outside(name, indices, position, rows)
+    return flat
+
+
+@embedding.cuda
+def _(weight: Array, indices: Array) -> Array:
+    import cupy
+
+    from kernels.cuda import launch
+
+    _check_table("embedding", weight)
+    _check_indices("embedding", indices, weight.shape[0])
+    weight = cupy.ascontiguousarray(weight)
+    flat = cupy.ascontiguousarray(indices, np.int64).reshape(-1)
+    V, D = weight.shape
+    out = cupy.empty((*indices.shape, D), weight.dtype)
+    if out.size:
+        args = (weight, flat, out, np.int64(flat.size), np.int64(V), np.int64(D))
+        name = f"embedding_gather<{launch.type_name(weight.dtype)}>"
+        launch.run("embedding", name, launch.grid_stride(out.size, out), launch.BLOCK, args)
+    return out
+
+
+@embedding.sample
+def _(draw, shape):
+    return draw.normal(7, shape[1]), draw.integers(7, shape[0])
+
+
+@embedding.sample
+def matrix(draw, shape):
+    return draw.normal(50, shape[1]), draw.integers(50, shape[0], 3)
+
+
+@kernel
+def embedding_grad(dy: Array, indices: Array, rows: int, padding_idx: int | None = None) -> Array:
+    """dweight (rows, D): row k is the sum of dy (*, D) over the positions where indices is k.
+
+    The sums run in the order of the positions, so the result has the same bits every time. Row
+    `padding_idx` is 0.
+    """
+    _check_gradient(dy, indices)
+    _check_indices("embedding_grad", indices, rows)
+    xp = array_module(dy)
+    D = dy.shape[-1]
+    flat, dy = indices.reshape(-1), dy.reshape(indices.size, D)
+    keep = (flat >= 0) & (flat < rows)
+    if padding_idx is not None:
+        keep &= flat != padding_idx % rows
+    # float64, so that the order in which CuPy's add.at adds cannot be seen in a float32 result
+    out = xp.zeros((rows, D), np.float64)
+    xp.add.at(out, flat[keep], dy[keep].astype(np.float64))
+    return out.astype(dy.dtype)
+
+
+@embedding_grad.cpu
+def _(dy: Array, indices: Array, rows: int, padding_idx: int | None = None) -> Array:
+    from kernels.cpu import embedding as loops
+    from kernels.cpu.engine import numbers, threads
+
+    _check_gradient(dy, indices)
+    flat = _flat_indices("embedding_grad", indices, rows)
+    D = dy.shape[-1]
+    out = np.zeros((rows, D), np.float32)
+    # one stripe a thread, in whole cache lines
+    width = max(16, -(-D // threads() // 16) * 16)
+    skip = -1 if padding_idx is None else padding_idx % rows
+    rows_of_dy = np.ascontiguousarray(dy).reshape(flat.size, D)
+    loops.scatter_add(numbers(-(-D // width)), width, rows_of_dy, flat, skip, out, work=dy.size)
+    return out
+
+
+@embedding_grad.cuda
+def _(dy: Array, indices: Array, rows: int, padding_idx: int | None = None) -> Array:
+    import cupy
+
+    from kernels.cuda import launch
+
+    _check_gradient(dy, indices)
+    _check_indices("embedding_grad", indices, rows)
+    D = dy.shape[-1]
+    out = cupy.empty((rows, D), dy.dtype)
+    if out.size == 0:
+        return out
+    flat = cupy.ascontiguousarray(indices, np.int64).reshape(-1)
+    order = cupy.argsort(flat, kind="stable")
+    skip = -1 if padding_idx is None else padding_idx % rows
+    args = (
+        cupy.ascontiguousarray(dy),
+        flat[order],
+        order,
+        out,
+        np.int64(flat.size),
+        np.int64(rows),
+        np.int64(D),
+        np.int64(skip),
+    )
+    stripes = math.ceil(D / 32)
+    name = f"embedding_sum<{launch.type_name(dy.dtype)}>"
+    launch.run("embedding", name, rows * stripes, launch.BLOCK, args)
+    return out
+
+
+@embedding_grad.sample
+def _(draw, shape):
+    return draw.normal(shape), draw.integers(7, shape[0]), 7
+
+
+@embedding_grad.sample
+def padded(draw, shape):
+    return draw.normal(shape[0], 3, shape[1]), draw.integers(5, shape[0], 3), 5, 2
