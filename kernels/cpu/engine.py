@@ -176,11 +176,9 @@ class Loop:
         array).
         """
         lead = args[self._lead]
-        if (
-            (lead.size if work is None else work) < SERIAL_BELOW
-            or lead.shape[0] < 2
-            or threads() == 1
-        ):
+        # Never by the number of threads: LLVM rounds differently in the twin, and the bits must not
+        # depend on how many there are.
+        if (lead.size if work is None else work) < SERIAL_BELOW or lead.shape[0] < 2:
             self._serial(*args)
             return
         if self._parallel is None:
