@@ -21,9 +21,9 @@ def matmul(
 ) -> Array:
     """a b + bias over the last two axes.
 
-    a is (..., m, k), or (..., k, m) with `transpose_a`; b is (..., k, n), or (..., n, k) with `transpose_b`; the
-    leading axes are equal. `bias` is (n,). Gives (..., m, n), in `out` if given, which must not overlap the rest.
-    Zeros (plus bias) for k = 0.
+    a is (..., m, k), or (..., k, m) with `transpose_a`; b is (..., k, n), or (..., n, k) with
+    `transpose_b`; the leading axes are equal. `bias` is (n,). Gives (..., m, n), in `out` if given,
+    which must not overlap the rest. Zeros (plus bias) for k = 0.
     """
     xp = array_module(a)
     shape = _result_shape(a, b, transpose_a, transpose_b, bias, out)
@@ -44,7 +44,8 @@ def _result_shape(
     """(..., m, n), after checking that everything fits."""
     if a.ndim < 2 or b.ndim != a.ndim or (a.ndim > 2 and a.shape[:-2] != b.shape[:-2]):
         raise ValueError(
-            f"matmul: a is {a.shape}, b is {b.shape}: expected matrices, or equal leading axes before the last two"
+            f"matmul: a is {a.shape}, b is {b.shape}: "
+            "expected matrices, or equal leading axes before the last two"
         )
     m, k = a.shape[-2:]
     k_b, n = b.shape[-2:]
@@ -54,8 +55,8 @@ def _result_shape(
         k_b, n = n, k_b
     if k != k_b:
         raise ValueError(
-            f"matmul: a is {a.shape} (transpose_a={transpose_a}) and b is {b.shape} (transpose_b={transpose_b}): "
-            f"the inner sizes {k} and {k_b} differ"
+            f"matmul: a is {a.shape} (transpose_a={transpose_a}) and "
+            f"b is {b.shape} (transpose_b={transpose_b}): the inner sizes {k} and {k_b} differ"
         )
     if a.dtype != b.dtype:
         raise ValueError(f"matmul: a is {a.dtype}, b is {b.dtype}: expected one dtype")
@@ -88,7 +89,8 @@ def _(
         b = b if b.flags.forc or blas.has_unit_stride(b) else np.ascontiguousarray(b)
         a = a.swapaxes(-1, -2) if transpose_a else a
         b = b.swapaxes(-1, -2) if transpose_b else b
-        np.matmul(a, b, out=y)
+        with np.errstate(all="ignore"):
+            np.matmul(a, b, out=y)
         if bias is not None:
             np.add(y, bias, out=y)
     else:

@@ -1,17 +1,19 @@
 """Random draws: Philox4x32-10, a function of (seed, offset) alone; one stream for both devices.
 
-Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). `seed` is the 64-bit key,
-`offset` a 64-bit counter, and the generator turns each counter into four 32-bit words. The stream is these words in
-order: word j is word j % 4 of counter offset + j // 4. What element i (in C order) of a draw takes from the stream:
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). `seed` is
+the 64-bit key, `offset` a 64-bit counter, and the generator turns each counter into four 32-bit
+words. The stream is these words in order: word j is word j % 4 of counter offset + j // 4. What
+element i (in C order) of a draw takes from the stream:
 
     uniform, bernoulli      word i
     normal                  words i and i ^ 1 (Box-Muller makes two from two)
     randint, permutation    words 2 i and 2 i + 1, the low one first
     dropout                 half-word i, the low half of a word first
 
-Nothing is kept between calls: the same (seed, offset) draws the same numbers, on every device, for any number of
-threads, bit for bit. A caller adds `counters(n)` to its offset after a draw of n elements. float32 arithmetic is
-written out so that no version may fuse or reorder it; float64 arrays receive the float32 draws, scaled in float64.
+Nothing is kept between calls: the same (seed, offset) draws the same numbers, on every device, for
+any number of threads, bit for bit. A caller adds `counters(n)` to its offset after a draw of n
+elements. float32 arithmetic is written out so that no version may fuse or reorder it; float64
+arrays receive the float32 draws, scaled in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.arrays import Array, array_module, is_half
+from kernels.arrays import Array, array_module
 from kernels.registry import kernel
 
 #: Names of the templates in kernels/cuda/random.cu.
@@ -44,9 +46,9 @@ def counters(n: int) -> int:
 
 
 def philox(counter: Any, key: tuple[int, int]) -> Any:
-    """Philox4x32-10: four words of counter (arrays of uint64 below 2^32) and two of key to four words.
+    """Philox4x32-10: four words of counter and two of key to four words.
 
-    Also the definition that the tests hold against the authors' known answers.
+    All words are below 2^32; those of the counter and of the result are uint64 arrays.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -89,14 +91,15 @@ def _is_probability(p: float) -> None:
         raise ValueError(f"p is {p}, expected a probability in [0, 1]")
 
 
-# Draws ----------------------------------------------------------------------------------------------
+# Draws --------------------------------------------------------------------------------------------
 
 
 @kernel(inplace=("out",))
 def uniform(out: Array, seed: int, offset: int, low: float = 0.0, high: float = 1.0) -> Array:
-    """Fill `out` with draws from [low, high): low + (high - low) u, u a multiple of 2^-24. Returns `out`.
+    """Fill `out` with draws from [low, high) and return it.
 
-    `high` itself never comes out in float32 and float64; rounding a 16-bit result may reach it.
+    They are low + (high - low) u, u a multiple of 2^-24. `high` itself never comes out in float32
+    and float64; rounding a 16-bit result may reach it.
     """
     span, low, below = _interval(out, low, high)
     words = _words(array_module(out), out.size, seed, offset)
@@ -107,7 +110,7 @@ def uniform(out: Array, seed: int, offset: int, low: float = 0.0, high: float = 
 
 
 def _interval(out: Array, low: float, high: float) -> tuple[Any, Any, Any]:
-    """high - low, low and the largest number below high, in the precision that `out` is computed in."""
+    """high - low, low and the largest number below high, in `out`'s precision (16-bit: float32)."""
     if not (low <= high and math.isfinite(high - low)):
         raise ValueError(f"[low, high) is [{low}, {high}), expected finite low <= high")
     kind = np.float64 if out.dtype == np.float64 else np.float32
@@ -116,10 +119,10 @@ def _interval(out: Array, low: float, high: float) -> tuple[Any, Any, Any]:
 
 @kernel(inplace=("out",))
 def normal(out: Array, seed: int, offset: int, mean: float = 0.0, std: float = 1.0) -> Array:
-    """Fill `out` with draws from the normal distribution, at most 6.8 `std` from the `mean`. Returns `out`.
+    """Fill `out` with normal draws, at most 6.8 `std` from the `mean`, and return it.
 
-    Box and Muller (1958): sqrt(-2 ln u) cos(t) and sqrt(-2 ln u) sin(t). Logarithm and sine are polynomials in
-    float32 (errors below 3e-7), so that every device gets the same bits.
+    Box and Muller (1958): sqrt(-2 ln u) cos(t) and sqrt(-2 ln u) sin(t). Logarithm and sine are
+    polynomials in float32 (errors below 3e-7), so that every device gets the same bits.
     """
     _is_scale(std)
     xp = array_module(out)
@@ -137,8 +140,9 @@ def _is_scale(std: float) -> None:
         raise ValueError(f"std is {std}, expected a number >= 0")
 
 
-# (ln(1 + f) - f + f^2 / 2) / f^3 on [sqrt(1/2), sqrt(2)] - 1; (sin t - t) / t^3 and (cos t - 1) / t^2 on |t| < pi / 4.
-# Chebyshev fits. The same numbers stand in kernels/cpu/random.py and kernels/cuda/random.cu.
+# (ln(1 + f) - f + f^2 / 2) / f^3 on [sqrt(1/2), sqrt(2)] - 1; (sin t - t) / t^3 and (cos t - 1) /
+# t^2 on |t| < pi / 4. Chebyshev fits. The same numbers stand in kernels/cpu/random.py and
+# kernels/cuda/random.cu.
 _LOG = (
     0.33333328,
     -0.250003,
@@ -174,7 +178,8 @@ def _radius(xp: Any, word: Array) -> Array:
 
 
 def _circle(xp: Any, word: Array) -> tuple[Array, Array]:
-    """Cosine and sine of an angle: the word's top two bits are the quadrant, the rest an angle below pi / 4."""
+    """Cosine and sine of an angle: the word's top two bits are the quadrant, the rest an angle
+    below pi / 4."""
     f4 = np.float32
     quadrant = word >> 30
     t = (word & np.uint32(0x3FFFFFFF)).astype(np.int32) - np.int32(2**29)
@@ -206,7 +211,8 @@ def _threshold(p: float, bits: int) -> int:
 def randint(out: Array, seed: int, offset: int, low: int, high: int) -> Array:
     """Fill `out` with integers low <= k < high. Returns `out`.
 
-    low + (w (high - low) >> 64), w a 64-bit word: each integer is as likely as any other to (high - low) / 2^64.
+    low + (w (high - low) >> 64), w a 64-bit word: each integer is as likely as any other to (high -
+    low) / 2^64.
     """
     span = _span(low, high)
     w_low, w_high = _long_words(array_module(out), out.size, seed, offset)
@@ -226,7 +232,8 @@ def _span(low: int, high: int) -> np.uint64:
 def permutation(out: Array, seed: int, offset: int) -> Array:
     """Fill `out` (n,) with a random order of 0 ... n - 1. Returns `out`.
 
-    The order that sorts n random 64-bit keys, equal keys by index: every order is equally likely to n^2 / 2^65.
+    The order that sorts n random 64-bit keys, equal keys by index: every order is equally likely to
+    n^2 / 2^65.
     """
     _is_vector(out)
     low, high = _long_words(array_module(out), out.size, seed, offset)
@@ -239,15 +246,15 @@ def _is_vector(out: Array) -> None:
         raise ValueError(f"out has shape {out.shape}, expected one dimension")
 
 
-# Dropout --------------------------------------------------------------------------------------------
+# Dropout ------------------------------------------------------------------------------------------
 
 
 @kernel
 def dropout(x: Array, p: float, seed: int, offset: int) -> Array:
     """x / (1 - p) with probability 1 - p, else 0 (Srivastava et al. 2014), in C order.
 
-    `p` is rounded to a multiple of 2^-16, and the scale goes by the rounded p, so the mean of x is kept exactly.
-    What is dropped is 0 even where x is infinite or NaN.
+    `p` is rounded to a multiple of 2^-16, and the scale goes by the rounded p, so the mean of x is
+    kept exactly. What is dropped is 0 even where x is infinite or NaN.
     """
     drop, scale = _dropout_constants(p)
     xp = array_module(x)
@@ -269,7 +276,7 @@ def _dropout_constants(p: float) -> tuple[np.int32, float]:
     return np.int32(drop), 65536 / (65536 - drop) if drop < 65536 else 0.0
 
 
-# CPU ------------------------------------------------------------------------------------------------
+# CPU ----------------------------------------------------------------------------------------------
 
 
 def _fill(loop: str, out: Array, seed: int, offset: int, *scalars: Any) -> Array:
@@ -329,7 +336,7 @@ dropout.cpu(_dropout_cpu)
 dropout_grad.cpu(_dropout_cpu)
 
 
-# CUDA -----------------------------------------------------------------------------------------------
+# CUDA ---------------------------------------------------------------------------------------------
 
 
 def _launch(template: str, out: Array, seed: int, offset: int, *args: Any) -> Array:
@@ -392,7 +399,7 @@ dropout.cuda(_dropout_cuda)
 dropout_grad.cuda(_dropout_cuda)
 
 
-# Samples --------------------------------------------------------------------------------------------
+# Samples ------------------------------------------------------------------------------------------
 
 
 @uniform.sample

@@ -1,41 +1,34 @@
-"""float32 matrix products: the OpenBLAS inside NumPy, one thread a call, spread over numba's own threads.
+"""float32 matrix products: the OpenBLAS inside NumPy, called from numba's own threads.
 
-Two thread pools that spin on few cores disturb each other: a 0.2 ms product on OpenBLAS's threads followed by an
-8 us loop on numba's took 8 ms. So each numba thread calls cblas_sgemm for a block of the result while OpenBLAS is
-told to use one thread; its setting is restored afterwards. 2 cores, against OpenBLAS's own threads: equal from
-512^3 on, and up to 1.5 times as fast below.
+Two thread pools that spin on few cores disturb each other: a 0.2 ms product on OpenBLAS's threads
+followed by an 8 us loop on numba's took 8 ms. So each numba thread calls cblas_sgemm for a block of
+the result while OpenBLAS is told to use one thread; its setting is restored afterwards.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
-import threading
-from functools import cache
+import math
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
 import numpy as np
 from numba import carray, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu import engine
-from kernels.cpu.engine import jit
+from kernels.cpu.engine import _one_launch_at_a_time, jit
 
-#: OpenBLAS itself stays on one thread up to this product m n k, so that NumPy may be called directly.
+#: Up to this m n k OpenBLAS stays on one thread by itself, so that NumPy may be called directly.
 SMALL = 262_144
 
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112
 
-#: The number of OpenBLAS threads is global: two Python threads must not save and restore it crosswise.
-_threads_setting = threading.Lock()
-
 
 def _libraries() -> list[Path]:
-    """Files that may hold NumPy's BLAS: the extension that links it, and on Windows the DLL itself."""
+    """Files that may hold NumPy's BLAS: the extension that links it; on Windows the DLL."""
     folder = Path(np.__file__).parent
     extension = Path(np._core._multiarray_umath.__file__)
     return [extension, *sorted((folder.parent / "numpy.libs").glob("*openblas*.dll"))]
@@ -44,7 +37,8 @@ def _libraries() -> list[Path]:
 def _find_openblas() -> tuple[Any, dict[str, int]]:
     """OpenBLAS's index type and the addresses of what we need of it.
 
-    No addresses where NumPy was built with another BLAS (Accelerate, MKL), which looks after its threads itself.
+    No addresses where NumPy was built with another BLAS (Accelerate, MKL), which looks after its
+    threads itself.
     """
     for file in _libraries():
         try:
@@ -66,7 +60,8 @@ def _find_openblas() -> tuple[Any, dict[str, int]]:
 
 
 _INDEX, _ADDRESSES = _find_openblas()
-# The index type is part of the names (and of the signature below), hence of the key in numba's cache.
+# The index type is part of the names (and of the signature below), hence of the key in numba's
+# cache.
 _NAMES = {key: f"framework_{key}_{_INDEX}" for key in ("sgemm", "get_threads", "set_threads")}
 for _key, _address in _ADDRESSES.items():
     llvm.add_symbol(_NAMES[_key], _address)
@@ -74,9 +69,7 @@ for _key, _address in _ADDRESSES.items():
 _i4, _f4, _p = types.int32, types.float32, types.voidptr
 _sgemm = types.ExternalFunction(
     _NAMES["sgemm"],
-    types.void(
-        _i4, _i4, _i4, _INDEX, _INDEX, _INDEX, _f4, _p, _INDEX, _p, _INDEX, _f4, _p, _INDEX
-    ),
+    types.void(_i4, _i4, _i4, _INDEX, _INDEX, _INDEX, _f4, _p, _INDEX, _p, _INDEX, _f4, _p, _INDEX),
 )
 _get_threads = types.ExternalFunction(_NAMES["get_threads"], _i4())
 _set_threads = types.ExternalFunction(_NAMES["set_threads"], types.void(_i4))
@@ -121,7 +114,7 @@ def _block(m, n, k, a_flag, a, lda, b_flag, b, ldb, bias, c, ldc):
 
 @jit
 def _cut(n, pieces, piece):
-    """First and last + 1 of a piece, at multiples of 16 (OpenBLAS's register block) where n is large."""
+    """First and last + 1 of a piece, at multiples of 16 (a register block) where n is large."""
     grain = 16 if n >= 32 * pieces else 1
     start = n * piece // pieces // grain * grain
     stop = n if piece == pieces - 1 else n * (piece + 1) // pieces // grain * grain
@@ -161,7 +154,7 @@ def _product(
 
 @cache
 def _compiled() -> Any:
-    """`_product` for addresses and sizes as integers: one compilation for every layout of the arrays."""
+    """`_product`, compiled once for every layout: it takes addresses and sizes as integers."""
     operand = (types.boolean, types.int64, _INDEX, types.int64, types.int64)
     result = (types.int64, _INDEX, types.int64, types.int64)
     sizes = (types.int64,) * 4 + (_INDEX,) * 3
@@ -170,19 +163,27 @@ def _compiled() -> Any:
     return _product
 
 
-@cache
-def _grid(m: int, n: int, threads: int) -> tuple[int, int]:
-    """Row and column pieces for `threads` threads.
+@lru_cache(4096)
+def _grid(m: int, n: int, k: int, batch: int) -> tuple[int, int]:
+    """Row and column pieces of each matrix.
 
-    A block reads its rows of a and packs its columns of b; cutting rows is better unless n > 3 m (measured).
+    From the shape alone, so that any number of threads gives the same bits: OpenBLAS rounds
+    differently in blocks of different size. Pieces of 4 M multiply-adds (about 0.1 ms), up to 16
+    pieces, then of 128 M, since small blocks pack their operands too often. On 2 cores 4 pieces
+    of a 128x784x512 product take 2 % more than 2 pieces.
     """
-    shapes = [(p, threads // p) for p in range(1, threads + 1) if threads % p == 0]
+    work = batch * m * n * k
+    wanted = max(2, min(16, work // 4_000_000), work // 128_000_000)
+    pieces = 2 ** math.ceil(math.log2(max(1, wanted / batch)) - 1e-9) if wanted > batch else 1
+    shapes = [(2**i, pieces // 2**i) for i in range(pieces.bit_length())]
+    # A block reads its rows of a and packs its columns of b; cutting rows is better unless n > 3 m
+    # (measured).
     return min(shapes, key=lambda s: (3 * m / s[0] + n / s[1], -s[0]))
 
 
 def is_small(m: int, n: int, k: int, results: int) -> bool:
-    """Will np.matmul stay on one thread and be done before we were ready? `results`: m n times the batch."""
-    # A product with a vector goes to gemv, which OpenBLAS puts on its threads from 9,216 elements on.
+    """Is np.matmul on one thread the fastest? `results` is m n times the batch."""
+    # A product with a vector goes to gemv, which takes OpenBLAS's threads from 9,216 elements on.
     return results * k <= (SMALL if m > 1 and n > 1 else 8192)
 
 
@@ -208,11 +209,10 @@ def matmul(
     batch0, batch1, c_step0, c_step1 = _batch(out)
     a, a_transposed, lda, a_step0, a_step1 = _operand(a, a_transposed)
     b, b_transposed, ldb, b_step0, b_step1 = _operand(b, b_transposed)
-    batch, threads = batch0 * batch1, engine.threads()
-    # One matrix a thread where there are enough of them, else each is cut; equal work for all threads either way.
-    enough = batch % threads == 0 or batch >= 8 * threads
-    row_pieces, column_pieces = (1, 1) if enough else _grid(m, n, threads)
-    with _threads_setting, engine._one_launch_at_a_time:
+    row_pieces, column_pieces = _grid(m, n, k, batch0 * batch1)
+    # The number of OpenBLAS threads is global: two Python threads must not save and restore it
+    # crosswise.
+    with _one_launch_at_a_time:
         function(
             batch0, batch1, row_pieces, column_pieces, m, n, k,
             a_transposed, address(a), lda, a_step0, a_step1,
@@ -227,7 +227,10 @@ def has_unit_stride(x: np.ndarray) -> bool:
 
 
 def _leading_dimension(x: np.ndarray) -> tuple[bool, int] | None:
-    """Whether the last two axes of float32 `x` lie transposed, and the distance between rows; None if neither way."""
+    """Do the last two axes of float32 `x` lie transposed, and how far apart are the rows?
+
+    None where BLAS can read it neither way.
+    """
     rows, columns = x.shape[-2:]
     down, right = x.strides[-2:]
     if (right == 4 or columns == 1) and (rows == 1 or (down >= 4 * columns and down % 4 == 0)):
@@ -238,7 +241,7 @@ def _leading_dimension(x: np.ndarray) -> tuple[bool, int] | None:
 
 
 def _operand(x: np.ndarray, transposed: bool) -> tuple[np.ndarray, bool, int, int, int]:
-    """`x`, copied if BLAS cannot read it; is it to be read transposed; leading dimension; steps of the batch axes."""
+    """`x` (copied if BLAS cannot read it), is it to be transposed, row distance, batch steps."""
     layout = _leading_dimension(x)
     if layout is None:
         x = np.ascontiguousarray(x)

@@ -1,4 +1,5 @@
-"""Loops of kernels/random.py over flat arrays. Philox's words are drawn 1,024 at a time into the L1 cache.
+"""Loops of kernels/random.py over flat arrays. Philox's words are drawn 1,024 at a time into the L1
+cache.
 
 No fast-math anywhere: the draws are to be the same bits as the reference's.
 """
@@ -49,7 +50,8 @@ _ONE, _HALF = np.float32(1), np.float32(0.5)
 def philox(c0, c1, c2, c3, k0, k1):
     """One counter to four words, each in the low half of a uint64.
 
-    The high halves are left dirty: AVX's 32x32-bit multiply ignores them, which is twice as fast as uint32.
+    The high halves are left dirty: AVX's 32x32-bit multiply ignores them, which is twice as fast as
+    uint32.
     """
     for _ in range(10):
         p = _M0 * (c0 & _LOW)
