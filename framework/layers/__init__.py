@@ -41,8 +41,9 @@ from framework.layers.losses import (
     NLLLoss,
     SmoothL1Loss,
 )
-from framework.layers.module import LoadResult, Module, new_buffer, new_parameter
+from framework.layers.module import LoadResult, Module
 from framework.layers.normalization import BatchNorm1d, GroupNorm, LayerNorm, RMSNorm
+from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
 
 __all__ = [

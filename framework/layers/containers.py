@@ -83,8 +83,8 @@ class Sequential(_Numbered):
             for name, module in modules[0].items():
                 setattr(self, name, _checked("Sequential", module))
         else:
-            for module in modules:
-                self.append(_checked("Sequential", module))
+            for given in modules:
+                self.append(_checked("Sequential", given))
 
     def forward(self, x: Any) -> Any:
         """x through all modules."""

@@ -9,7 +9,8 @@ from framework import functional as F
 from framework.autograd import Tensor
 from framework.layers import init
 from framework.layers.checks import positive_integer
-from framework.layers.module import Module, new_parameter
+from framework.layers.module import Module
+from framework.layers.storage import new_parameter
 
 
 class Embedding(Module):

@@ -9,7 +9,8 @@ from framework import functional as F
 from framework.autograd import Tensor
 from framework.layers import init
 from framework.layers.checks import positive_integer
-from framework.layers.module import Module, new_parameter
+from framework.layers.module import Module
+from framework.layers.storage import new_parameter
 
 
 class Linear(Module):
@@ -56,7 +57,7 @@ class Linear(Module):
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """in_features for every output element."""
-        return output.size * self.in_features
+        return int(output.size * self.in_features)
 
 
 class Bilinear(Module):
@@ -107,7 +108,7 @@ class Bilinear(Module):
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """x1 W for every row of W, then its product with x2."""
-        return output.size * (self.in1_features + 1) * self.in2_features
+        return int(output.size * (self.in1_features + 1) * self.in2_features)
 
 
 class Identity(Module):

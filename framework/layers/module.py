@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from framework.autograd import Parameter, Tensor, tensor
-from framework.autograd.creation import zeros
+from framework.autograd import Parameter, Tensor
 from framework.autograd.tensor import as_dtype
 from framework.backend.device import Device, choose_device, device_of, to_device
-from kernels.arrays import is_array, is_floating
+from framework.layers.errors import note_place
+from framework.layers.storage import as_array, moved
+from kernels.arrays import is_floating
 
 if TYPE_CHECKING:
     from framework.layers.summary import Summary
@@ -215,7 +216,7 @@ class Module:
         own = self.state_dict()
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
-        values = {name: _as_array(name, state[name]) for name in own if name in state}
+        values = {name: as_array(name, state[name]) for name in own if name in state}
         problems = [
             f"{name}: shape {tuple(value.shape)} in the state, {own[name].shape} in the module"
             for name, value in values.items()
@@ -266,12 +267,12 @@ class Module:
         if kind is not None and not is_floating(kind):
             raise TypeError(f"dtype={dtype!r}: a module's dtype is a floating-point one")
         for x in [*self.parameters(), *self.buffers()]:
-            moved = _moved(x.data, place, kind)
-            if moved is x.data:
+            array = moved(x.data, place, kind)
+            if array is x.data:
                 continue
-            x.data, x.slot = moved, None  # the slot is of the old place
+            x.data, x.slot = array, None  # the slot is of the old place
             if x.grad is not None:
-                x.grad = Tensor(_moved(x.grad.data, place, kind))
+                x.grad = Tensor(moved(x.grad.data, place, kind))
         return self
 
     def cpu(self: _M) -> _M:
@@ -312,7 +313,7 @@ class Module:
                 return self._forward_with_hooks(args, options)
             return self.forward(*args, **options)
         except Exception as error:
-            self._say_where(error, args)
+            note_place(error, self, args)
             raise
 
     def _forward_with_hooks(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -341,24 +342,6 @@ class Module:
         Returns a function that removes the hook.
         """
         return _add(self._pre_hooks, hook)
-
-    def _say_where(self, error: Exception, args: tuple[Any, ...]) -> None:
-        """Note at the error which module raised it, by its path in the outermost one, and what it
-        was given.
-        """
-        place = error.__dict__.get("_place")
-        if place is None:  # the innermost module: it alone knows the arguments
-            given = ", ".join(str(a.shape) for a in args if isinstance(a, Tensor))
-            place = error.__dict__["_place"] = [self, f" given {given}" if given else "", None]
-        culprit, given, before = place
-        path = next((path for path, module in self.named_modules() if module is culprit), None)
-        if path is None:  # not one of ours: something below that is no submodule has noted it
-            return
-        if before is not None:
-            error.__notes__.remove(before)
-        name = type(culprit).__name__
-        place[2] = f"in {path} ({name}){given}" if path else f"in {name}{given}"
-        error.add_note(place[2])
 
     # Text ----------------------------------------------------------------------------------------
 
@@ -395,42 +378,12 @@ class Module:
         return summarize(self, inputs)
 
 
-# Helpers -----------------------------------------------------------------------------------------
-
-
-def new_parameter(shape: tuple[int, ...], device: Any = None, dtype: Any = None) -> Parameter:
-    """A parameter of zeros, on the default device and in float32 unless told otherwise."""
-    return Parameter(new_buffer(shape, device, dtype))
-
-
-def new_buffer(shape: tuple[int, ...], device: Any = None, dtype: Any = None) -> Tensor:
-    """A tensor of zeros, on the default device and in float32 unless told otherwise."""
-    return zeros(shape, dtype="float32" if dtype is None else dtype, device=device)
-
-
 def _check_replacement(kind: str, name: str, value: Any) -> None:
     allowed = {"parameter": "a Parameter", "buffer": "a Tensor", "module": "a Module"}[kind]
     if value is not None and not (kind == "buffer" and isinstance(value, Tensor)):
         raise TypeError(
             f"{name!r} is a {kind}: assign {allowed} or None, not a {type(value).__name__}"
         )
-
-
-def _as_array(name: str, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.data
-    if is_array(value):
-        return value
-    if hasattr(value, "__dlpack__"):
-        return tensor(value).data
-    raise TypeError(f"state[{name!r}] is a {type(value).__name__}, expected a tensor or an array")
-
-
-def _moved(array: Any, device: Device | None, dtype: Any) -> Any:
-    """`array` on `device`, floating ones in `dtype`; the same object where nothing changes."""
-    if dtype is not None and is_floating(array.dtype) and array.dtype != dtype:
-        array = array.astype(dtype)
-    return array if device is None else to_device(array, device)
 
 
 def _add(hooks: dict[int, Hook], hook: Hook) -> Callable[[], None]:

@@ -9,7 +9,8 @@ from framework import functional as F
 from framework.autograd import Tensor
 from framework.layers import init
 from framework.layers.checks import in_range, positive_integer, positive_integers
-from framework.layers.module import Module, new_buffer, new_parameter
+from framework.layers.module import Module
+from framework.layers.storage import new_buffer, new_parameter
 
 
 class BatchNorm1d(Module):
@@ -97,7 +98,7 @@ class BatchNorm1d(Module):
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """In evaluation: one for each element, by scale and shift."""
-        return output.size
+        return int(output.size)
 
 
 class LayerNorm(Module):
@@ -137,7 +138,7 @@ class LayerNorm(Module):
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """Two for each element: the variance, and scale and shift."""
-        return 2 * output.size
+        return int(2 * output.size)
 
 
 class RMSNorm(Module):
@@ -181,7 +182,7 @@ class RMSNorm(Module):
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """Two for each element: the mean square, and the scale."""
-        return 2 * output.size
+        return int(2 * output.size)
 
 
 #: The distance from 1 to the next number.
@@ -235,7 +236,7 @@ class GroupNorm(Module):
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """Two for each element: the variance, and scale and shift."""
-        return 2 * output.size
+        return int(2 * output.size)
 
 
 def _reset(weight: Tensor | None, bias: Tensor | None) -> None:

@@ -1,0 +1,38 @@
+"""Arrays of parameters and buffers: new ones, ones of other libraries, and moving them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from framework.autograd import Parameter, Tensor, tensor
+from framework.autograd.creation import zeros
+from framework.backend.device import Device, to_device
+from kernels.arrays import Array, is_array, is_floating
+
+
+def new_parameter(shape: tuple[int, ...], device: Any = None, dtype: Any = None) -> Parameter:
+    """A parameter of zeros, on the default device and in float32 unless told otherwise."""
+    return Parameter(new_buffer(shape, device, dtype))
+
+
+def new_buffer(shape: tuple[int, ...], device: Any = None, dtype: Any = None) -> Tensor:
+    """A tensor of zeros, on the default device and in float32 unless told otherwise."""
+    return zeros(shape, dtype="float32" if dtype is None else dtype, device=device)
+
+
+def as_array(name: str, value: Any) -> Array:
+    """The array of `value`, entry `name` of a state: a tensor's, an array, or through DLPack."""
+    if isinstance(value, Tensor):
+        return value.data
+    if is_array(value):
+        return value
+    if hasattr(value, "__dlpack__"):
+        return tensor(value).data
+    raise TypeError(f"state[{name!r}] is a {type(value).__name__}, expected a tensor or an array")
+
+
+def moved(array: Array, device: Device | None, dtype: Any) -> Array:
+    """`array` on `device`, floating ones in `dtype`; the same object where nothing changes."""
+    if dtype is not None and is_floating(array.dtype) and array.dtype != dtype:
+        array = array.astype(dtype)
+    return array if device is None else to_device(array, device)
