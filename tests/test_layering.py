@@ -26,6 +26,8 @@ LAYERS = [
     "framework.interop",
     "framework.trainer",
     "models",
+    "framework.screen",
+    "framework.doctor",
     "framework.cli",
     "framework.__main__",
 ]
