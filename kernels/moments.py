@@ -1,4 +1,4 @@
-"""What the normalisations of normalization.py and channel_norm.py share: moments, checks, task
+"""What the normalisations share: moments, checks, task
 lists.
 """
 

@@ -20,9 +20,8 @@ from kernels.channel_norm import (
     batch_norm_grad as batch_norm_grad,
     batch_norm_inference as batch_norm_inference,
     batch_norm_inference_grad as batch_norm_inference_grad,
-    group_norm as group_norm,
-    group_norm_grad as group_norm_grad,
 )
+from kernels.group_norm import group_norm as group_norm, group_norm_grad as group_norm_grad
 from kernels.moments import (
     Triple,
     added,
