@@ -1,0 +1,191 @@
+"""The command line of the benchmarks: python -m bench, from the root of the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Time kernels and training against their references and peers, correctness first.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def kernels(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Kernels or families (softmax, losses); all if none are named."),
+    ] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(help="Sizes like 768x128 4096x1024, in place of each kernel's own."),
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="Sides to compare with: reference, torch, both, or none.")
+    ] = "reference,torch",
+    json: Json = None,
+    seconds: Annotated[float, typer.Option(help="Time on each side of a case.", min=0.001)] = 0.3,
+    turns: Annotated[int, typer.Option(help="Turns the time is cut into.", min=3)] = 15,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small arrays and few turns: a look, not a result.")
+    ] = False,
+) -> None:
+    """Time every kernel, forward and gradient. About 5 minutes for all, after they are compiled."""
+    from bench import cases, kernel_bench, machine
+    from bench.kernel_bench import KernelBench
+
+    with _clear_errors():
+        shapes = [cases.parse_size(s) for text in sizes or () for s in text.split()]
+        chosen = cases.find(names or (), shapes, quick)
+        _check_writable(json)
+        sides = _sides(against, kernel_bench.SIDES)
+        if quick:
+            seconds, turns = min(seconds, 0.03), min(turns, 5)
+        facts = machine.describe()
+        rows: list[Any] = []
+        with _progress(len(chosen)) as progress, KernelBench(sides, seconds, turns) as bench:
+            for case in chosen:
+                progress(str(case))
+                rows.append(bench.run(case))
+        _show(machine.headline(facts), kernel_bench.table(rows, bench.copy_bandwidth, sides))
+        if json is not None:
+            facts |= {"kind": "kernels", "copy_bandwidth": bench.copy_bandwidth}
+            facts["rows"] = [row.as_dict(bench.copy_bandwidth) for row in rows]
+            machine.write(json, facts)
+        failed = [row for row in rows if row.turns is None]
+        if failed:
+            names_ = ", ".join(str(row.case) for row in failed)
+            _fail(f"{len(failed)} of {len(rows)} cases were not timed: {names_}", code=1)
+
+
+@app.command()
+def training(
+    model: Annotated[str, typer.Option(help="What to train: mlp.")] = "mlp",
+    against: Annotated[str, typer.Option(help="torch, or none.")] = "torch",
+    json: Json = None,
+    seconds: Annotated[float, typer.Option(help="Time on each side.", min=0.01)] = 15.0,
+    turns: Annotated[int, typer.Option(help="Turns the time is cut into.", min=3)] = 60,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few seconds: a look, not a result.")
+    ] = False,
+) -> None:
+    """Time whole training steps: forward, backward, optimizer. Under a minute."""
+    from bench import machine, training as bench
+    from bench.training_sides import TASKS
+
+    with _clear_errors():
+        if model not in TASKS:
+            _fail(f"unknown model {model!r}: there are {', '.join(TASKS)}")
+        _check_writable(json)
+        sides = _sides(against, ("torch",))
+        if quick:
+            seconds, turns = min(seconds, 2.0), min(turns, 20)
+        facts = machine.describe()
+        with _progress(turns) as progress:
+            result = bench.run(model, sides, seconds, turns, lambda: progress(model))
+        _show(machine.headline(facts), bench.table(result))
+        if json is not None:
+            facts |= {"kind": "training", "result": result.as_dict()}
+            machine.write(json, facts)
+        if not result.agrees:
+            apart = f"{result.loss_difference:.2g}"
+            _fail(f"the sides do not train alike: losses differ by {apart} of the first", code=1)
+
+
+# Shared by the commands ---------------------------------------------------------------------------
+
+
+def _sides(text: str, known: Sequence[str]) -> list[str]:
+    """The sides named in "a,b"; torch is left out, with a word, where it is not installed."""
+    from bench import machine
+
+    chosen = [] if text == "none" else [side.strip() for side in text.split(",") if side.strip()]
+    for side in chosen:
+        if side not in known:
+            _fail(f"unknown peer {side!r} in --against: there are {', '.join(known)}, none")
+    if "torch" in chosen and not machine.has_torch():
+        typer.echo(machine.TORCH_IS_MISSING, err=True)
+        chosen.remove("torch")
+    return list(dict.fromkeys(chosen))
+
+
+def _check_writable(json: Path | None) -> None:
+    """Find out before minutes of measuring, not after."""
+    if json is None:
+        return
+    existed = json.exists()
+    try:
+        json.open("a").close()
+    except OSError as error:
+        _fail(f"--json {json}: cannot be written ({error.strerror})")
+    if not existed:
+        json.unlink()
+
+
+def _fail(message: str, code: int = 2) -> None:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """One line and exit code 2 for what the user can mend."""
+    from bench.cases import UnknownCase
+    from bench.peer import PeerError
+
+    try:
+        yield
+    except (UnknownCase, PeerError, OSError) as error:
+        _fail(str(error))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on standard error; what is yielded names the next item."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=total)
+
+        def advance(name: str) -> None:
+            progress.update(task, description=name, advance=1)
+
+        yield advance
+
+
+def _show(headline: str, table: Any) -> None:
+    import shutil
+    import sys
+
+    from rich.console import Console
+
+    # A file or a pipe has no width: wide enough that no cell is cut.
+    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 160)
+    console = Console(width=width)
+    console.print(headline)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,108 @@
+"""Where figures come from: the machine, the versions and the commit; and writing them down."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+#: Changes when a reader of older files would misread newer ones.
+FORMAT = 1
+
+_PACKAGES = ("numpy", "numba", "llvmlite", "torch", "cupy-cuda12x", "cupy-cuda13x", "ml_dtypes")
+#: What decides which vector code runs.
+_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "neon", "asimd", "sve")
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, features, versions, commit and load, for JSON."""
+    cpu = _proc_cpuinfo()
+    flags = cpu.get("flags", cpu.get("Features", "")).split()
+    return {
+        "format": FORMAT,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "features": [f for f in _FEATURES if f in flags],
+        "memory": _memory(),
+        "system": platform.platform(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": {p: v for p in _PACKAGES if (v := _version(p))},
+        "commit": commit(),
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+    }
+
+
+def headline(facts: dict[str, Any]) -> str:
+    """One line about the machine for the top of a table."""
+    features = next((f for f in ("avx512f", "avx2", "asimd") if f in facts["features"]), "")
+    busy = facts["load"] is not None and facts["load"] > facts["cores"] / 2
+    load = f", BUSY: load {facts['load']:g} before the run" if busy else ""
+    versions = ", ".join(
+        f"{k} {v}" for k, v in facts["versions"].items() if k in ("numba", "torch")
+    )
+    return f"{facts['cpu']}, {facts['cores']} cores {features}{load}; {versions}"
+
+
+def has_torch() -> bool:
+    """Is the peer installed? (It is not imported here.)"""
+    return find_spec("torch") is not None
+
+
+TORCH_IS_MISSING = (
+    "torch is not installed, so it is not compared: pip install torch "
+    "--index-url https://download.pytorch.org/whl/cpu (or pip install -e '.[bench]')"
+)
+
+
+def commit() -> str | None:
+    """The commit of this tree, with "+" if it has been changed since; None outside git."""
+    root = Path(__file__).parent
+    try:
+        run = [
+            subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10)
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if run[0].returncode:
+        return None
+    return run[0].stdout.strip() + ("+" if run[1].stdout.strip() else "")
+
+
+def write(path: Path, facts: dict[str, Any]) -> None:
+    """`facts` as JSON. Raises OSError."""
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _proc_cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty elsewhere than on Linux."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _memory() -> int | None:
+    """Bytes of main memory, where the system says."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,83 @@
+"""The sides of a case, as factories for a worker: ours, reference, torch, and a bare copy."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from bench import cases
+from bench.cases import Case
+from bench.peer import Work
+
+#: Bytes of the array that is copied to find the machine's bandwidth: beyond a core's caches.
+COPY_BYTES = 1 << 27
+
+
+def _keep_freed_memory() -> None:
+    """On every side alike: kernels are compared here, not the allocators of two libraries."""
+    from framework.backend.memory import keep_freed_memory
+
+    keep_freed_memory()
+
+
+def ours(case: Case) -> Work:
+    """The version that a call runs, checked against the float64 reference."""
+    _keep_freed_memory()
+    kernel = cases.load()[case.kernel]
+    args = cases.arguments(case)
+    first = next(a for a in args if isinstance(a, np.ndarray))
+    tuned = kernel.version("cpu", first.dtype)
+    got = cases.results(kernel, args, kernel)
+    facts = {
+        "version": "reference" if tuned is None else "tuned",
+        "dtype": str(first.dtype),
+        "error": cases.error(got, cases.truth(case)),
+        "bytes": cases.bytes_moved(kernel, args, got),
+    }
+    return Work(lambda: kernel(*args), facts)
+
+
+def reference(case: Case) -> Work:
+    """The array maths in float32, as it would run without tuned versions."""
+    _keep_freed_memory()
+    kernel = cases.load()[case.kernel]
+    args = cases.arguments(case)
+    function = kernel.reference
+
+    def step() -> None:
+        with np.errstate(all="ignore"):
+            function(*args)
+
+    return Work(step)
+
+
+def torch(case: Case) -> Work:
+    """PyTorch's operation, with its result compared where it is the same function."""
+    _keep_freed_memory()
+    from bench import torch_peers
+
+    call = torch_peers.prepare(case, cases.arguments(case))
+    if call is None:
+        return Work(lambda: None, {"peer": None})
+    facts: dict[str, Any] = {"peer": call.text, "error": None}
+    if call.comparable:
+        facts["error"] = cases.error(call.results(), cases.truth(case))
+    return Work(call.step, facts)
+
+
+def copy(n_bytes: int = COPY_BYTES) -> Work:
+    """A plain copy on all cores: what the memory gives at best."""
+    _keep_freed_memory()
+    threads = os.cpu_count() or 1
+    source = np.ones(n_bytes, np.uint8)
+    target = np.ones(n_bytes, np.uint8)
+    pairs = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    pool = ThreadPoolExecutor(threads)
+
+    def step() -> None:
+        list(pool.map(lambda pair: np.copyto(*pair), pairs))  # releases the GIL
+
+    return Work(step, {"bytes": 2 * n_bytes})

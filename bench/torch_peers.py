@@ -1,0 +1,475 @@
+"""PyTorch's counterpart of each kernel, called as directly as it can be.
+
+DIRECT functions take the kernel's own arguments as tensors. PREPARED ones are given the arguments
+once, do what is not to be timed (an earlier forward pass, an optimizer's state) and return the call
+that is. Gradients are aten's backward operations where there is one; where not, autograd's backward
+alone, through a graph recorded beforehand. The text of each is shown beside its row.
+
+Importing this module imports torch; only the worker of the torch side does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from bench.cases import Case
+
+torch.set_num_threads(os.cpu_count() or 1)
+torch.set_grad_enabled(False)
+
+aten = torch.ops.aten
+Peer = Callable[..., Any]
+
+#: kernel, or kernel-variant -> (text, function, is its result the kernel's?)
+DIRECT: dict[str, tuple[str, Peer, bool]] = {}
+PREPARED: dict[str, tuple[str, Peer, bool]] = {}
+
+
+@dataclass
+class Call:
+    """A prepared peer: `step` is what is timed."""
+
+    text: str
+    step: Callable[[], Any]
+    comparable: bool
+    #: Where a step changes arrays instead of returning them: reads those.
+    read: Callable[[], Any] | None = None
+
+    def results(self) -> list[Any]:
+        """The results of one call as NumPy arrays, None for what has no counterpart."""
+        returned = self.step()
+        if self.read is not None:
+            returned = self.read()
+        returned = returned if isinstance(returned, (tuple, list)) else [returned]
+        return [None if r is None else r.detach().numpy() for r in returned]
+
+
+def prepare(case: Case, args: Sequence[Any]) -> Call | None:
+    """The peer of a case, None if torch has none."""
+    if case.kernel in OPTIMIZERS:
+        return _optimizer(case, args)
+    tensors = [_tensor(a) for a in args]
+    for key in (case.label, case.kernel):
+        if key in DIRECT:
+            text, function, comparable = DIRECT[key]
+            return Call(text, partial(function, *tensors), comparable)
+        if key in PREPARED:
+            text, function, comparable = PREPARED[key]
+            return Call(text, function(*tensors), comparable)
+    return None
+
+
+def _tensor(a: Any) -> Any:
+    """Arrays as tensors in memory of torch's own, with the same strides."""
+    return torch.from_numpy(a).clone() if isinstance(a, np.ndarray) else a
+
+
+def direct(kernel: str, text: str, function: Peer, comparable: bool = True) -> None:
+    """Register a peer that takes the kernel's arguments."""
+    DIRECT[kernel] = text, function, comparable
+
+
+def prepared(kernel: str, text: str, comparable: bool = True) -> Callable[[Peer], Peer]:
+    """Register a peer that is given the kernel's arguments once and returns the call to time."""
+
+    def register(function: Peer) -> Peer:
+        PREPARED[kernel] = text, function, comparable
+        return function
+
+    return register
+
+
+def through_autograd(
+    kernel: str, text: str, forward: Peer, n_inputs: int = 1, skip: int = 0
+) -> None:
+    """Register a gradient whose kernel takes (dy, inputs..., `skip` unused arrays, options...).
+
+    The graph of ``forward(inputs..., options...)`` is recorded beforehand; its backward is timed.
+    """
+
+    @prepared(kernel, f"autograd backward of {text}")
+    def _(dy, *args):
+        inputs = [a.requires_grad_() for a in args[:n_inputs]]
+        with torch.enable_grad():
+            y = forward(*inputs, *args[n_inputs + skip :])
+        return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+
+# Activations --------------------------------------------------------------------------------------
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+direct("relu", "torch.relu", torch.relu)
+direct("relu6", "F.relu6", F.relu6)
+direct("hardtanh", "F.hardtanh", F.hardtanh)
+direct("leaky_relu", "F.leaky_relu", F.leaky_relu)
+direct("hardsigmoid", "F.hardsigmoid", F.hardsigmoid)
+direct("hardswish", "F.hardswish", F.hardswish)
+direct("elu", "F.elu", F.elu)
+direct("selu", "F.selu", F.selu)
+direct("celu", "F.celu", F.celu)
+direct("sigmoid", "torch.sigmoid", torch.sigmoid)
+direct("tanh", "torch.tanh", torch.tanh)
+direct("softsign", "F.softsign", F.softsign)
+direct("softplus", "F.softplus", F.softplus)
+direct("logsigmoid", "F.logsigmoid", F.logsigmoid)
+direct("gelu", "F.gelu", F.gelu)
+direct("gelu_tanh", "F.gelu(approximate='tanh')", lambda x: F.gelu(x, approximate="tanh"))
+direct("silu", "F.silu", F.silu)
+direct("mish", "F.mish", F.mish)
+direct("erf", "torch.erf", torch.erf)
+direct("glu", "F.glu", F.glu)
+direct("prelu", "F.prelu", F.prelu)
+
+direct("relu_grad", "aten.threshold_backward", lambda dy, x: aten.threshold_backward(dy, x, 0))
+direct("relu6_grad", "aten.hardtanh_backward", lambda dy, x: aten.hardtanh_backward(dy, x, 0, 6))
+direct(
+    "hardtanh_grad",
+    "aten.hardtanh_backward",
+    lambda dy, x, low=-1.0, high=1.0: aten.hardtanh_backward(dy, x, low, high),
+)
+direct(
+    "leaky_relu_grad",
+    "aten.leaky_relu_backward",
+    lambda dy, x, slope=0.01: aten.leaky_relu_backward(dy, x, slope, False),
+)
+direct("hardsigmoid_grad", "aten.hardsigmoid_backward", aten.hardsigmoid_backward)
+direct("hardswish_grad", "aten.hardswish_backward", aten.hardswish_backward)
+direct(
+    "elu_grad",
+    "aten.elu_backward",
+    lambda dy, x, alpha=1.0: aten.elu_backward(dy, alpha, 1, 1, False, x),
+)
+direct(
+    "selu_grad",
+    "aten.elu_backward",
+    lambda dy, x: aten.elu_backward(dy, _SELU_ALPHA, _SELU_SCALE, 1, False, x),
+)
+direct(
+    "celu_grad",
+    "aten.elu_backward",
+    lambda dy, x, alpha=1.0: aten.elu_backward(dy, alpha, 1, 1 / alpha, False, x),
+)
+direct(
+    "softplus_grad",
+    "aten.softplus_backward",
+    lambda dy, x, beta=1.0, threshold=20.0: aten.softplus_backward(dy, x, beta, threshold),
+)
+direct("gelu_grad", "aten.gelu_backward", aten.gelu_backward)
+direct(
+    "gelu_tanh_grad",
+    "aten.gelu_backward(approximate='tanh')",
+    lambda dy, x: aten.gelu_backward(dy, x, approximate="tanh"),
+)
+direct("silu_grad", "aten.silu_backward", aten.silu_backward)
+direct("mish_grad", "aten.mish_backward", aten.mish_backward)
+direct("glu_grad", "aten.glu_backward", lambda dy, x, axis=-1: aten.glu_backward(dy, x, axis))
+
+
+@prepared("sigmoid_grad", "aten.sigmoid_backward, from the saved output (ours: from the input)")
+def _(dy, x):
+    y = torch.sigmoid(x)
+    return lambda: aten.sigmoid_backward(dy, y)
+
+
+@prepared("tanh_grad", "aten.tanh_backward, from the saved output (ours: from the input)")
+def _(dy, x):
+    y = torch.tanh(x)
+    return lambda: aten.tanh_backward(dy, y)
+
+
+@prepared("logsigmoid_grad", "aten.log_sigmoid_backward, with its saved buffer")
+def _(dy, x):
+    _, buffer = aten.log_sigmoid_forward(x)
+    return lambda: aten.log_sigmoid_backward(dy, x, buffer)
+
+
+def _swiglu(x, axis=-1):
+    a, b = x.chunk(2, axis)
+    return F.silu(a) * b
+
+
+direct("swiglu", "F.silu(a) * b (two operations)", _swiglu)
+through_autograd("swiglu_grad", "F.silu(a) * b", _swiglu)
+through_autograd("softsign_grad", "F.softsign", F.softsign)
+through_autograd("erf_grad", "torch.erf", torch.erf)
+through_autograd("prelu_grad", "F.prelu", F.prelu, n_inputs=2)
+
+
+# Softmax ------------------------------------------------------------------------------------------
+
+direct("softmax", "torch.softmax", lambda x, axis=-1: torch.softmax(x, axis))
+direct(
+    "softmax-masked",
+    "x.masked_fill, then torch.softmax (two operations)",
+    lambda x, axis, mask: torch.softmax(x.masked_fill(~mask, -torch.inf), axis),
+)
+direct("log_softmax", "torch.log_softmax", lambda x, axis=-1: torch.log_softmax(x, axis))
+direct(
+    "logsumexp",
+    "torch.logsumexp",
+    lambda x, axis=-1, keepdims=False: torch.logsumexp(x, axis, keepdims),
+)
+direct(
+    "softmax_grad",
+    "aten._softmax_backward_data",
+    lambda dy, y, axis=-1: aten._softmax_backward_data(dy, y, axis, y.dtype),
+)
+direct(
+    "log_softmax_grad",
+    "aten._log_softmax_backward_data",
+    lambda dy, y, axis=-1: aten._log_softmax_backward_data(dy, y, axis, y.dtype),
+)
+direct(
+    "logsumexp_grad",
+    "dy * torch.exp(x - y), as autograd's backward",
+    lambda dy, x, y: dy[:, None] * torch.exp(x - y[:, None]),
+)
+
+
+# Losses -------------------------------------------------------------------------------------------
+
+
+@prepared("cross_entropy", "F.cross_entropy(reduction='none') and its autograd backward")
+def _(logits, targets):
+    logits.requires_grad_()
+    ones = torch.ones(len(targets))
+
+    def step():
+        with torch.enable_grad():
+            losses = F.cross_entropy(logits, targets, reduction="none")
+        return losses, torch.autograd.grad(losses, logits, ones)[0]
+
+    return step
+
+
+direct(
+    "cross_entropy-loss_only",
+    "F.cross_entropy(reduction='none')",
+    lambda x, t, *_: F.cross_entropy(x, t, reduction="none"),
+)
+direct("cross_entropy_grad", "dlogits * dy[:, None]", lambda dy, g: g * dy[:, None])
+direct("nll", "F.nll_loss(reduction='none')", lambda x, t: F.nll_loss(x, t, reduction="none"))
+
+
+@prepared("nll_grad", "aten.nll_loss_backward")
+def _(dy, targets, classes):
+    log_p, weight = torch.zeros(len(dy), classes), torch.zeros(())
+    return lambda: aten.nll_loss_backward(dy, log_p, targets, None, 0, -100, weight)
+
+
+def _hinge(x, target, margin=1.0):
+    return torch.clamp(margin - target * x, min=0)
+
+
+def _bce(x, target, pos_weight=1.0):
+    weight = None if pos_weight == 1.0 else torch.tensor(pos_weight)
+    return F.binary_cross_entropy_with_logits(x, target, reduction="none", pos_weight=weight)
+
+
+def _unreduced(function: Peer, **options: Any) -> Peer:
+    return lambda x, target: function(x, target, reduction="none", **options)
+
+
+_LOSSES: dict[str, tuple[str, Peer]] = {
+    "mse": ("F.mse_loss", _unreduced(F.mse_loss)),
+    "l1": ("F.l1_loss", _unreduced(F.l1_loss)),
+    "huber": ("F.huber_loss", _unreduced(F.huber_loss)),
+    "smooth_l1": ("F.smooth_l1_loss", _unreduced(F.smooth_l1_loss)),
+    "binary_cross_entropy_with_logits": ("F.binary_cross_entropy_with_logits", _bce),
+    "kl_div": ("F.kl_div", _unreduced(F.kl_div)),
+    "kl_div_log_target": ("F.kl_div(log_target=True)", _unreduced(F.kl_div, log_target=True)),
+    "hinge": ("torch.clamp(1 - t * x, min=0)", _hinge),
+}
+for _name, (_text, _loss) in _LOSSES.items():
+    direct(_name, _text, _loss)
+    through_autograd(f"{_name}_grad", _text, _loss)
+
+for _name, _backward, _options in (
+    ("mse_grad", aten.mse_loss_backward, ()),
+    ("huber_grad", aten.huber_loss_backward, (1.0,)),
+    ("smooth_l1_grad", aten.smooth_l1_loss_backward, (1.0,)),
+):
+    del PREPARED[_name]
+    direct(
+        _name,
+        f"aten.{_backward.__name__}",
+        lambda dy, x, t, f=_backward, options=_options: f(dy, x, t, 0, *options),
+    )
+
+
+# Normalisation ------------------------------------------------------------------------------------
+
+direct("layer_norm", "F.layer_norm", lambda x, w, b, eps=1e-5: F.layer_norm(x, w.shape, w, b, eps))
+direct("rms_norm", "F.rms_norm", lambda x, w, eps=1e-6: F.rms_norm(x, w.shape, w, eps))
+direct(
+    "batch_norm",
+    "F.batch_norm(training=True)",
+    lambda x, w, b, eps=1e-5: F.batch_norm(x, None, None, w, b, True, 0.1, eps),
+)
+direct(
+    "batch_norm_inference",
+    "F.batch_norm(training=False)",
+    lambda x, w, b, mean, var, eps=1e-5: F.batch_norm(x, mean, var, w, b, False, 0.1, eps),
+)
+direct(
+    "group_norm",
+    "F.group_norm",
+    lambda x, groups, w, b, eps=1e-5: F.group_norm(x, groups, w, b, eps),
+)
+
+
+@prepared("layer_norm_grad", "aten.native_layer_norm_backward")
+def _(dy, x, w, mean, rstd):
+    args = dy, x, list(w.shape), mean[:, None], rstd[:, None], w, w, [True] * 3
+    return lambda: aten.native_layer_norm_backward(*args)
+
+
+@prepared("rms_norm_grad", "autograd backward of F.rms_norm")
+def _(dy, x, w, rstd):
+    inputs = x.requires_grad_(), w.requires_grad_()
+    with torch.enable_grad():
+        y = F.rms_norm(x, w.shape, w, 1e-6)
+    return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+
+@prepared("batch_norm_grad", "aten.native_batch_norm_backward")
+def _(dy, x, w, mean, var, eps):
+    args = dy, x, w, None, None, mean, 1 / torch.sqrt(var + eps), True, eps, [True] * 3
+    return lambda: aten.native_batch_norm_backward(*args)
+
+
+@prepared("batch_norm_inference_grad", "aten.native_batch_norm_backward(train=False)")
+def _(dy, x, w, mean, var, eps=1e-5):
+    args = dy, x, w, mean, var, None, None, False, eps, [True] * 3
+    return lambda: aten.native_batch_norm_backward(*args)
+
+
+@prepared("group_norm_grad", "aten.native_group_norm_backward")
+def _(dy, x, groups, w, mean, rstd):
+    N, C, H, W = x.shape
+    args = dy, x, mean, rstd, w, N, C, H * W, groups, [True] * 3
+    return lambda: aten.native_group_norm_backward(*args)
+
+
+# Random draws: other streams, so nothing to compare -----------------------------------------------
+
+direct("dropout", "F.dropout", lambda x, p, *_: F.dropout(x, p, True), comparable=False)
+direct("uniform", "Tensor.uniform_", lambda x, _s, _o, a, b: x.uniform_(a, b), comparable=False)
+direct("normal", "Tensor.normal_", lambda x, _s, _o, a, b: x.normal_(a, b), comparable=False)
+direct("bernoulli", "Tensor.bernoulli_", lambda x, _s, _o, p: x.bernoulli_(p), comparable=False)
+direct("randint", "Tensor.random_", lambda x, _s, _o, a, b: x.random_(a, b), comparable=False)
+direct("permutation", "torch.randperm", lambda x, *_: torch.randperm(len(x)), comparable=False)
+
+
+@prepared("dropout_grad", "aten.native_dropout_backward, with its saved mask", comparable=False)
+def _(dy, p, *_):
+    _, mask = aten.native_dropout(dy, p, True)
+    return lambda: aten.native_dropout_backward(dy, mask, 1 / (1 - p))
+
+
+# Reductions ---------------------------------------------------------------------------------------
+
+
+def _over(function: Peer) -> Peer:
+    """A torch reduction that takes (x, dim, keepdim) as a kernel that takes (x, axis, keepdims)."""
+    return lambda x, axis=None, keepdims=False: function(x, axis, keepdim=keepdims)
+
+
+def _extreme(function: Peer) -> Peer:
+    return lambda x, axis=None, keepdims=False: function(x, () if axis is None else axis, keepdims)
+
+
+def _var(x, axis=None, correction=1, keepdims=False):
+    return torch.var(x, axis, correction=correction, keepdim=keepdims)
+
+
+def _norm(x, axis=None, keepdims=False):
+    return torch.linalg.vector_norm(x, 2, axis, keepdims)
+
+
+direct("sum", "torch.sum", _over(torch.sum))
+direct("mean", "torch.mean", _over(torch.mean))
+direct("var", "torch.var", _var)
+direct("max", "torch.amax", _extreme(torch.amax))
+direct("min", "torch.amin", _extreme(torch.amin))
+direct("argmax", "torch.argmax", _over(torch.argmax))
+direct("argmin", "torch.argmin", _over(torch.argmin))
+direct("cumsum", "torch.cumsum", lambda x, axis=-1: torch.cumsum(x, axis))
+direct("norm", "torch.linalg.vector_norm", _norm)
+direct("sum_of_squares", "torch.dot(x, x)", lambda x: torch.dot(x.view(-1), x.view(-1)))
+through_autograd("var_grad", "torch.var", _var)
+through_autograd("max_grad", "torch.amax", _extreme(torch.amax), skip=1)
+through_autograd("norm_grad", "torch.linalg.vector_norm", _norm, skip=1)
+direct(
+    "cumsum_grad",
+    "flip, cumsum, flip (as autograd's backward)",
+    lambda dy, axis=-1: dy.flip(axis).cumsum(axis).flip(axis),
+)
+
+
+# Matrices and tables ------------------------------------------------------------------------------
+
+
+@prepared("matmul", "torch.matmul, torch.addmm with a bias")
+def _(a, b, transpose_a=False, transpose_b=False, bias=None):
+    a = a.mT if transpose_a else a
+    b = b.mT if transpose_b else b
+    if bias is None:
+        return lambda: torch.matmul(a, b)
+    return lambda: torch.addmm(bias, a, b)
+
+
+direct("scale_", "Tensor.mul_", lambda x, factor: x.mul_(factor))
+direct("lerp_", "Tensor.lerp_", lambda a, b, weight: a.lerp_(b, weight))
+direct("embedding", "F.embedding", lambda w, i, *_: F.embedding(i, w))
+direct(
+    "embedding_grad",
+    "aten.embedding_dense_backward",
+    lambda dy, i, rows, padding=None: aten.embedding_dense_backward(
+        dy, i, rows, -1 if padding is None else padding, False
+    ),
+)
+
+
+# Optimizer steps ----------------------------------------------------------------------------------
+
+#: (kernel, variant) -> torch.optim's class and its options.
+OPTIMIZERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "adam_step": {
+        "adamw": ("AdamW", {"fused": True, "weight_decay": 0.01}),
+        "adamw_foreach": ("AdamW", {"foreach": True, "weight_decay": 0.01}),
+        "adam": ("Adam", {"fused": True}),
+        "adam_foreach": ("Adam", {"foreach": True}),
+    },
+    "sgd_step": {
+        "nesterov": ("SGD", {"fused": True, "momentum": 0.9, "nesterov": True}),
+        "nesterov_foreach": ("SGD", {"foreach": True, "momentum": 0.9, "nesterov": True}),
+        "plain": ("SGD", {"fused": True}),
+    },
+    "rmsprop_step": {"plain": ("RMSprop", {"foreach": True})},
+    "adagrad_step": {"plain": ("Adagrad", {"fused": True})},
+}
+
+
+def _optimizer(case: Case, args: Sequence[Any]) -> Call | None:
+    """torch.optim's step over the same numbers, cut into the case's number of tensors."""
+    if case.variant not in OPTIMIZERS[case.kernel] or len(case.shape) != 2:
+        return None
+    name, options = OPTIMIZERS[case.kernel][case.variant]
+    n, count = case.shape
+    parameters = [torch.from_numpy(p.copy()) for p in np.array_split(args[0], count)]
+    for p, g in zip(parameters, np.array_split(args[1], count), strict=True):
+        p.grad = torch.from_numpy(g.copy())
+    optimizer = getattr(torch.optim, name)(parameters, lr=1e-3, **options)
+    settings = ", ".join(f"{k}={v}" for k, v in options.items())
+    text = f"torch.optim.{name}({settings}), {count} tensor{'s' * (count > 1)}"
+    return Call(text, optimizer.step, True, lambda: torch.cat(parameters))

@@ -1,0 +1,158 @@
+"""`python -m bench training`: whole training steps, ours and torch eager's, in turns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from bench.measure import Spread, Turns, measure
+from bench.peer import Worker
+from bench.training_sides import LAPS, TASKS, Task
+
+#: Steps from equal weights whose losses are compared, and with which the peak memory is taken.
+STEPS = 50
+
+#: How far the losses may be apart, relative to the first loss: rounding grows along the steps.
+LOSS_TOLERANCE = 5e-3
+
+
+@dataclass
+class Result:
+    """A run: its turns, the losses of both from equal weights, and the memory of both."""
+
+    task: Task
+    turns: Turns
+    losses: dict[str, list[float]]
+    memory: dict[str, dict[str, int | None]]
+
+    @property
+    def loss_difference(self) -> float:
+        """The largest difference of losses at a step, over the first loss; 0 without a peer."""
+        mine = self.losses["ours"]
+        apart = [
+            abs(a - b) / max(abs(mine[0]), 1e-12)
+            for side in self.losses
+            for a, b in zip(mine, self.losses[side], strict=True)
+        ]
+        return math.inf if any(map(math.isnan, apart)) else max(apart)
+
+    @property
+    def agrees(self) -> bool:
+        """Did all sides train the same network?"""
+        return self.loss_difference <= LOSS_TOLERANCE
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        sides = list(self.turns.laps)
+        return {
+            "model": self.task.name,
+            "widths": list(self.task.widths),
+            "batch": self.task.batch,
+            "optimizer": "Adam (torch: fused=True)",
+            "dtype": "float32",
+            "seconds": {side: self._seconds(side) for side in sides},
+            "samples_per_second": {
+                side: Spread.of(self.task.batch / t for t in self.turns.totals(side)).as_dict()
+                for side in sides
+            },
+            "best_seconds": self.turns.best,
+            "speedup": {s: self.turns.speedup(s).as_dict() for s in sides if s != "ours"},
+            "losses": self.losses,
+            "loss_difference": self.loss_difference,
+            "memory": self.memory,
+            "turns": self.turns.as_dict(),
+        }
+
+    def _seconds(self, side: str) -> dict[str, dict[str, float]]:
+        laps = {name: self.turns.seconds(side, i).as_dict() for i, name in enumerate(LAPS)}
+        return {"step": self.turns.seconds(side).as_dict(), **laps}
+
+
+def run(
+    model: str,
+    against: Sequence[str],
+    seconds: float,
+    turns: int,
+    after_turn: Callable[[], object] = lambda: None,
+) -> Result:
+    """Check that all sides train alike, time them `seconds` each, and take their memory afterwards.
+
+    The memory is that of fresh processes: by then every kernel lies compiled in the cache.
+    """
+    sides = ["ours", *against]
+    with ExitStack() as stack:
+        workers = {s: stack.enter_context(_worker(s)) for s in sides}
+        for side in sides:
+            workers[side].call("prepare", model)
+        losses = {side: workers[side].call("ask", "losses", STEPS) for side in sides}
+        timed = measure(workers, seconds, turns, after_turn)
+    memory = {}
+    for side in sides:
+        with _worker(side) as worker:
+            worker.call("prepare", model)
+            worker.call("ask", "losses", STEPS)
+            memory[side] = worker.call("ask", "memory")
+    return Result(TASKS[model], timed, losses, memory)
+
+
+def _worker(side: str) -> Worker:
+    return Worker(side, f"bench.training_sides:{side}")
+
+
+# The table ----------------------------------------------------------------------------------------
+
+
+def table(result: Result) -> Table:
+    """A row for the whole step and each lap: milliseconds of each side and the ratio."""
+    turns = result.turns
+    peers = [side for side in turns.laps if side != "ours"]
+    widths = "-".join(map(str, result.task.widths))
+    grid = Table(
+        title=f"{result.task.name} {widths}, batch {result.task.batch}, Adam, float32",
+        title_justify="left",
+        caption="milliseconds: median (p20-p80) over the turns; x side: its time / ours",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    grid.add_column("")
+    for column in ("ours", *peers, *(f"x {p}" for p in peers)):
+        grid.add_column(column, justify="right", no_wrap=True)
+    for i, lap in enumerate((*LAPS, "step")):
+        index = i if lap != "step" else None
+        cells = [_text(turns.seconds(side, index), 1e3) for side in turns.laps]
+        grid.add_row(lap, *cells, *(_text(_ratio(turns, peer, index)) for peer in peers))
+    best = [f"{turns.best[side] * 1e3:.3g}" for side in turns.laps]
+    grid.add_row("best step", *best, *(f"{turns.best_speedup(peer):.3g}" for peer in peers))
+    rates = [
+        Spread.of(result.task.batch / seconds for seconds in turns.totals(side))
+        for side in turns.laps
+    ]
+    grid.add_row("samples/s", *(f"{rate.median:,.0f}" for rate in rates), *[""] * len(peers))
+    final = [f"{result.losses[side][-1]:.4f}" for side in turns.laps]
+    grid.add_row(f"loss, step {STEPS}", *final, *[""] * len(peers))
+    for label, key in (("peak memory", "peak"), ("  above imports", "growth")):
+        cells = [_megabytes(result.memory[side][key]) for side in turns.laps]
+        grid.add_row(label, *cells, *[""] * len(peers))
+    return grid
+
+
+def _ratio(turns: Turns, peer: str, lap: int | None) -> Spread:
+    if lap is None:
+        return turns.speedup(peer)
+    pairs = zip(turns.laps[peer], turns.laps["ours"], strict=False)
+    return Spread.of(theirs[lap] / ours[lap] for theirs, ours in pairs)
+
+
+def _text(spread: Spread, unit: float = 1.0) -> str:
+    median, p20, p80 = (f"{v * unit:.3g}" for v in (spread.median, spread.p20, spread.p80))
+    return f"{median} ({p20}-{p80})"
+
+
+def _megabytes(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**20:.1f} MiB"
