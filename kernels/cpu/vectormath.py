@@ -263,13 +263,29 @@ def exp(x):
 
     Infinite above 88.72, 0 below -103.97; subnormal results are right within one unit of 2^-149.
     """
-    z = np.float32(89) if x > np.float32(89) else x
-    z = np.float32(-104) if z < np.float32(-104) else z
+    # far beyond 89 and -104: the loop around may reorder a product, e^89 times 0.5 is finite, and
+    # e^-104 times 2 is not 0
+    z = np.float32(170) if x > np.float32(170) else x
+    z = np.float32(-170) if z < np.float32(-170) else z
     rounded = z * _LOG2E + _ROUND
     n = rounded - _ROUND
     r = (z - n * _LN2_HIGH) - n * _LN2_LOW
     q = (((_EXP[4] * r + _EXP[3]) * r + _EXP[2]) * r + _EXP[1]) * r + _EXP[0]
     return _scale((q * r) * r + r + ONE, rounded)
+
+
+@jit(**_EXACT)
+def exp_nonpositive(x):
+    """e^x for x <= 0, where a maximum was subtracted: `exp` with 0 below e^-87. 1.1 ulp.
+
+    No subnormal results, so one factor 2^n and no clamps: a quarter fewer instructions.
+    """
+    rounded = x * _LOG2E + _ROUND
+    n = rounded - _ROUND
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    q = (((_EXP[4] * r + _EXP[3]) * r + _EXP[2]) * r + _EXP[1]) * r + _EXP[0]
+    power = from_bits(np.int32(np.int32(to_bits(rounded) << 23) + _BITS_ONE))
+    return ZERO if x < np.float32(-87) else ((q * r) * r + r + ONE) * power
 
 
 @jit(**_EXACT)
