@@ -160,7 +160,7 @@ class Kernel:
             _widened(x), *map(_widened, args), **{k: _widened(v) for k, v in options.items()}
         )
         if not isinstance(results, tuple):
-            return _narrowed(results, narrow)
+            return results if 0 in self.statistics else _narrowed(results, narrow)
         return tuple(
             r if i in self.statistics else _narrowed(r, narrow) for i, r in enumerate(results)
         )
@@ -174,9 +174,10 @@ class Kernel:
         for name in self.inplace:
             if wide.get(name) is not given.get(name):
                 given[name][...] = wide[name].astype(given[name].dtype)
-            if result is wide.get(name):
-                result = given[name]
-        return result
+        for name in self.inplace:
+            if name in given and result is wide[name]:
+                return given[name]
+        return _narrowed(result, args[0].dtype)
 
 
 def _dtype(name: str) -> np.dtype[Any]:
