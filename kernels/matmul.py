@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,14 @@ def _result_shape(
     return shape
 
 
+@cache
+def _blas() -> Any:
+    """kernels/cpu/blas.py; the import statement itself would cost 1 us a call."""
+    from kernels.cpu import blas
+
+    return blas
+
+
 @matmul.cpu
 def _(
     a: Array,
@@ -77,8 +86,7 @@ def _(
     bias: Array | None = None,
     out: Array | None = None,
 ) -> Array:
-    from kernels.cpu import blas
-
+    blas = _blas()
     shape = _result_shape(a, b, transpose_a, transpose_b, bias, out)
     y = out if out is not None and out.flags.c_contiguous else np.empty(shape, np.float32)
     k = a.shape[-2 if transpose_a else -1]
