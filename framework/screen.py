@@ -1,0 +1,234 @@
+"""What the commands show: tables and lines for a terminal, plain text elsewhere. Imported by the
+CLI only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from framework.backend.device import Device
+from framework.data import Splits
+from framework.layers import Module
+from framework.trainer.run import RunConfig
+
+#: Rows of predictions in a terminal.
+ROWS = 20
+
+
+@cache
+def console() -> Console:
+    """The screen; where it is a pipe or a file, lines are as long as they need to be."""
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(highlight=False, width=200)
+
+
+def table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+    """An empty table in the house's look; `right` are the columns with numbers."""
+    out = Table(box=box.SIMPLE_HEAD, header_style="dim", border_style="dim", pad_edge=False)
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="right" if i in right else "left", overflow="fold")
+    return out
+
+
+def facts(rows: Mapping[str, str]) -> Table:
+    """Names and what they are."""
+    out = Table.grid(padding=(0, 2))
+    out.add_column(style="dim", no_wrap=True)
+    out.add_column(overflow="fold")
+    for name, text in rows.items():
+        out.add_row(f"  {name}", text)
+    return out
+
+
+def title(text: str) -> None:
+    """A heading."""
+    console().print(Text(text, style="bold cyan"))
+
+
+# train --------------------------------------------------------------------------------------------
+
+
+def show_training(config: RunConfig, splits: Splits, model: Module, epochs_done: int) -> None:
+    """Device, data, recipe and model, before training begins."""
+    recipe = config.recipe
+    sizes = [f"{len(splits.train):,} to train", f"{len(splits.test):,} to test"]
+    if splits.classes:
+        sizes.append(f"{len(splits.classes)} classes")
+    steps = [
+        f"{recipe.epochs} epochs",
+        f"batches of {recipe.batch_size}",
+        f"AdamW, learning rate {recipe.lr:g}",
+        f"seed {config.seed}",
+    ]
+    title(f"train {config.model} on {config.dataset}")
+    console().print(
+        facts(
+            {
+                "device": device_name(config.device),
+                "data": f"{escape(splits.description)}\n{' · '.join(sizes)}",
+                "recipe": " · ".join(steps),
+            }
+        )
+    )
+    show_summary(model, splits.shape)
+    if epochs_done:
+        console().print(f"going on after epoch {epochs_done}\n")
+
+
+def show_summary(model: Module, shape: tuple[int, ...]) -> None:
+    """Layers with output shapes and parameters; those without parameters are left out."""
+    summary = model.summary((1, *shape))
+    out = table("layer", "type", "output", "parameters", "multiply-adds", right=(3, 4))
+    for row in summary.rows:
+        if row.parameters:
+            cells = row.name, row.kind, row.output, f"{row.parameters:,}", f"{row.multiply_adds:,}"
+            out.add_row(*cells)
+    out.columns[0].footer = "total"
+    out.columns[3].footer = f"{summary.parameters:,}"
+    out.columns[4].footer = f"{summary.multiply_adds:,}"
+    out.show_footer, out.footer_style = True, "bold"
+    console().print(out)
+
+
+def device_name(name: str) -> str:
+    """A device and what it is."""
+    device = Device(name)
+    if device.kind == "cpu":
+        from kernels.registry import has_numba
+
+        if not has_numba():
+            return "cpu (numba is not installed: the slow reference kernels run)"
+        from kernels.cpu.engine import threads
+
+        count = threads()
+        return f"cpu ({count} thread{'s' * (count != 1)})"
+    properties = device.module.cuda.runtime.getDeviceProperties(device.index)
+    memory = properties["totalGlobalMem"] / 2**30
+    return f"{device} ({properties['name'].decode()}, {memory:.0f} GiB)"
+
+
+def show_files(folder: Path) -> None:
+    """What the run folder holds now."""
+    files = ", ".join(
+        sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+    )
+    console().print(
+        f"\n[dim]wrote[/] {escape(str(folder))}[dim]: {escape(files)}[/]", soft_wrap=True
+    )
+
+
+# evaluate, predict --------------------------------------------------------------------------------
+
+
+def show_evaluation(config: RunConfig, scores: Mapping[str, Any], samples: int) -> None:
+    """Overall scores, then precision, recall and F1 of each class and the confusion matrix."""
+    title(f"{config.model} on {config.dataset}: {samples:,} test samples")
+    console().print(facts({"device": device_name(config.device), "loss": f"{scores['loss']:.4f}"}))
+    counts = scores.get("confusion")
+    if counts is None or config.classes is None:
+        return
+    hit, found, there = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+    with_matrix = len(config.classes) <= 10 and console().width >= 80
+    width = len(str(counts.max()))
+    # Class names head the columns where they are as short as the counts; else their number does.
+    short = max(len(name) for name in config.classes) <= max(2, width)
+    heads = config.classes if short else [str(i) for i in range(len(config.classes))]
+    columns = ["class", "precision", "recall", "f1", "samples"]
+    columns += [f"{head:>{width}}" for head in heads] if with_matrix else []
+    out = table(*columns, right=tuple(range(1, len(columns))))
+    for i, name in enumerate(config.classes):
+        label = name if short else f"{i} {name}"
+        scores_of_class = (
+            hit[i] / max(found[i], 1),
+            hit[i] / max(there[i], 1),
+            2 * hit[i] / max(found[i] + there[i], 1),
+        )
+        cells = [_cell(counts[i, j], i == j) for j in range(len(counts))] if with_matrix else []
+        out.add_row(escape(label), *(f"{s:.4f}" for s in scores_of_class), f"{there[i]:,}", *cells)
+    console().print(out)
+    if with_matrix:
+        console().print("[dim]  right: what each class (row) was taken for (column)[/]\n")
+
+
+def _cell(count: int, right: bool) -> str:
+    if right:
+        return f"[green]{count}[/]"
+    return f"[bold red]{count}[/]" if count else "[dim]·[/]"
+
+
+def show_predictions(config: RunConfig, values: np.ndarray[Any, Any]) -> None:
+    """A table in a terminal; elsewhere a line for each sample: number, class, probability (or the
+    values).
+    """
+    rows = [_prediction(config, value) for value in values]
+    if not console().is_terminal:
+        for i, cells in enumerate(rows):
+            print(i, *cells, sep="\t")
+        return
+    heads = ["class", "probability", "next"] if config.task == "classification" else ["value"]
+    out = table("sample", *heads, right=(0, 2) if config.task == "classification" else (0, 1))
+    for i, cells in enumerate(rows[:ROWS]):
+        out.add_row(str(i), *map(escape, cells))
+    console().print(out)
+    if len(rows) > ROWS:
+        console().print(f"[dim]  ... {len(rows) - ROWS:,} more; --out FILE.npy writes all[/]")
+
+
+def _prediction(config: RunConfig, value: np.ndarray[Any, Any]) -> list[str]:
+    if config.task != "classification":
+        return [f"{v:.6g}" for v in value]
+    names = config.classes or tuple(map(str, range(len(value))))
+    first, second = np.argsort(-value, kind="stable")[:2]
+    return [names[first], f"{value[first]:.4f}", f"{names[second]} {value[second]:.4f}"]
+
+
+# models -------------------------------------------------------------------------------------------
+
+
+def show_models(zoo: Mapping[str, Any], recipe: type[Any], datasets: Mapping[str, str]) -> None:
+    """The families with their settings, the recipe's settings, and the data sets."""
+    title("models")
+    for name, entry in sorted(zoo.items()):
+        console().print(facts({name: entry.description}))
+        console().print(_settings(entry.config))
+    title("recipe")
+    console().print(_settings(recipe))
+    title("data sets")
+    console().print(facts(datasets))
+    console().print("\n[dim]python -m framework train MODEL --dataset NAME --set SETTING=VALUE[/]")
+
+
+def _settings(kind: type[Any]) -> Table:
+    out = table("setting", "type", "default")
+    for field in fields(kind):
+        default = "" if field.default is MISSING else _shown(field.default)
+        out.add_row(field.name, escape(_type(str(field.type))), default)
+    return out
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _type(text: str) -> str:
+    """`Literal["batch", "layer"] | None` as `batch, layer or none`."""
+    words = {"tuple[int, ...]": "integers", "int": "integer", "float": "number", "str": "name"}
+    optional = text.endswith(" | None")
+    text = text.removesuffix(" | None")
+    if text.startswith("Literal["):
+        text = text[8:-1].replace('"', "")
+    text = {"bool": "true or false"}.get(text, words.get(text, text))
+    return f"{text} or none" if optional else text

@@ -1,0 +1,56 @@
+"""The trainer: loop, metrics, callbacks, checkpoints."""
+
+from framework.trainer import checkpoint
+from framework.trainer.callbacks import (
+    Callback,
+    CSVLog,
+    CurvePlot,
+    EarlyStopping,
+    JSONLLog,
+    LRMonitor,
+    ModelCheckpoint,
+    NonFiniteError,
+    Progress,
+    TerminateOnNaN,
+)
+from framework.trainer.checkpoint import CheckpointError
+from framework.trainer.metrics import (
+    F1,
+    R2,
+    Accuracy,
+    ConfusionMatrix,
+    Loss,
+    Mean,
+    Metric,
+    Precision,
+    Recall,
+    TopK,
+)
+from framework.trainer.trainer import Trainer
+
+__all__ = [
+    "F1",
+    "R2",
+    "Accuracy",
+    "CSVLog",
+    "Callback",
+    "CheckpointError",
+    "ConfusionMatrix",
+    "CurvePlot",
+    "EarlyStopping",
+    "JSONLLog",
+    "LRMonitor",
+    "Loss",
+    "Mean",
+    "Metric",
+    "ModelCheckpoint",
+    "NonFiniteError",
+    "Precision",
+    "Progress",
+    "R2",
+    "Recall",
+    "TerminateOnNaN",
+    "TopK",
+    "Trainer",
+    "checkpoint",
+]

@@ -1,0 +1,24 @@
+"""Callbacks, one small file each."""
+
+from framework.trainer.callbacks.callback import Callback
+from framework.trainer.callbacks.curve_plot import CurvePlot, draw_curves
+from framework.trainer.callbacks.early_stopping import EarlyStopping
+from framework.trainer.callbacks.log import CSVLog, JSONLLog
+from framework.trainer.callbacks.lr_monitor import LRMonitor
+from framework.trainer.callbacks.model_checkpoint import ModelCheckpoint
+from framework.trainer.callbacks.progress import Progress
+from framework.trainer.callbacks.terminate_on_nan import NonFiniteError, TerminateOnNaN
+
+__all__ = [
+    "CSVLog",
+    "Callback",
+    "CurvePlot",
+    "EarlyStopping",
+    "JSONLLog",
+    "LRMonitor",
+    "ModelCheckpoint",
+    "NonFiniteError",
+    "Progress",
+    "TerminateOnNaN",
+    "draw_curves",
+]

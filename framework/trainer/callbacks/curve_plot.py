@@ -1,0 +1,103 @@
+"""Loss and metrics over the epochs as a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framework.interop.atomic import FileError
+from framework.trainer.callbacks.callback import Callback
+
+if TYPE_CHECKING:
+    from framework.trainer.trainer import Trainer
+
+log = logging.getLogger("framework")
+
+INSTALL = 'pip install "matplotlib>=3.8"'
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea")  # training, then the validations
+
+
+class CurvePlot(Callback):
+    """Draws `path` (PNG, SVG or PDF by its ending) at the end of a run, also of one that was broken
+    off.
+
+    A panel for the loss and one for each metric; a line for the training and one for each
+    validation. Without matplotlib it logs one line that says how to install it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        self._draw(trainer)
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if not trainer.history:
+            return
+        if importlib.util.find_spec("matplotlib") is None:
+            log.warning("no %s: matplotlib is not installed (%s)", self.path.name, INSTALL)
+            return
+        draw_curves(trainer.history, self.path, [metric.name for metric in trainer.metrics])
+
+
+def draw_curves(history: list[dict[str, Any]], path: str | Path, metrics: list[str]) -> None:
+    """Write the picture; `metrics` names the panels beside the loss, those without curves are left
+    out.
+
+    Raises:
+        FileError: `path` cannot be written.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    panels = ["loss"] + [m for m in metrics if isinstance(history[0].get(m), float)]
+    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained", facecolor="white")
+    grid = figure.subplots(1, len(panels), squeeze=False)
+    for axes, panel in zip(grid[0], panels, strict=True):
+        _draw_panel(axes, history, panel)
+    path = Path(path)
+    # Written beside and renamed: a reader never sees half a picture.
+    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        figure.savefig(scratch, dpi=160)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _draw_panel(axes: Any, history: list[dict[str, Any]], panel: str) -> None:
+    keys = [panel] + [key for key in history[0] if key.endswith(f"_{panel}")]
+    epochs = [record["epoch"] for record in history]
+    values: list[float] = []
+    for key, colour in zip(keys, COLOURS, strict=False):
+        curve = [record.get(key, float("nan")) for record in history]
+        name = "training" if key == panel else key.removesuffix(f"_{panel}").replace("_", " ")
+        last = f"{curve[-1]:.4f}"
+        marker = "o" if len(epochs) == 1 else ""
+        axes.plot(
+            epochs, curve, color=colour, linewidth=2, marker=marker, label=f"{name}  {last}",
+            solid_capstyle="round",
+        )  # fmt: skip
+        values += [value for value in curve if value == value]
+    positive = [value for value in values if value > 0]
+    if panel == "loss" and positive == values and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+    axes.set_title(panel, loc="left", color=INK, fontsize=12, fontweight="bold")
+    axes.set_xlabel("epoch", color=MUTED)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=MUTED, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    place = "upper right" if panel == "loss" else "lower right"
+    axes.legend(loc=place, frameon=False, labelcolor=INK, prop={"size": 9})

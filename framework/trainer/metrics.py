@@ -1,0 +1,351 @@
+"""Metrics: what to report of a model's outputs, gathered batch by batch.
+
+    accuracy = Accuracy()
+    for x, target in loader:
+        accuracy.update(model(x), target)
+    accuracy.compute()
+
+Sums stay on the device of the outputs until `compute`, so that a CUDA device is not waited for in
+every step. Outputs are logits: (N, C) or (N, C, ...) for C classes, with targets (N, ...) of class
+indices.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from framework.autograd import Tensor
+from kernels.arrays import Array, array_module, is_array, is_cuda, is_floating, to_numpy
+
+Average = Literal["macro", "micro", "none"]
+
+
+class Metric(ABC):
+    """Gathers batches by `update`, gives the result by `compute`, starts anew by `reset`.
+
+    `name` is its key in the history. `compute` before any `update` raises ValueError.
+    """
+
+    name: str
+
+    @abstractmethod
+    def update(self, output: Any, target: Any) -> None:
+        """Take in a batch: a Tensor or array of outputs and one of targets."""
+
+    @abstractmethod
+    def compute(self) -> Any:
+        """The result over everything since the last `reset`. Waits for the device."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all batches."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def _none(self) -> ValueError:
+        return ValueError(f"{self.name}: nothing to compute, update() was not called yet")
+
+
+class Mean:
+    """A weighted mean of numbers or 0-d arrays; sums in float64, on the device of the values."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self.total: Any = 0.0
+        self.weight = 0.0
+
+    def update(self, value: Any, weight: float = 1.0) -> None:
+        """Take in `value` (a number, a 0-d array or Tensor), which counts `weight` times."""
+        array = value.data if isinstance(value, Tensor) else value
+        if is_array(array):
+            if array.size != 1:
+                raise ValueError(f"value has shape {array.shape}, expected a single number")
+            array = array.reshape(()).astype("float64")
+        self.total = self.total + array * weight
+        self.weight += weight
+
+    def compute(self) -> float:
+        """The mean. Waits for the device."""
+        if not self.weight:
+            raise ValueError("there is no mean of no values")
+        return float(self.total) / self.weight
+
+
+class Loss(Metric):
+    """The mean of ``loss(output, target)``, batches weighted by their samples."""
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], name: str = "loss") -> None:
+        self.loss, self.name, self.mean = loss, name, Mean()
+
+    def update(self, output: Any, target: Any) -> None:
+        self.mean.update(self.loss(_tensor(output), _tensor(target)), len(output))
+
+    def compute(self) -> float:
+        if not self.mean.weight:
+            raise self._none()
+        return self.mean.compute()
+
+    def reset(self) -> None:
+        self.mean.reset()
+
+
+class Accuracy(Metric):
+    """The share of positions whose highest logit is the target's.
+
+    An output of the target's own shape, or (N, 1) for targets (N,), counts as one logit for yes:
+    above zero means class 1.
+    """
+
+    name = "accuracy"
+
+    def __init__(self) -> None:
+        self.mean = Mean()
+
+    def update(self, output: Any, target: Any) -> None:
+        output, target = _arrays(self.name, output, target)
+        if output.ndim == target.ndim + 1 and output.shape[1] == 1:
+            output = output[:, 0]
+        if output.shape == target.shape:
+            if target.dtype.kind not in "biu" and not is_floating(target.dtype):
+                raise _wrong_target(self.name, target)
+            right = (output > 0) == (target > 0.5)
+        else:
+            _check_classes(self.name, output, target)
+            right = output.argmax(axis=1) == target
+        self.mean.update(right.sum() / right.size, right.size)
+
+    def compute(self) -> float:
+        if not self.mean.weight:
+            raise self._none()
+        return self.mean.compute()
+
+    def reset(self) -> None:
+        self.mean.reset()
+
+
+class TopK(Metric):
+    """The share of positions whose target is among the `k` highest logits; of equal ones the first
+    count.
+    """
+
+    def __init__(self, k: int = 5) -> None:
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise ValueError(f"k is {k!r}, expected an integer of at least 1")
+        self.k, self.name, self.mean = k, f"top{k}", Mean()
+
+    def update(self, output: Any, target: Any) -> None:
+        output, target = _arrays(self.name, output, target)
+        _check_classes(self.name, output, target)
+        if output.shape[1] < self.k:
+            raise ValueError(f"{self.name}: there are only {output.shape[1]} classes")
+        xp = array_module(output)
+        index = xp.expand_dims(target, 1)
+        mine = xp.take_along_axis(output, index, axis=1)
+        classes = xp.arange(output.shape[1]).reshape(1, -1, *[1] * (output.ndim - 2))
+        ahead = (output > mine) | ((output == mine) & (classes < index)) | xp.isnan(output)
+        right = (ahead.sum(axis=1) < self.k) & ~xp.isnan(mine[:, 0])
+        self.mean.update(right.sum() / right.size, right.size)
+
+    def compute(self) -> float:
+        if not self.mean.weight:
+            raise self._none()
+        return self.mean.compute()
+
+    def reset(self) -> None:
+        self.mean.reset()
+
+
+class ConfusionMatrix(Metric):
+    """Counts, int64 (classes, classes): row i, column j is how often class i was taken for j."""
+
+    name = "confusion"
+
+    def __init__(self, classes: int) -> None:
+        if not isinstance(classes, int) or isinstance(classes, bool) or classes < 2:
+            raise ValueError(f"classes is {classes!r}, expected an integer of at least 2")
+        self.classes = classes
+        self.counts: Any = 0
+
+    def update(self, output: Any, target: Any) -> None:
+        output, target = _arrays(self.name, output, target)
+        _check_classes(self.name, output, target)
+        if output.shape[1] != self.classes:
+            raise ValueError(
+                f"{self.name}: output has {output.shape[1]} classes, expected {self.classes}"
+            )
+        xp = array_module(output)
+        # Targets out of range on CUDA, where _check_classes does not look, go to the last bin.
+        inside = (target >= 0) & (target < self.classes)
+        cells = target.astype("int64") * self.classes + output.argmax(axis=1)
+        cells = xp.where(inside, cells, self.classes**2).reshape(-1)
+        self.counts = self.counts + xp.bincount(cells, minlength=self.classes**2 + 1)
+
+    def compute(self) -> np.ndarray[Any, Any]:
+        if not is_array(self.counts):
+            raise self._none()
+        counts = to_numpy(self.counts)
+        if counts[-1]:
+            raise ValueError(f"{self.name}: {counts[-1]} targets are outside 0..{self.classes - 1}")
+        return counts[:-1].reshape(self.classes, self.classes).astype(np.int64)
+
+    def reset(self) -> None:
+        self.counts = 0
+
+
+class _PerClass(Metric):
+    """A number for each class out of the confusion matrix, or their average."""
+
+    def __init__(self, classes: int, average: Average = "macro") -> None:
+        if average not in ("macro", "micro", "none"):
+            raise ValueError(f"average is {average!r}, expected 'macro', 'micro' or 'none'")
+        self.matrix, self.average = ConfusionMatrix(classes), average
+
+    def update(self, output: Any, target: Any) -> None:
+        self.matrix.update(output, target)
+
+    def reset(self) -> None:
+        self.matrix.reset()
+
+    def compute(self) -> Any:
+        """A float, or float64 (classes,) with ``average="none"``. 0 / 0 counts as 0."""
+        if not is_array(self.matrix.counts):
+            raise self._none()
+        counts = self.matrix.compute()
+        hit, found, there = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+        if self.average == "micro":
+            return float(self.ratio(hit.sum(), found.sum(), there.sum()))
+        each = self.ratio(hit, found, there)
+        return each if self.average == "none" else float(each.mean())
+
+    @staticmethod
+    @abstractmethod
+    def ratio(hit: Any, found: Any, there: Any) -> Any:
+        """From what was rightly found, what was found, and what is there."""
+
+
+class Precision(_PerClass):
+    """Of what was taken for a class, the share that is of it.
+
+    "macro" averages the classes, "micro" counts all positions together, "none" gives every class.
+    """
+
+    name = "precision"
+
+    @staticmethod
+    def ratio(hit: Any, found: Any, there: Any) -> Any:
+        return hit / np.maximum(found, 1)
+
+
+class Recall(_PerClass):
+    """Of what is of a class, the share that was taken for it; averages as in `Precision`."""
+
+    name = "recall"
+
+    @staticmethod
+    def ratio(hit: Any, found: Any, there: Any) -> Any:
+        return hit / np.maximum(there, 1)
+
+
+class F1(_PerClass):
+    """The harmonic mean of precision and recall of each class; averages as in `Precision`."""
+
+    name = "f1"
+
+    @staticmethod
+    def ratio(hit: Any, found: Any, there: Any) -> Any:
+        return 2 * hit / np.maximum(found + there, 1)
+
+
+class R2(Metric):
+    """The coefficient of determination, 1 - squared error / variance of the targets.
+
+    1 is perfect, 0 as good as always saying the mean. Outputs and targets have one shape; with
+    several columns all elements are taken together.
+    """
+
+    name = "r2"
+
+    def __init__(self) -> None:
+        self.error: Any = 0.0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+        self.count = 0
+
+    def update(self, output: Any, target: Any) -> None:
+        output, target = _arrays(self.name, output, target)
+        if output.shape != target.shape:
+            raise ValueError(
+                f"{self.name}: output has shape {output.shape}, target {target.shape}; "
+                "they must be equal"
+            )
+        t = target.astype("float64")
+        error = ((output.astype("float64") - t) ** 2).sum()
+        # Chan's update of mean and sum of squares: E[t^2] - E[t]^2 would cancel.
+        mean, squares = t.mean(), ((t - t.mean()) ** 2).sum()
+        both = self.count + t.size
+        shift = mean - self.mean
+        self.squares = self.squares + squares + shift**2 * (self.count * t.size / both)
+        self.mean = self.mean + shift * (t.size / both)
+        self.error, self.count = self.error + error, both
+
+    def compute(self) -> float:
+        if not self.count:
+            raise self._none()
+        squares = float(self.squares)
+        if squares == 0:
+            raise ValueError(f"{self.name}: all targets are equal, so there is no variance")
+        return 1.0 - float(self.error) / squares
+
+    def reset(self) -> None:
+        self.error = self.mean = self.squares = 0.0
+        self.count = 0
+
+
+def _tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(np.asarray(x))
+
+
+def _arrays(name: str, output: Any, target: Any) -> tuple[Array, Array]:
+    """The arrays of a batch, after the checks that all metrics share."""
+    output = output.data if isinstance(output, Tensor) else output
+    target = target.data if isinstance(target, Tensor) else target
+    output = output if is_array(output) else np.asarray(output)
+    target = target if is_array(target) else np.asarray(target)
+    if not is_floating(output.dtype):
+        raise TypeError(
+            f"{name}: output is {output.dtype}, expected floating-point logits or values"
+        )
+    if output.ndim == 0 or target.ndim == 0 or len(output) != len(target):
+        raise ValueError(
+            f"{name}: output has shape {output.shape}, target {target.shape}; "
+            "the first axis, samples, must be equal"
+        )
+    if output.size == 0:
+        raise ValueError(f"{name}: the batch is empty (output has shape {output.shape})")
+    return output, target
+
+
+def _check_classes(name: str, output: Array, target: Array) -> None:
+    if output.ndim < 2 or target.shape != (output.shape[0], *output.shape[2:]):
+        raise ValueError(
+            f"{name}: output has shape {output.shape}, target {target.shape}; "
+            "expected (N, C, ...) and (N, ...)"
+        )
+    if target.dtype.kind not in "iu":
+        raise _wrong_target(name, target)
+    if not is_cuda(target):  # on CUDA this would wait for the device in every step
+        wrong = target[(target < 0) | (target >= output.shape[1])]
+        if wrong.size:
+            raise ValueError(f"{name}: target {wrong.flat[0]} is outside 0..{output.shape[1] - 1}")
+
+
+def _wrong_target(name: str, target: Array) -> TypeError:
+    return TypeError(f"{name}: target is {target.dtype}, expected class indices (integers)")

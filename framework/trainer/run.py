@@ -1,0 +1,356 @@
+"""A run folder: what was trained, on what, how, and what came of it.
+
+config.json          model, data set, seed, recipe, transforms, versions
+metrics.jsonl        a line an epoch
+model.safetensors    weights, buffers and the fitted transforms' arrays
+curves.png           where matplotlib is installed
+last.safetensors     while it trains, and after Ctrl-C: the state to resume from
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from framework import functional as F
+from framework.autograd import Tensor
+from framework.data import (
+    Compose,
+    DataLoader,
+    RandomCrop,
+    Splits,
+    Standardise,
+    Transform,
+    from_state,
+    random_split,
+)
+from framework.interop import safetensors
+from framework.interop.atomic import FileError, read_bytes, write_text
+from framework.layers import Module
+from framework.optimizers import AdamW, schedules
+from framework.trainer.callbacks import Callback, EarlyStopping
+from framework.trainer.metrics import R2, Accuracy, Metric
+from framework.trainer.trainer import Trainer
+
+CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
+FORMAT = 1
+
+#: Names in model.safetensors, before the names of a transform's arrays.
+INPUT, TARGET = "input_transform.", "target_transform."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Every field is an option of ``train`` or can be given with ``--set``.
+
+    Args:
+        epochs: None: as many as make about 60,000 samples, between 5 and 40.
+        batch_size: samples of a step.
+        lr: the highest learning rate; it warms up, then falls along half a cosine to 0.
+        warmup: the share of the steps in which it warms up.
+        weight_decay: AdamW's.
+        label_smoothing: of the cross-entropy.
+        clip_norm: largest global norm of the gradients, None for no limit.
+        accumulate: batches whose gradients make one step.
+        shift: images are shifted at random by up to so many pixels.
+        validation: the share of the training split to hold out. Then the best epoch's weights by
+            its loss are kept; otherwise the last's. The test split never decides anything.
+        patience: with `validation`: epochs without improvement after which training stops; None:
+            never.
+    """
+
+    epochs: int | None = None
+    batch_size: int = 64
+    lr: float = 3e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    shift: int = 0
+    validation: float = 0.0
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        least_of = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 1, "shift": 0}
+        for name, least in least_of.items():
+            value = getattr(self, name)
+            optional = name in ("epochs", "patience")
+            if (value is None and not optional) or (value is not None and value < least):
+                raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
+        for name, low, high in (
+            ("lr", 0.0, float("inf")),
+            ("warmup", 0.0, 1.0),
+            ("weight_decay", 0.0, float("inf")),
+            ("label_smoothing", 0.0, 1.0),
+            ("validation", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not low <= value < high or (name == "lr" and value == 0):
+                limit = "0 or more" if high > 1 else "from 0 to below 1"
+                limit = "above 0" if name == "lr" else limit
+                raise ValueError(f"{name} is {value!r}, expected a number {limit}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is {self.clip_norm!r}, expected a number above 0, or none")
+        if self.patience is not None and not self.validation:
+            raise ValueError(
+                f"patience is {self.patience}, but nothing is held out to watch: "
+                "set validation=0.1 too"
+            )
+
+    def epochs_for(self, samples: int) -> int:
+        """The number of epochs for a training split of so many samples."""
+        return self.epochs or max(5, min(40, 60_000 // samples))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The content of config.json. `recipe` has its final number of epochs."""
+
+    model: str
+    model_config: dict[str, Any]
+    dataset: str
+    seed: int
+    device: str
+    recipe: Recipe
+    task: str
+    input_transform: dict[str, Any]
+    target_transform: dict[str, Any] | None
+    input_range: tuple[float, float]
+    classes: tuple[str, ...] | None
+    shape: tuple[int, ...]
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Make `folder` and write config.json into it; FileError where that cannot be."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot make {folder}: {error.strerror or error}") from error
+        write_text(folder / CONFIG, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunConfig:
+        """The configuration of a run folder; FileError with one clear line where it is none."""
+        if not folder.is_dir():
+            raise FileError(f"{folder} is no run folder: there is no such folder")
+        if not (folder / CONFIG).is_file():
+            raise FileError(f"{folder} is no run folder: it has no {CONFIG}")
+        path = folder / CONFIG
+        try:
+            content = json.loads(read_bytes(path))
+            if content.get("format") != FORMAT:
+                raise FileError(
+                    f"{path} has format {content.get('format')!r}, this version reads {FORMAT}"
+                )
+            names = [f.name for f in fields(cls)]
+            if set(content) != set(names):
+                odd = ", ".join(sorted(set(content) ^ set(names)))
+                raise FileError(f"{path} is damaged: wrong or missing entries ({odd})")
+            content["recipe"] = Recipe(**content["recipe"])
+            for name in ("input_range", "classes", "shape"):
+                content[name] = None if content[name] is None else tuple(content[name])
+            return cls(**content)
+        except FileError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
+            raise FileError(f"{path} is damaged: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide about the numbers."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in ("framework-dl", "numpy", "numba", "ml_dtypes", "safetensors", "cupy"):
+        version = version_of(name)
+        if version is not None:
+            found[name] = version
+    return found
+
+
+def version_of(name: str) -> str | None:
+    """The installed version of a distribution, None where there is none. CuPy has a name for each
+    CUDA.
+    """
+    for distribution in [name] if name != "cupy" else ["cupy", "cupy-cuda12x", "cupy-cuda13x"]:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+# Data ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Data:
+    """The loaders of a run, and the transforms fitted on its training split."""
+
+    train: DataLoader
+    validation: DataLoader | None
+    test: DataLoader
+    inputs: Transform
+    targets: Transform | None
+    input_range: tuple[float, float]
+
+
+def fit_transforms(splits: Splits) -> tuple[Transform, Transform | None]:
+    """Standardise inputs (images as a whole, other features one by one) and regression targets."""
+    per = "all" if len(splits.shape) > 1 else "feature"
+    inputs = Standardise(per=per).fit(splits.train)  # type: ignore[arg-type]
+    if splits.task == "classification":
+        return inputs, None
+    targets = splits.train.batch(np.arange(len(splits.train)))[1]
+    return inputs, Standardise(per="feature").fit(targets)
+
+
+def load_data(
+    splits: Splits,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    inputs: Transform | None = None,
+    targets: Transform | None = None,
+) -> Data:
+    """Loaders as the recipe has them; the transforms are fitted unless they are given."""
+    if inputs is None:
+        inputs, targets = fit_transforms(splits)
+    train: Any = splits.train
+    held_out = None
+    if recipe.validation:
+        train, held_out = random_split(train, [1 - recipe.validation, recipe.validation], seed)
+    augmented: Transform = inputs
+    if recipe.shift:
+        if len(splits.shape) != 3:
+            raise ValueError(f"shift is {recipe.shift}, but {splits.name} has no images")
+        augmented = Compose(RandomCrop(splits.shape[1:], padding=recipe.shift), inputs)
+    # A last batch of a single sample has no variance for batch norm: leave it out.
+    single = len(train) % recipe.batch_size == 1 and len(train) > recipe.batch_size
+    training = DataLoader(
+        train,
+        recipe.batch_size,
+        shuffle=True,
+        drop_last=single,
+        seed=seed,
+        transform=augmented,
+        target_transform=targets,
+        device=device,
+    )
+    everything = {"transform": inputs, "target_transform": targets, "device": device}
+    x = splits.train.batch(np.arange(min(len(splits.train), 10_000)))[0]
+    return Data(
+        training,
+        None if held_out is None else DataLoader(held_out, 512, **everything),  # type: ignore[arg-type]
+        DataLoader(splits.test, 512, **everything),  # type: ignore[arg-type]
+        inputs,
+        targets,
+        (float(x.min()), float(x.max())),
+    )
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def loss_for(task: str, label_smoothing: float = 0.0) -> Any:
+    """Cross-entropy of logits, or the mean squared error."""
+    if task == "regression":
+        return F.mse_loss
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, label_smoothing=label_smoothing)
+
+    return loss
+
+
+def metric_for(task: str) -> Metric:
+    """The one number that a run is judged by."""
+    return R2() if task == "regression" else Accuracy()
+
+
+def make_trainer(
+    model: Module, config: RunConfig, data: Data, callbacks: list[Callback]
+) -> Trainer:
+    """AdamW, warm-up and cosine, and with a validation split early stopping (before the other
+    `callbacks`).
+    """
+    recipe = config.recipe
+    assert recipe.epochs is not None
+    steps = -(-len(data.train) // recipe.accumulate) * recipe.epochs
+    optimizer = AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    rising = round(recipe.warmup * steps)
+    schedule = schedules.linear_warmup(
+        rising, then=schedules.cosine(max(1, steps - rising)), start=1 / (rising + 1)
+    )
+    if data.validation is not None:
+        patience = recipe.patience or recipe.epochs
+        callbacks = [EarlyStopping("validation_loss", patience=patience), *callbacks]
+    return Trainer(
+        model,
+        loss_for(config.task, recipe.label_smoothing),
+        optimizer,
+        schedule,
+        metrics=[metric_for(config.task)],
+        callbacks=callbacks,
+        device=config.device,
+        accumulate=recipe.accumulate,
+        clip_norm=recipe.clip_norm,
+    )
+
+
+# Weights ------------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, model: Module, data: Data) -> None:
+    """Write model.safetensors."""
+    arrays: dict[str, Any] = dict(model.state_dict())
+    arrays |= {INPUT + name: array for name, array in data.inputs.state_dict().items()}
+    if data.targets is not None:
+        arrays |= {TARGET + name: array for name, array in data.targets.state_dict().items()}
+    safetensors.save(folder / MODEL, arrays)
+
+
+def load_model(
+    folder: Path, model: Module, config: RunConfig
+) -> tuple[Transform, Transform | None]:
+    """Read model.safetensors into `model`; returns the transforms of inputs and targets.
+
+    Raises:
+        FileError: the file is missing (the run did not end), damaged, or of another model.
+    """
+    path = folder / MODEL
+    if not path.is_file() and (folder / "last.safetensors").is_file():
+        raise FileError(f"{folder} has not ended its training: go on with train --resume {folder}")
+    arrays = safetensors.load(path)
+    try:
+        inputs = _transform(config.input_transform, arrays, INPUT)
+        targets = None
+        if config.target_transform is not None:
+            targets = _transform(config.target_transform, arrays, TARGET)
+        weights = {n: a for n, a in arrays.items() if not n.startswith((INPUT, TARGET))}
+        model.load_state_dict(weights)
+    except (ValueError, TypeError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise FileError(f"{path} does not fit {folder / CONFIG}: {first}") from error
+    return inputs, targets
+
+
+def _transform(config: Mapping[str, Any], arrays: Mapping[str, Any], prefix: str) -> Transform:
+    state = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    return from_state(config, state)
+
+
+def invert(transform: Transform | None, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Values on the scale of the data again: x * scale + shift."""
+    if transform is None:
+        return values
+    state = transform.state_dict()
+    return np.asarray(values * state["scale"] + state["shift"], values.dtype)

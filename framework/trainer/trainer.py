@@ -1,0 +1,354 @@
+"""The training loop, and what surrounds it: evaluation, prediction, the state of a run."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from framework.autograd import Tensor, no_grad
+from framework.backend.device import Device, choose_device
+from framework.backend.random import default_generator
+from framework.functional import concatenate
+from framework.layers import Module
+from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
+from framework.trainer.callbacks.callback import Callback
+from framework.trainer.metrics import Mean, Metric
+
+#: Inputs and, last, the target.
+Batch = Sequence[Tensor]
+#: A DataLoader, or any list or other iterable of batches that can be gone through again.
+Loader = Iterable[Batch]
+Record = dict[str, Any]
+
+
+class Trainer:
+    """Fits a model: forward, loss, backward, clip, step, schedule.
+
+    Args:
+        model: called as ``model(*inputs)``.
+        loss: ``loss(output, target)``, a scalar Tensor, the mean over the batch's samples.
+        optimizer: over the model's parameters; its learning rates are the schedule's 1.
+        schedule: ``schedule(step)``, by which the learning rates are multiplied, or a
+            ReduceOnPlateau.
+        metrics: computed on the training batches as they pass, and by `evaluate`.
+        callbacks: called in their order, see `Callback`.
+        device: where the model is moved and the batches go; None: where the model is.
+        accumulate: batches whose gradients make one step. Weighted by samples, so that it equals
+            one big batch (but batch norm sees the small ones).
+        clip_norm: the gradients' global norm is brought down to this.
+        clip_value: every gradient element is brought into [-clip_value, clip_value], before
+            `clip_norm`.
+        ema: an average of the weights, updated after each step; evaluation and prediction use it.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Optimizer,
+        schedule: Callable[[int], float] | ReduceOnPlateau | None = None,
+        metrics: Sequence[Metric] = (),
+        callbacks: Sequence[Callback] = (),
+        device: str | Device | None = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        ema: EMA | None = None,
+    ) -> None:
+        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+            raise ValueError(f"accumulate is {accumulate!r}, expected an integer of at least 1")
+        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name} is {limit!r}, expected a positive number or None")
+        names = [metric.name for metric in metrics]
+        if len({"loss", *names}) <= len(names):
+            raise ValueError(f"metrics are named {', '.join(names)}; names differ, and from 'loss'")
+        self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
+        self.metrics, self.callbacks = list(metrics), list(callbacks)
+        self.device = _device_of(model, device)
+        self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
+        self.ema = ema
+
+        self.epoch = 0  # epochs done
+        self.step = 0  # optimizer steps done
+        self.history: list[Record] = []  # a record for each epoch
+        self.should_stop = False  # a callback sets it to end training after this step
+        self.running = Mean()  # the loss of this epoch so far
+        self.samples = 0  # of this epoch so far
+        self.window: list[Batch] = []  # the batches of this step
+        self.losses: list[Tensor] = []  # and their losses
+        self.train_loader: Loader = []
+        self.epochs = 0
+        self._loader_state: Mapping[str, Any] | None = None
+
+    # Training -------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_loader: Loader,
+        validation: Loader | Mapping[str, Loader] | None = None,
+        epochs: int = 1,
+    ) -> list[Record]:
+        """Train until `epochs` epochs are done in all, also after a resume; returns the history.
+
+        A record of the history has epoch, step, loss and metrics of the training batches, seconds,
+        samples_per_second, and for each loader of `validation` its loss and metrics as val_loss,
+        val_accuracy, ... (a mapping names them itself: ``{"test": loader}`` gives test_loss, ...).
+        """
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= self.epoch:
+            raise ValueError(
+                f"epochs is {epochs!r}, expected an integer above {self.epoch}, the epochs done"
+            )
+        loaders = validation if isinstance(validation, Mapping) else {"val": validation}
+        self.train_loader, self.epochs, self.should_stop = train_loader, epochs, False
+        self._restore_loader()
+        try:
+            self._call("on_fit_start")
+            while self.epoch < epochs and not self.should_stop:
+                self._call("on_epoch_start")
+                record = self._train_epoch(train_loader)
+                for name, loader in loaders.items():
+                    if loader is not None:
+                        scores = self.evaluate(loader)
+                        record |= {f"{name}_{key}": score for key, score in scores.items()}
+                self.epoch += 1
+                self.history.append({"epoch": self.epoch, "step": self.step, **record})
+                if isinstance(self.schedule, ReduceOnPlateau):
+                    self.schedule.step(_watched(self.history[-1]))
+                self._call("on_epoch_end")
+                self._call("on_epoch_complete")
+            self._call("on_fit_end")
+        except BaseException as error:
+            self._call("on_exception", error)
+            raise
+        finally:
+            self.window, self.losses = [], []
+        return self.history
+
+    def _train_epoch(self, loader: Loader) -> Record:
+        start = time.perf_counter()
+        self._reset()
+        self.model.train()
+        for window in _windows(loader, self.accumulate):
+            self._train_step(window)
+            if self.should_stop:
+                break
+        if not self.samples:
+            raise ValueError("the training loader has no batches")
+        seconds = time.perf_counter() - start
+        scores = {metric.name: metric.compute() for metric in self.metrics}
+        rate = self.samples / seconds
+        return {
+            "loss": self.running.compute(),
+            **scores,
+            "seconds": seconds,
+            "samples_per_second": rate,
+        }
+
+    def _train_step(self, window: list[Batch]) -> None:
+        """The textbook: forward, loss, backward, clip, schedule, step."""
+        self.window, self.losses = window, []
+        self._call("on_step_start")
+        self.optimizer.zero_grad()
+        in_window = sum(len(batch[-1]) for batch in window)
+        for batch in window:
+            *inputs, target = self._here(batch)
+            output = self.model(*inputs)
+            loss = self.loss(output, target)
+            share = len(target) / in_window
+            (loss if share == 1 else loss * share).backward()
+            self._observe(output, target, loss)
+        if self.clip_value is not None:
+            clip_grad_value_(self.optimizer, self.clip_value)
+        if self.clip_norm is not None:
+            clip_grad_norm_(self.optimizer, self.clip_norm)
+        self._call("on_gradients")
+        if self.schedule is not None:
+            self.optimizer.scale_lr(self.schedule(self.step))
+        self.optimizer.step()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update()
+        self._call("on_step_end")
+
+    def _observe(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
+        """Running loss and metrics. Sums stay on the device: no waiting for it in a step."""
+        output, loss = output.detach(), loss.detach()
+        self.losses.append(loss)
+        self.running.update(loss, len(target))
+        self.samples += len(target)
+        for metric in self.metrics:
+            metric.update(output, target)
+
+    def _reset(self) -> None:
+        self.running.reset()
+        self.samples = 0
+        for metric in self.metrics:
+            metric.reset()
+
+    def _call(self, hook: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *args)
+
+    def _here(self, batch: Batch) -> list[Tensor]:
+        return [x.to(self.device) for x in batch]
+
+    # Evaluation -----------------------------------------------------------------------------------
+
+    def evaluate(self, loader: Loader) -> dict[str, Any]:
+        """Loss and metrics over a loader: evaluation mode, no gradients, the EMA's weights if there
+        is one.
+
+        Every module is in its former mode afterwards.
+        """
+        mean, metrics = Mean(), copy.deepcopy(self.metrics)
+        for metric in metrics:
+            metric.reset()
+        with self.evaluating():
+            for batch in loader:
+                *inputs, target = self._here(batch)
+                output = self.model(*inputs)
+                mean.update(self.loss(output, target), len(target))
+                for metric in metrics:
+                    metric.update(output, target)
+        if not mean.weight:
+            raise ValueError("the loader to evaluate has no batches")
+        return {"loss": mean.compute(), **{metric.name: metric.compute() for metric in metrics}}
+
+    def predict(
+        self, data: Loader | Tensor | np.ndarray[Any, Any], batch_size: int = 256
+    ) -> Tensor:
+        """The model's outputs (N, ...) for an array or Tensor of N inputs, or for a loader's.
+
+        Of a loader's batches the last array, the target, is left out (unless it is the only one).
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
+        batches: Loader
+        if isinstance(data, Tensor) or hasattr(data, "dtype"):
+            x = data if isinstance(data, Tensor) else Tensor(data)
+            batches = ((x[i : i + batch_size],) for i in range(0, len(x), batch_size))
+        else:
+            batches = data
+        with self.evaluating():
+            outputs = [
+                self.model(*self._here(batch[:-1] if len(batch) > 1 else batch))
+                for batch in batches
+            ]
+        if not outputs:
+            raise ValueError("there is nothing to predict: the data is empty")
+        return concatenate(outputs)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the block: evaluation mode, no gradients, averaged weights. All restored
+        afterwards.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with no_grad():
+                if self.ema is None:
+                    yield
+                else:
+                    with self.ema.swap():
+                        yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    # The state of a run ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on bit for bit, nested dicts of arrays and plain
+        values.
+
+        Taken between epochs; in the middle of one, the record of that epoch would cover its rest
+        only.
+        """
+        loader, schedule = self.train_loader, self.schedule
+        return {
+            "model": _arrays(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": schedule.state_dict() if isinstance(schedule, ReduceOnPlateau) else None,
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "generator": default_generator.state(),
+            "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
+            "history": self.history,
+            "callbacks": [[type(c).__name__, c.state_dict()] for c in self.callbacks],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; the next `fit` goes on from there.
+
+        Raises ValueError where the run that gave it had another make: other callbacks, an EMA, a
+        plateau schedule.
+        """
+        saved, here = (
+            [name for name, _ in state["callbacks"]],
+            [type(callback).__name__ for callback in self.callbacks],
+        )
+        if saved != here:
+            raise ValueError(f"the saved run has callbacks {saved}, this one {here}")
+        for name, mine in (
+            ("ema", self.ema is not None),
+            ("schedule", isinstance(self.schedule, ReduceOnPlateau)),
+        ):
+            if mine != (state[name] is not None):
+                has, other = ("one", "none") if mine else ("none", "one")
+                raise ValueError(f"this run has {has} for {name!r}, the saved one {other}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.schedule, ReduceOnPlateau):
+            self.schedule.load_state_dict(state["schedule"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        default_generator.load_state(state["generator"])
+        self._loader_state = state["loader"]
+        self.history = [dict(record) for record in state["history"]]
+        for callback, (_, mine) in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(mine)
+
+    def _restore_loader(self) -> None:
+        state, self._loader_state = self._loader_state, None
+        if state is not None and hasattr(self.train_loader, "load_state_dict"):
+            self.train_loader.load_state_dict(state)
+
+
+def _windows(loader: Loader, size: int) -> Iterator[list[Batch]]:
+    """Batches in groups of `size`; the last group of an epoch may be smaller."""
+    batches = iter(loader)
+    while window := list(islice(batches, size)):
+        yield window
+
+
+def _watched(record: Record) -> float:
+    """What a plateau schedule looks at: the first validation loss, else the training loss."""
+    losses = [value for key, value in record.items() if key.endswith("_loss")]
+    return float(losses[0] if losses else record["loss"])
+
+
+def _arrays(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x.data if isinstance(x, Tensor) else x for name, x in state.items()}
+
+
+def _device_of(model: Module, device: str | Device | None) -> Device:
+    """Where the model is, after a move to `device` if one is named."""
+    if device is not None:
+        model.to(choose_device(device))
+    found = {parameter.device for parameter in model.parameters()}
+    if not found:
+        raise ValueError("the model has no parameters to train")
+    if len(found) > 1:
+        places = ", ".join(sorted(map(str, found)))
+        raise ValueError(f"the model's parameters are on several devices: {places}; name one")
+    return found.pop()

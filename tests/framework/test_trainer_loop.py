@@ -1,0 +1,259 @@
+"""The loop: it learns, accumulates exactly, evaluates without traces, refuses bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import framework as fw
+from framework import layers, optimizers
+from framework.data import ArrayDataset, DataLoader
+from framework.functional import cross_entropy, mse_loss
+from framework.trainer import Accuracy, Callback, TopK, Trainer
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(70, 5)).astype(np.float32)
+Y = (X[:, 0] + X[:, 1] > 0).astype(np.int64)
+
+
+def make_model(seed=0, norm=True):
+    fw.manual_seed(seed)
+    middle = [layers.BatchNorm1d(8)] if norm else []
+    return layers.Sequential(
+        layers.Linear(5, 8), *middle, layers.ReLU(), layers.Dropout(0.1), layers.Linear(8, 2)
+    )
+
+
+def make_loader(batch_size=16, shuffle=True):
+    return DataLoader(ArrayDataset(X, Y), batch_size, shuffle=shuffle, seed=1, device="cpu")
+
+
+def make_trainer(model=None, lr=0.05, **options):
+    model = make_model() if model is None else model
+    return Trainer(model, cross_entropy, optimizers.AdamW(model.parameters(), lr=lr), **options)
+
+
+def weights(model):
+    return {name: x.data.tobytes() for name, x in model.state_dict().items()}
+
+
+def test_it_learns_and_the_history_says_so():
+    trainer = make_trainer(metrics=[Accuracy()])
+    history = trainer.fit(make_loader(), validation=make_loader(shuffle=False), epochs=8)
+    assert [record["epoch"] for record in history] == list(range(1, 9))
+    assert history[-1]["step"] == 8 * 5
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["val_accuracy"] > 0.9
+    assert history[-1]["samples_per_second"] > 0
+    assert history is trainer.history
+
+
+def test_the_loss_is_the_mean_over_samples():
+    model = make_model(norm=False).eval()
+    trainer = make_trainer(model)
+    expected = cross_entropy(model(fw.tensor(X)), fw.tensor(Y)).item()
+    assert trainer.evaluate(make_loader(16))["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_mapping_names_its_validations():
+    loaders = {"test": make_loader(), "other": make_loader()}
+    record = make_trainer().fit(make_loader(), loaders)[0]
+    assert {"test_loss", "other_loss"} <= set(record)
+
+
+def small_gradients(accumulate, batch_size):
+    """The gradients of the first epoch's steps with plain SGD and no dropout."""
+    fw.manual_seed(0)
+    model = layers.Sequential(layers.Linear(5, 8), layers.Tanh(), layers.Linear(8, 2)).to("float64")
+    seen = []
+
+    class Look(Callback):
+        def on_gradients(self, trainer):
+            seen.append(np.concatenate([p.grad.data.ravel().copy() for p in model.parameters()]))
+
+    data = DataLoader(ArrayDataset(X.astype(np.float64), Y), batch_size, device="cpu")
+    optimizer = optimizers.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, cross_entropy, optimizer, accumulate=accumulate, callbacks=[Look()])
+    history = trainer.fit(data, epochs=2)
+    return seen, history
+
+
+def test_accumulation_equals_the_big_batch_with_a_ragged_window():
+    # 70 samples: windows of 3 x 8 = 24, 24, then 8 + 8 + 6 = 22
+    many, history = small_gradients(3, 8)
+    one, expected = small_gradients(1, 24)
+    assert len(many) == len(one) == 6
+    for a, b in zip(many, one, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+    assert [r["loss"] for r in history] == pytest.approx([r["loss"] for r in expected], rel=1e-12)
+
+
+def test_the_schedule_multiplies_the_learning_rate():
+    seen = []
+
+    class Look(Callback):
+        def on_step_end(self, trainer):
+            seen.append(trainer.optimizer.lr)
+
+    make_trainer(lr=0.5, schedule=lambda step: 1 / (step + 1), callbacks=[Look()]).fit(
+        make_loader()
+    )
+    assert seen == pytest.approx([0.5, 0.25, 0.5 / 3, 0.125, 0.1])
+
+
+def test_reduce_on_plateau_is_told_the_validation_loss():
+    schedule = optimizers.ReduceOnPlateau(patience=0, factor=0.5, threshold=1e9)
+    trainer = make_trainer(lr=0.1, schedule=schedule)
+    trainer.fit(make_loader(), make_loader(), epochs=3)
+    assert schedule.multiplier == 0.25  # the first epoch is an improvement, two are not
+    assert trainer.optimizer.lr == pytest.approx(0.05)  # as of the last step
+
+
+def test_clipping_limits_what_the_step_sees():
+    norms, largest = [], []
+
+    class Look(Callback):
+        def on_gradients(self, trainer):
+            grads = [p.grad.data for p in trainer.model.parameters()]
+            norms.append(np.sqrt(sum((g**2).sum() for g in grads)))
+            largest.append(max(abs(g).max() for g in grads))
+
+    make_trainer(clip_norm=1e-2, callbacks=[Look()]).fit(make_loader())
+    make_trainer(clip_value=1e-3, callbacks=[Look()]).fit(make_loader())
+    assert max(norms[:5]) <= 1.001e-2
+    assert max(largest[5:]) <= 1.001e-3
+
+
+def test_evaluate_and_predict_leave_no_trace():
+    model = make_model()
+    model.train()
+    model[1].eval()  # a frozen batch norm stays frozen
+    trainer = make_trainer(model, metrics=[Accuracy()])
+    before, counter = weights(model), fw.Generator.state(_generator())
+    trainer.evaluate(make_loader())
+    trainer.predict(X)
+    assert [m.training for m in model.modules()] == [True, True, False, True, True, True]
+    assert weights(model) == before
+    assert _generator().state() == counter
+    assert fw.is_grad_enabled()
+
+
+def _generator():
+    from framework.backend.random import default_generator
+
+    return default_generator
+
+
+def test_mode_is_restored_after_an_error():
+    model = make_model()
+    with pytest.raises(ValueError, match=r"."):
+        make_trainer(model).predict(np.zeros((3, 4), np.float32))
+    assert model.training
+    assert fw.is_grad_enabled()
+
+
+def test_evaluation_inside_an_epoch_does_not_disturb_its_metrics():
+    class Evaluate(Callback):
+        def on_step_end(self, trainer):
+            trainer.evaluate(make_loader())
+
+    plain = make_trainer(metrics=[Accuracy()]).fit(make_loader())
+    disturbed = make_trainer(metrics=[Accuracy()], callbacks=[Evaluate()]).fit(make_loader())
+    assert plain[0]["accuracy"] == disturbed[0]["accuracy"]
+    assert plain[0]["loss"] == disturbed[0]["loss"]
+
+
+def test_predict_of_arrays_tensors_and_loaders_agree():
+    trainer = make_trainer()
+    whole = trainer.predict(X).data
+    assert whole.shape == (70, 2)
+    for other in (
+        trainer.predict(fw.tensor(X), batch_size=70),
+        trainer.predict(make_loader(shuffle=False)),
+        trainer.predict(DataLoader(ArrayDataset(X), 13, device="cpu")),
+    ):
+        np.testing.assert_allclose(other.data, whole, rtol=1e-5, atol=1e-6)
+        assert not other.requires_grad
+
+
+def test_ema_is_what_evaluation_sees():
+    model = make_model()
+    ema = optimizers.EMA(model, decay=1.0)  # never moves
+    trainer = make_trainer(model, ema=ema)
+    start = trainer.predict(X).data.copy()
+    trainer.fit(make_loader(), epochs=2)
+    np.testing.assert_array_equal(trainer.predict(X).data, start)
+    assert ema.updates == 10
+    model.eval()
+    with fw.no_grad():
+        assert not np.allclose(model(fw.tensor(X)).data, start)
+
+
+def test_several_inputs():
+    class Sum(layers.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = layers.Linear(5, 2)
+
+        def forward(self, a, b):
+            return self.linear(a + b)
+
+    model = Sum()
+    loader = DataLoader(ArrayDataset(X, X, Y), 35, device="cpu")
+    trainer = Trainer(model, cross_entropy, optimizers.SGD(model.parameters(), lr=0.1))
+    assert trainer.fit(loader, epochs=2)[1]["loss"] < trainer.history[0]["loss"]
+    assert trainer.predict(loader).shape == (70, 2)
+
+
+def test_memory_of_a_step_does_not_grow():
+    import gc
+    import tracemalloc
+
+    trainer = make_trainer(metrics=[Accuracy()])
+    trainer.fit(make_loader(), epochs=3)
+    gc.disable()
+    tracemalloc.start()
+    try:
+        trainer.fit(make_loader(), epochs=5)
+        first = tracemalloc.get_traced_memory()[0]
+        trainer.fit(make_loader(), epochs=60)
+        assert tracemalloc.get_traced_memory()[0] - first < 200_000
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"accumulate": 1.5}, "accumulate is 1.5"),
+        ({"clip_norm": 0}, "clip_norm is 0"),
+        ({"clip_value": -1.0}, "clip_value is -1.0"),
+        ({"metrics": [TopK(1), TopK(1)]}, "names differ"),
+        ({"device": "cdua"}, "cdua"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**options)
+
+
+def test_bad_calls():
+    trainer = make_trainer()
+    for epochs in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match="expected an integer above 0"):
+            trainer.fit(make_loader(), epochs=epochs)
+    with pytest.raises(ValueError, match="training loader has no batches"):
+        trainer.fit([])
+    with pytest.raises(ValueError, match="loader to evaluate has no batches"):
+        trainer.evaluate([])
+    with pytest.raises(ValueError, match="nothing to predict"):
+        trainer.predict(X[:0])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        trainer.predict(X, batch_size=0)
+    trainer.fit(make_loader(), epochs=1)
+    with pytest.raises(ValueError, match="epochs is 1, expected an integer above 1"):
+        trainer.fit(make_loader(), epochs=1)
+    with pytest.raises(ValueError, match="no parameters"):
+        Trainer(layers.ReLU(), mse_loss, trainer.optimizer)
