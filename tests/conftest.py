@@ -1,6 +1,12 @@
 """Shared by all tests."""
 
+import os
+
 import pytest
+
+# Several test processes share the cores: a thread that waits must sleep, not spin. Read by OpenMP when
+# numba loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _no_device() -> str | None:
