@@ -15,6 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of each side; all cores by default.", min=1)
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")]
 
 
@@ -38,6 +41,7 @@ def kernels(
         str, typer.Option(help="Sides to compare with: reference, torch, both, or none.")
     ] = "reference,torch",
     json: Json = None,
+    threads: Threads = None,
     seconds: Annotated[float, typer.Option(help="Time on each side of a case.", min=0.001)] = 0.3,
     turns: Annotated[int, typer.Option(help="Turns the time is cut into.", min=3)] = 15,
     quick: Annotated[
@@ -55,13 +59,17 @@ def kernels(
         sides = _sides(against, kernel_bench.SIDES)
         if quick:
             seconds, turns = min(seconds, 0.03), min(turns, 5)
-        facts = machine.describe()
+        facts = machine.describe(threads)
         rows: list[Any] = []
-        with _progress(len(chosen)) as progress, KernelBench(sides, seconds, turns) as bench:
+        with (
+            _progress(len(chosen)) as progress,
+            KernelBench(sides, seconds, turns, threads) as bench,
+        ):
             for case in chosen:
                 progress(str(case))
                 rows.append(bench.run(case))
         _show(machine.headline(facts), kernel_bench.table(rows, bench.copy_bandwidth, sides))
+        _warn_of_company(sum(row.turns is not None and row.turns.disturbed for row in rows))
         if json is not None:
             facts |= {"kind": "kernels", "copy_bandwidth": bench.copy_bandwidth}
             facts["rows"] = [row.as_dict(bench.copy_bandwidth) for row in rows]
@@ -77,6 +85,7 @@ def training(
     model: Annotated[str, typer.Option(help="What to train: mlp.")] = "mlp",
     against: Annotated[str, typer.Option(help="torch, or none.")] = "torch",
     json: Json = None,
+    threads: Threads = None,
     seconds: Annotated[float, typer.Option(help="Time on each side.", min=0.01)] = 15.0,
     turns: Annotated[int, typer.Option(help="Turns the time is cut into.", min=3)] = 60,
     quick: Annotated[
@@ -94,10 +103,11 @@ def training(
         sides = _sides(against, ("torch",))
         if quick:
             seconds, turns = min(seconds, 2.0), min(turns, 20)
-        facts = machine.describe()
+        facts = machine.describe(threads)
         with _progress(turns) as progress:
-            result = bench.run(model, sides, seconds, turns, lambda: progress(model))
+            result = bench.run(model, sides, seconds, turns, lambda: progress(model), threads)
         _show(machine.headline(facts), bench.table(result))
+        _warn_of_company(int(result.turns.disturbed))
         if json is not None:
             facts |= {"kind": "training", "result": result.as_dict()}
             machine.write(json, facts)
@@ -134,6 +144,16 @@ def _check_writable(json: Path | None) -> None:
         _fail(f"--json {json}: cannot be written ({error.strerror})")
     if not existed:
         json.unlink()
+
+
+def _warn_of_company(disturbed: int) -> None:
+    if disturbed:
+        rows = "1 row was" if disturbed == 1 else f"{disturbed} rows were"
+        typer.echo(
+            f"{rows} disturbed by other processes (median over 3 times the fastest): "
+            "run again on a quiet machine, or with fewer --threads than cores",
+            err=True,
+        )
 
 
 def _fail(message: str, code: int = 2) -> None:

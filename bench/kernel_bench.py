@@ -62,6 +62,7 @@ class Row:
             row["best_seconds"] = self.turns.best
             row["bandwidth"] = self.bandwidth
             row["share_of_copy"] = self.bandwidth / copy_bandwidth
+            row["disturbed"] = self.turns.disturbed
             row["turns"] = {s: self.turns.totals(s) for s in sides}
         return row
 
@@ -69,13 +70,16 @@ class Row:
 class KernelBench:
     """The workers of a run; `copy_bandwidth` (bytes a second) is measured when it starts."""
 
-    def __init__(self, against: Sequence[str], seconds: float, turns: int) -> None:
+    def __init__(
+        self, against: Sequence[str], seconds: float, turns: int, threads: int | None = None
+    ) -> None:
+        self._threads = threads
         self.seconds = seconds
         self.turns = turns
         self._stack = ExitStack()
         self._against = list(against)
         self._workers: dict[str, Worker] = {}
-        with Worker("copy", "bench.sides:copy") as copy:
+        with Worker("copy", "bench.sides:copy", threads) as copy:
             self._start()
             moved = copy.call("prepare")["bytes"]
             times = measure({"copy": copy}, 15 * 0.03, 15)
@@ -91,7 +95,7 @@ class KernelBench:
         """Start the sides that are not running: all at first, later those that died."""
         for side in ("ours", *self._against):
             if side not in self._workers:
-                worker = Worker(side, f"bench.sides:{side}")
+                worker = Worker(side, f"bench.sides:{side}", self._threads)
                 self._workers[side] = self._stack.enter_context(worker)
 
     def run(self, case: Case) -> Row:
@@ -157,7 +161,7 @@ us: median time of an iteration, with p20-p80 over the turns.
 x side: its time / ours, turn by turn: median (p20-p80); above 1 ours is faster. best: the ratio of
 the fastest iterations, for a machine that is busy.
 GB/s: the least traffic, each argument read once and each result written once. copy: its share of
-{:.1f} GB/s, which a plain copy of 128 MB on all cores reached in this run; above 100% the arrays
+{:.1f} GB/s, which a plain copy of 128 MB reached in this run; above 100% the arrays
 stay in caches. error: against float64, relative to the largest element or 1.
 r: there is no tuned version, the reference is what runs."""
 

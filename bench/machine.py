@@ -21,7 +21,7 @@ _PACKAGES = ("numpy", "numba", "llvmlite", "torch", "cupy-cuda12x", "cupy-cuda13
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "neon", "asimd", "sve")
 
 
-def describe() -> dict[str, Any]:
+def describe(threads: int | None = None) -> dict[str, Any]:
     """Processor, cores, features, versions, commit and load, for JSON."""
     cpu = _proc_cpuinfo()
     flags = cpu.get("flags", cpu.get("Features", "")).split()
@@ -30,6 +30,7 @@ def describe() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count() or 1,
+        "threads": threads or os.cpu_count() or 1,
         "features": [f for f in _FEATURES if f in flags],
         "memory": _memory(),
         "system": platform.platform(),
@@ -49,7 +50,8 @@ def headline(facts: dict[str, Any]) -> str:
     versions = ", ".join(
         f"{k} {v}" for k, v in facts["versions"].items() if k in ("numba", "torch")
     )
-    return f"{facts['cpu']}, {facts['cores']} cores {features}{load}; {versions}"
+    cores = f"{facts['cores']} cores {features}".strip()
+    return f"{facts['cpu']}, {cores}, {facts['threads']} threads a side{load}; {versions}"
 
 
 def has_torch() -> bool:

@@ -19,6 +19,9 @@ WARM_UP = 0.02
 #: a hundred times what it takes alone.
 PATIENCE = 4
 
+#: A median this many times the fastest iteration was disturbed.
+DISTURBED = 3.0
+
 #: A side that has used twice its time (a slow reference, whose single iteration is longer than a
 #: turn) stops early, but not before this many turns.
 FEWEST_TURNS = 3
@@ -82,6 +85,13 @@ class Turns:
         """Time of `side` / time of `over`, turn by turn: above 1, `over` is the faster."""
         pairs = zip(self.totals(side), self.totals(over), strict=False)
         return Spread.of(theirs / mine for theirs, mine in pairs)
+
+    @property
+    def disturbed(self) -> bool:
+        """Was another process in the way? Threads that share a core with one wait out its slices of
+        3-4 ms, so that medians of short work say nothing about the work.
+        """
+        return any(self.seconds(side).median > DISTURBED * self.best[side] for side in self.laps)
 
     def best_speedup(self, side: str, over: str = "ours") -> float:
         """The fastest iteration of `side` / that of `over`."""

@@ -5,7 +5,7 @@ process: OpenBLAS's pool and two libgomps (the system's and the one inside torch
 other on few cores and fake the timings of both. Only one worker is asked to run at a time; the
 others sleep on their pipe.
 
-    worker = Worker("ours", "bench.sides:ours")
+    worker = Worker("ours", "bench.sides:ours", threads=2)
     worker.call("prepare", case)       -> facts (a dict), the work itself stays over there
     worker.call("warm", seconds)       -> seconds that one iteration takes
     worker.call("run", iterations, patience)  -> [(lap, lap, ...), ...] seconds
@@ -36,8 +36,19 @@ TIMEOUT = 300.0
 #: sleep by then, and the caches hold this side's arrays.
 SETTLE = 0.003
 
-#: For the workers. OpenBLAS's idle threads would spin for 25-100 ms into the next side's turn.
-ENVIRONMENT = {"OPENBLAS_THREAD_TIMEOUT": "4"}
+
+def environment(threads: int) -> dict[str, str]:
+    """For the workers: the same number of threads whatever they use.
+
+    OpenBLAS's idle threads would spin for 25-100 ms into the next side's turn.
+    """
+    pools = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {"OPENBLAS_THREAD_TIMEOUT": "4"} | dict.fromkeys(pools, str(threads))
+
+
+def threads() -> int:
+    """How many threads a side is to use: what its worker was told, else all cores."""
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 @dataclass
@@ -62,14 +73,16 @@ class PeerError(RuntimeError):
 class Worker:
     """The near end: starts the process, sends requests, waits for answers."""
 
-    def __init__(self, name: str, factory: str, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self, name: str, factory: str, threads: int | None = None, timeout: float = TIMEOUT
+    ) -> None:
         self.name = name
         self.timeout = timeout
         self._doing = "starting"
         spawn = multiprocessing.get_context("spawn")
         self._connection, far = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(far, factory), daemon=True)
-        with _environment(ENVIRONMENT):
+        with _environment(environment(threads or os.cpu_count() or 1)):
             self._process.start()
         far.close()
 
@@ -133,14 +146,17 @@ class Worker:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set what is not set yet, for the processes started inside."""
-    missing = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(missing)
+    """Set variables for the processes started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name in missing:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 # The far end --------------------------------------------------------------------------------------
@@ -181,6 +197,8 @@ class _Server:
         self._work = None  # before the next one's arrays are made
         module, _, function = self._factory.partition(":")
         self._work = getattr(import_module(module), function)(*payload)
+        gc.collect()
+        gc.freeze()  # a collection over all of torch or numba takes 50 ms: once a case, not a turn
         return self.work.facts
 
     def warm(self, seconds: float) -> float:
@@ -197,7 +215,6 @@ class _Server:
         """Seconds of the laps of each iteration; no more are begun after `patience` seconds."""
         step, laps = self.work.step, len(self.work.laps)
         clock = time.perf_counter
-        gc.collect()
         gc.disable()
         try:
             settled = clock() + SETTLE

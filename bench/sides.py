@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from bench import cases
 from bench.cases import Case
-from bench.peer import Work
+from bench.peer import Work, threads
 
 #: Bytes of the array that is copied to find the machine's bandwidth: beyond a core's caches.
 COPY_BYTES = 1 << 27
@@ -57,9 +56,10 @@ def reference(case: Case) -> Work:
 def torch(case: Case) -> Work:
     """PyTorch's operation, with its result compared where it is the same function."""
     _keep_freed_memory()
-    from bench import torch_peers
+    from bench import torch_peers  # noqa: F401  (fills the table)
+    from bench.torch_calls import prepare
 
-    call = torch_peers.prepare(case, cases.arguments(case))
+    call = prepare(case, cases.arguments(case))
     if call is None:
         return Work(lambda: None, {"peer": None})
     facts: dict[str, Any] = {"peer": call.text, "error": None}
@@ -69,13 +69,13 @@ def torch(case: Case) -> Work:
 
 
 def copy(n_bytes: int = COPY_BYTES) -> Work:
-    """A plain copy on all cores: what the memory gives at best."""
+    """A plain copy on all threads: what the memory gives at best."""
     _keep_freed_memory()
-    threads = os.cpu_count() or 1
+    count = threads()
     source = np.ones(n_bytes, np.uint8)
     target = np.ones(n_bytes, np.uint8)
-    pairs = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
-    pool = ThreadPoolExecutor(threads)
+    pairs = list(zip(np.array_split(target, count), np.array_split(source, count), strict=True))
+    pool = ThreadPoolExecutor(count)
 
     def step() -> None:
         list(pool.map(lambda pair: np.copyto(*pair), pairs))  # releases the GIL

@@ -61,6 +61,7 @@ class Result:
                 side: Spread.of(self.task.batch / t for t in self.turns.totals(side)).as_dict()
                 for side in sides
             },
+            "disturbed": self.turns.disturbed,
             "best_seconds": self.turns.best,
             "speedup": {s: self.turns.speedup(s).as_dict() for s in sides if s != "ours"},
             "losses": self.losses,
@@ -80,6 +81,7 @@ def run(
     seconds: float,
     turns: int,
     after_turn: Callable[[], object] = lambda: None,
+    threads: int | None = None,
 ) -> Result:
     """Check that all sides train alike, time them `seconds` each, and take their memory afterwards.
 
@@ -87,22 +89,22 @@ def run(
     """
     sides = ["ours", *against]
     with ExitStack() as stack:
-        workers = {s: stack.enter_context(_worker(s)) for s in sides}
+        workers = {s: stack.enter_context(_worker(s, threads)) for s in sides}
         for side in sides:
             workers[side].call("prepare", model)
         losses = {side: workers[side].call("ask", "losses", STEPS) for side in sides}
         timed = measure(workers, seconds, turns, after_turn)
     memory = {}
     for side in sides:
-        with _worker(side) as worker:
+        with _worker(side, threads) as worker:
             worker.call("prepare", model)
             worker.call("ask", "losses", STEPS)
             memory[side] = worker.call("ask", "memory")
     return Result(TASKS[model], timed, losses, memory)
 
 
-def _worker(side: str) -> Worker:
-    return Worker(side, f"bench.training_sides:{side}")
+def _worker(side: str, threads: int | None) -> Worker:
+    return Worker(side, f"bench.training_sides:{side}", threads)
 
 
 # The table ----------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ backward, optimizer with zero_grad. Batches lie ready in memory; loading is not 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.peer import Work
+from bench.peer import Work, threads
 
 LAPS = ("forward", "backward", "optimizer")
 
@@ -130,12 +129,12 @@ def ours(name: str) -> Work:
 
 
 def torch(name: str) -> Work:
-    """torch eager: nn.Sequential with torch.optim.Adam(fused=True), on all cores."""
+    """torch eager: nn.Sequential with torch.optim.Adam(fused=True)."""
     import torch
     from torch.nn import functional as F
 
     memory = Memory()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(threads())
     task = TASKS[name]
 
     def build() -> tuple[Any, Any]:

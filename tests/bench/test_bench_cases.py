@@ -48,10 +48,11 @@ def test_ours_prepares_and_is_correct(case):
 @each_case
 @pytest.mark.filterwarnings("ignore")  # torch's own
 def test_torch_prepares_and_computes_the_same(case):
-    from bench import torch_peers
+    from bench import torch_peers  # noqa: F401  (fills the table)
     from bench.kernel_bench import PEER_TOLERANCE
+    from bench.torch_calls import prepare
 
-    call = torch_peers.prepare(case, cases.arguments(case))
+    call = prepare(case, cases.arguments(case))
     if call is None:
         pytest.skip("torch has no counterpart")
     got = call.results()
@@ -61,9 +62,9 @@ def test_torch_prepares_and_computes_the_same(case):
 
 @needs_torch
 def test_nearly_every_kernel_has_a_torch_peer():
-    from bench import torch_peers
+    from bench import torch_calls, torch_peers  # noqa: F401  (fills the table)
 
-    peers = {*torch_peers.DIRECT, *torch_peers.PREPARED, *torch_peers.OPTIMIZERS}
+    peers = {*torch_calls.DIRECT, *torch_calls.PREPARED, *torch_calls.OPTIMIZERS}
     missing = {c.kernel for c in CASES if c.kernel not in peers and c.label not in peers}
     assert not missing
 

@@ -18,7 +18,7 @@ def sides(tmp_path, monkeypatch):
     """A module of fake sides that workers can import."""
     (tmp_path / "bench_test_sides.py").write_text(
         "import os, time\n"
-        "from bench.peer import Work\n"
+        "from bench.peer import Work, threads\n"
         "def steady(value=1):\n"
         "    return Work(lambda: None, {'value': value, 'pid': os.getpid()})\n"
         "def sleeper(seconds):\n"
@@ -29,7 +29,8 @@ def sides(tmp_path, monkeypatch):
         "def broken():\n"
         "    raise ValueError('no such thing\\nsecond line')\n"
         "def spin():\n"
-        "    return Work(lambda: None, {'timeout': os.environ['OPENBLAS_THREAD_TIMEOUT']})\n"
+        "    timeout = os.environ['OPENBLAS_THREAD_TIMEOUT']\n"
+        "    return Work(lambda: None, {'timeout': timeout, 'threads': threads()})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -58,11 +59,13 @@ def test_a_turn_ends_when_its_patience_does(sides):
         assert len(worker.call("run", 1000, 0.03)) < 10
 
 
-def test_idle_blas_threads_are_told_to_sleep_only_in_workers(sides, monkeypatch):
+def test_threads_and_their_waiting_are_set_only_in_workers(sides, monkeypatch):
     monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
-    with Worker("fake", HERE + "spin") as worker:
-        assert worker.call("prepare")["timeout"] == "4"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with Worker("fake", HERE + "spin", threads=3) as worker:
+        assert worker.call("prepare") == {"timeout": "4", "threads": 3}
     assert "OPENBLAS_THREAD_TIMEOUT" not in os.environ
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_an_error_over_there_is_one_line_here_and_the_worker_lives_on(sides):
@@ -147,6 +150,18 @@ def test_ratios_are_taken_turn_by_turn():
     assert turns.speedup("b") == Spread(2.0, 2.0, 2.0)
     assert turns.seconds("ours").median == 10.0
     assert turns.best_speedup("b") == 2.0
+
+
+def test_a_disturbed_run_is_noticed():
+    turns = Turns(["ours", "b"])
+    for seconds in (1.0, 1.5, 2.0):
+        turns.add("ours", [(seconds,)])
+        turns.add("b", [(1.0,)])
+    assert not turns.disturbed
+    turns.add("b", [(8.0,), (8.0,), (1.0,)])
+    turns.add("b", [(8.0,), (9.0,)])
+    turns.add("b", [(8.0,), (9.0,)])
+    assert turns.disturbed
 
 
 def test_spread_is_numpys_quantiles():
