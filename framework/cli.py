@@ -11,7 +11,16 @@ import types
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 
@@ -326,7 +335,7 @@ def _settings(
 
 def _parsed(setting: str, text: str, kind: Any) -> Any:
     """`text` as a field's type has it: int, float, bool, str, tuple of ints, a choice, or none."""
-    kinds = get_args(kind) if isinstance(kind, types.UnionType) or "Union" in str(kind) else (kind,)
+    kinds = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
     if text.lower() == "none":
         if type(None) in kinds:
             return None
@@ -383,18 +392,26 @@ def _train(config: RunConfig, folder: Path, resumed: bool, quiet: bool) -> None:
         TerminateOnNaN,
         checkpoint,
     )
-    from framework.trainer.run import CURVES, METRICS, load_data, make_trainer, save_model
+    from framework.trainer.run import (
+        CURVES,
+        METRICS,
+        fitting_threads,
+        load_data,
+        make_trainer,
+        save_model,
+    )
 
     fw.manual_seed(config.seed)
     fw.set_default_device(config.device)
     splits = load(config.dataset, config.seed)
     data = load_data(splits, config.recipe, config.seed, config.device)
     model = _build(config)
+    kept = ModelCheckpoint(folder, every_seconds=10)
     callbacks = [
         LRMonitor(),
         TerminateOnNaN(),
         JSONLLog(folder / METRICS),
-        ModelCheckpoint(folder, every_seconds=10),
+        kept,
         CurvePlot(folder / CURVES),
     ]
     if not quiet:
@@ -409,9 +426,10 @@ def _train(config: RunConfig, folder: Path, resumed: bool, quiet: bool) -> None:
     try:
         if trainer.epoch < config.recipe.epochs and not trainer.should_stop:
             watched = {"validation": data.validation} if data.validation else {"test": data.test}
-            trainer.fit(data.train, watched, config.recipe.epochs)
+            with fitting_threads(model, config.shape, config.recipe.batch_size):
+                trainer.fit(data.train, watched, config.recipe.epochs)
     except KeyboardInterrupt:
-        _say_how_to_go_on(config, folder, trainer)
+        _say_how_to_go_on(config, folder, kept.epoch or trainer.epoch)
         raise typer.Exit(130) from None
     save_model(folder, model, data)
     (folder / LAST).unlink(missing_ok=True)
@@ -421,12 +439,12 @@ def _train(config: RunConfig, folder: Path, resumed: bool, quiet: bool) -> None:
     _print_score(config, scores)
 
 
-def _say_how_to_go_on(config: RunConfig, folder: Path, trainer: Trainer) -> None:
+def _say_how_to_go_on(config: RunConfig, folder: Path, epoch: int) -> None:
     if not (folder / LAST).is_file():
         print("\nstopped before the first epoch ended: nothing to keep", file=sys.stderr)
         return
     print(
-        f"\nstopped; epoch {trainer.epoch} of {config.recipe.epochs} is kept in {folder / LAST}. "
+        f"\nstopped; epoch {epoch} of {config.recipe.epochs} is kept in {folder / LAST}. "
         "Go on with\n"
         f"    python -m framework train {config.model} --resume {folder}",
         file=sys.stderr,

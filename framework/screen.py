@@ -139,26 +139,29 @@ def show_evaluation(config: RunConfig, scores: Mapping[str, Any], samples: int) 
     if counts is None or config.classes is None:
         return
     hit, found, there = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
-    with_matrix = len(config.classes) <= 10 and console().width >= 80
-    width = len(str(counts.max()))
-    # Class names head the columns where they are as short as the counts; else their number does.
-    short = max(len(name) for name in config.classes) <= max(2, width)
-    heads = config.classes if short else [str(i) for i in range(len(config.classes))]
-    columns = ["class", "precision", "recall", "f1", "samples"]
-    columns += [f"{head:>{width}}" for head in heads] if with_matrix else []
-    out = table(*columns, right=tuple(range(1, len(columns))))
-    for i, name in enumerate(config.classes):
-        label = name if short else f"{i} {name}"
-        scores_of_class = (
-            hit[i] / max(found[i], 1),
-            hit[i] / max(there[i], 1),
-            2 * hit[i] / max(found[i] + there[i], 1),
-        )
-        cells = [_cell(counts[i, j], i == j) for j in range(len(counts))] if with_matrix else []
-        out.add_row(escape(label), *(f"{s:.4f}" for s in scores_of_class), f"{there[i]:,}", *cells)
+    names = config.classes
+    out = table("class", "precision", "recall", "f1", "samples", right=(1, 2, 3, 4))
+    for i, name in enumerate(names):
+        precision, recall = hit[i] / max(found[i], 1), hit[i] / max(there[i], 1)
+        f1 = 2 * hit[i] / max(found[i] + there[i], 1)
+        cells = f"{precision:.4f}", f"{recall:.4f}", f"{f1:.4f}", f"{there[i]:,}"
+        out.add_row(escape(name), *cells)
     console().print(out)
-    if with_matrix:
-        console().print("[dim]  right: what each class (row) was taken for (column)[/]\n")
+    if len(names) <= 10:
+        console().print("[dim]  what each class (row) was taken for (column)[/]")
+        console().print(_confusion(counts, names))
+
+
+def _confusion(counts: np.ndarray[Any, Any], names: tuple[str, ...]) -> Table:
+    """Counts, the right ones on the diagonal; the columns of long names have their numbers."""
+    short = max(map(len, names)) <= max(3, len(str(counts.max())))
+    numbered = list(names) if short else [f"{i} {name}" for i, name in enumerate(names)]
+    heads = list(names) if short else [str(i) for i in range(len(names))]
+    out = table("", *heads, right=tuple(range(1, len(names) + 1)))
+    for i, name in enumerate(numbered):
+        row = [_cell(count, i == j) for j, count in enumerate(counts[i].tolist())]
+        out.add_row(f"[dim]{escape(name)}[/]", *row)
+    return out
 
 
 def _cell(count: int, right: bool) -> str:
@@ -201,7 +204,7 @@ def show_models(zoo: Mapping[str, Any], recipe: type[Any], datasets: Mapping[str
     title("models")
     for name, entry in sorted(zoo.items()):
         console().print(facts({name: entry.description}))
-        console().print(_settings(entry.config))
+        console().print(_settings(entry.config, ("inputs", "outputs", "task")))
     title("recipe")
     console().print(_settings(recipe))
     title("data sets")
@@ -209,9 +212,12 @@ def show_models(zoo: Mapping[str, Any], recipe: type[Any], datasets: Mapping[str
     console().print("\n[dim]python -m framework train MODEL --dataset NAME --set SETTING=VALUE[/]")
 
 
-def _settings(kind: type[Any]) -> Table:
+def _settings(kind: type[Any], without: tuple[str, ...] = ()) -> Table:
+    """The fields of a dataclass; `without` those that the data set decides."""
     out = table("setting", "type", "default")
     for field in fields(kind):
+        if field.name in without:
+            continue
         default = "" if field.default is MISSING else _shown(field.default)
         out.add_row(field.name, escape(_type(str(field.type))), default)
     return out
@@ -229,6 +235,6 @@ def _type(text: str) -> str:
     optional = text.endswith(" | None")
     text = text.removesuffix(" | None")
     if text.startswith("Literal["):
-        text = text[8:-1].replace('"', "")
+        text = text[8:-1].replace('"', "").replace("'", "")
     text = {"bool": "true or false"}.get(text, words.get(text, text))
     return f"{text} or none" if optional else text

@@ -41,7 +41,7 @@ class MLPConfig:
     """
 
     inputs: int = 64
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = (128, 128)
     outputs: int = 10
     activation: str = "relu"
     norm: Literal["batch", "layer", "rms"] | None = "batch"

@@ -283,7 +283,7 @@ class Trainer:
             "generator": default_generator.state(),
             "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
             "history": self.history,
-            "callbacks": [[type(c).__name__, c.state_dict()] for c in self.callbacks],
+            "callbacks": [[type(c).__name__, c.state_dict()] for c in self._stateful()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -292,10 +292,8 @@ class Trainer:
         Raises ValueError where the run that gave it had another make: other callbacks, an EMA, a
         plateau schedule.
         """
-        saved, here = (
-            [name for name, _ in state["callbacks"]],
-            [type(callback).__name__ for callback in self.callbacks],
-        )
+        saved = [name for name, _ in state["callbacks"]]
+        here = [type(callback).__name__ for callback in self._stateful()]
         if saved != here:
             raise ValueError(f"the saved run has callbacks {saved}, this one {here}")
         for name, mine in (
@@ -315,8 +313,12 @@ class Trainer:
         default_generator.load_state(state["generator"])
         self._loader_state = state["loader"]
         self.history = [dict(record) for record in state["history"]]
-        for callback, (_, mine) in zip(self.callbacks, state["callbacks"], strict=True):
+        for callback, (_, mine) in zip(self._stateful(), state["callbacks"], strict=True):
             callback.load_state_dict(mine)
+
+    def _stateful(self) -> list[Callback]:
+        """The callbacks that have something to save; others may differ after a resume."""
+        return [callback for callback in self.callbacks if callback.state_dict()]
 
     def _restore_loader(self) -> None:
         state, self._loader_state = self._loader_state, None

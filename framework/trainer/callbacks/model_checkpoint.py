@@ -43,6 +43,7 @@ class ModelCheckpoint(Callback):
         self.best = Best(monitor or "", mode)
         self.written = time.monotonic()
         self.pending: bytes | None = None
+        self.epoch = 0  # epochs done in the last state taken
 
     @property
     def last(self) -> Path:
@@ -61,7 +62,7 @@ class ModelCheckpoint(Callback):
                 safetensors.save(self.folder / BEST, trainer.model.state_dict())
 
     def on_epoch_complete(self, trainer: Trainer) -> None:
-        self.pending = checkpoint.to_bytes(trainer.state_dict())
+        self.pending, self.epoch = checkpoint.to_bytes(trainer.state_dict()), trainer.epoch
         if time.monotonic() - self.written >= self.every_seconds:
             self._write()
 

@@ -1,0 +1,249 @@
+"""The commands as a user calls them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment():
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": paths, "FRAMEWORK_DEVICE": "cpu"}
+
+
+def command(*args):
+    return [sys.executable, "-m", "framework", *map(str, args)]
+
+
+def call(folder, *args, code=0):
+    result = subprocess.run(
+        command(*args), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == code, result.stderr + result.stdout
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """``train mlp`` without options: its output and its run folder."""
+    return call(folder, "train", "mlp"), folder / "runs" / "mlp-digits-seed0"
+
+
+def test_the_first_command_learns_to_read_digits(trained):
+    result, run = trained
+    lines = result.stdout.splitlines()
+    assert lines[-1].startswith("test accuracy 0.9")
+    assert len(lines[-1].split()[-1]) == len("0.9xxx")
+    assert float(lines[-1].split()[-1]) >= 0.975
+    assert result.stderr == ""
+    for shown in ("device", "cpu", "UCI handwritten digits", "blocks.0.linear", "epoch 40/40"):
+        assert shown in result.stdout
+    files = {file.name for file in run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "model.safetensors"} <= files
+    assert files - {"curves.png"} == {"config.json", "metrics.jsonl", "model.safetensors"}
+
+
+def test_the_run_folder_tells_everything(trained):
+    _, run = trained
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"] == "mlp"
+    assert config["dataset"] == "digits"
+    assert config["recipe"]["epochs"] == 40
+    assert config["versions"]["numpy"] == np.__version__
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, 41))
+    assert {"loss", "accuracy", "test_loss", "test_accuracy", "lr"} <= set(records[0])
+    assert records[-1]["loss"] < 0.1 * records[0]["loss"]
+
+
+def test_evaluate_gives_the_same_number(trained, folder):
+    result, run = trained
+    shown = call(folder, "evaluate", run).stdout
+    assert shown.splitlines()[-1] == result.stdout.splitlines()[-1]
+    assert "precision" in shown
+
+
+def test_predict(trained, folder):
+    from framework.data import load
+
+    _, run = trained
+    images, labels = load("digits", 0).test[np.arange(40)]
+    np.save(folder / "images.npy", images)
+    lines = call(folder, "predict", run, "images.npy", "--out", "p.npy").stdout.splitlines()
+    found = np.array([int(line.split("\t")[1]) for line in lines])
+    assert (found == labels).mean() > 0.9
+    probabilities = np.load(folder / "p.npy")
+    assert probabilities.shape == (40, 10)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(1), found)
+    np.save(folder / "one.npy", images[3, 0] * 16)
+    one = call(folder, "predict", run, "one.npy")
+    assert one.stdout.count("\n") == 1
+    assert "the model was trained on 0 to 1" in one.stderr
+
+
+OPTIONS = ["train", "mlp", "--epochs", "4", "--seed", "7", "--quiet", "--set", "hidden=24"]
+
+
+@pytest.fixture(scope="module")
+def short(folder):
+    """A run of four epochs."""
+    result = call(folder, *OPTIONS, "--out", "short")
+    assert result.stdout.startswith("test accuracy")
+    assert result.stdout.count("\n") == 1
+    return folder / "short"
+
+
+def records(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    clocks = ("seconds", "samples_per_second")
+    return [{k: v for k, v in line.items() if k not in clocks} for line in lines]
+
+
+def test_one_seed_one_result_whatever_the_threads(short, folder, monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    call(folder, *OPTIONS, "--out", "again")
+    again = folder / "again"
+    assert (short / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert records(short) == records(again)
+
+
+INTERRUPT = """
+import signal, sys, os
+from framework.trainer.callbacks import JSONLLog
+write = JSONLLog.on_epoch_complete
+def interrupt(self, trainer):
+    write(self, trainer)
+    if trainer.epoch == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+JSONLLog.on_epoch_complete = interrupt
+sys.argv = ["framework", *sys.argv[1:]]
+from framework.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
+def test_interrupted_and_resumed_is_the_same_run(short, folder):
+    """Ctrl-C in the third epoch's end: the second is kept."""
+    arguments = [*OPTIONS, "--out", "parts"]
+    stopped = subprocess.run(
+        [sys.executable, "-c", INTERRUPT, *arguments],
+        cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert stopped.returncode == 130
+    assert "Traceback" not in stopped.stderr
+    assert "stopped; epoch 2 of 4 is kept in parts/last.safetensors" in stopped.stderr
+    assert "python -m framework train mlp --resume parts" in stopped.stderr
+    done = call(folder, "train", "mlp", "--resume", "parts")
+    assert "going on after epoch 2" in done.stdout
+    parts = folder / "parts"
+    assert (short / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert records(short) == records(parts)
+    assert not (parts / "last.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
+def test_ctrl_c_at_any_moment(folder):
+    process = subprocess.Popen(
+        command("train", "mlp", "--epochs", "2000", "--out", "long"),
+        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = folder / "long" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "--resume long" in errors
+    assert (folder / "long" / "last.safetensors").exists()
+
+
+def test_regression_and_validation(folder):
+    result = call(
+        folder, "train", "mlp", "--dataset", "regression", "--epochs", "30", "--out", "r",
+        "--set", "validation=0.2", "--set", "patience=3", "--set", "norm=none",
+        "--set", "dropout=0",
+    )  # fmt: skip
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("test r2 0.")
+    assert float(last.split()[-1]) > 0.8
+    assert call(folder, "evaluate", "r").stdout.splitlines()[-1] == last
+    assert "validation_loss" in records(folder / "r")[0]
+    from framework.data import load
+
+    data = load("regression", 0).test
+    x, t = data[np.arange(len(data))]
+    np.save(folder / "x.npy", x)
+    lines = call(folder, "predict", "r", "x.npy").stdout.splitlines()
+    values = np.array([float(line.split("\t")[1]) for line in lines])
+    assert np.corrcoef(values, t[:, 0])[0, 1] > 0.9
+    assert abs(values.mean() - t.mean()) < 1  # on the scale of the data
+
+
+def test_models_and_doctor(folder):
+    shown = call(folder, "models").stdout
+    for word in ("mlp", "hidden", "128,128", "label_smoothing", "fashion-mnist"):
+        assert word in shown
+    shown = call(folder, "doctor").stdout
+    for word in ("python", "numpy", "cpu features", "kernel cache", "softmax", "numba", "compiled"):
+        assert word in shown
+
+
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch, capsys):
+    from framework import doctor, screen
+
+    screen.console.cache_clear()
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "matplotlib" else "1.0")
+    screen.console().print(doctor.libraries())
+    assert "pip install matplotlib" in capsys.readouterr().out
+    screen.console.cache_clear()
+
+
+def test_every_kernel_is_in_the_doctors_table():
+    from framework import doctor
+    from kernels.registry import all_kernels
+
+    table = doctor.kernel_table()
+    text = " ".join(str(cell) for cell in table.columns[3].cells)
+    for name in all_kernels():
+        assert name in text
+    kinds = {doctor.on_cpu(k) for k in all_kernels().values()}
+    assert kinds <= {"numba", "reference"}
+    assert {doctor.on_cuda(k) for k in all_kernels().values()} <= {
+        "compiled", "generated", "reference",
+    }  # fmt: skip
+    assert doctor.on_cuda(all_kernels()["relu"]) == "generated"
+
+
+def test_help_is_there_at_once(folder):
+    start = time.perf_counter()
+    shown = call(folder, "--help").stdout
+    seconds = time.perf_counter() - start
+    for name in ("train", "evaluate", "predict", "models", "doctor"):
+        assert name in shown
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, framework.cli; print(*sys.modules)"],
+        env=environment(), capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    assert not {"numba", "matplotlib", "cupy", "models"} & set(loaded)
+    assert seconds < 20  # what it imports says more than a clock on a busy machine
