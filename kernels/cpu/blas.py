@@ -8,7 +8,6 @@ the result while OpenBLAS is told to use one thread; its setting is restored aft
 from __future__ import annotations
 
 import ctypes
-import math
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from numba import carray, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu.engine import _one_launch_at_a_time, jit
+from kernels.cpu.engine import _one_launch_at_a_time, jit, threads
 
 #: Up to this m n k OpenBLAS stays on one thread by itself, so that NumPy may be called directly.
 SMALL = 262_144
@@ -164,21 +163,17 @@ def _compiled() -> Any:
 
 
 @lru_cache(4096)
-def _grid(m: int, n: int, k: int, batch: int) -> tuple[int, int]:
-    """Row and column pieces of each matrix.
+def _grid(m: int, n: int, k: int, batch: int, workers: int) -> tuple[int, int]:
+    """Row and column pieces of each matrix: as many as there are threads, over the whole batch.
 
-    From the shape alone, so that any number of threads gives the same bits: OpenBLAS rounds
-    differently in blocks of different size. Pieces of 4 M multiply-adds (about 0.1 ms), up to 16
-    pieces, then of 128 M, since small blocks pack their operands too often. On 2 cores 4 pieces
-    of a 128x784x512 product take 2 % more than 2 pieces.
+    More pieces would balance better on a busy machine, but each packs its operands anew: 16 pieces
+    of a 1024^3 product take 8-10 % more than 2 on 2 cores. So the last bit of a product may depend
+    on the number of threads, as with OpenBLAS's own.
     """
-    work = batch * m * n * k
-    wanted = max(2, min(16, work // 4_000_000), work // 128_000_000)
-    pieces = 2 ** math.ceil(math.log2(max(1, wanted / batch)) - 1e-9) if wanted > batch else 1
-    shapes = [(2**i, pieces // 2**i) for i in range(pieces.bit_length())]
-    # A block reads its rows of a and packs its columns of b; cutting rows is better unless n > 3 m
-    # (measured).
-    return min(shapes, key=lambda s: (3 * m / s[0] + n / s[1], -s[0]))
+    pieces = -(-min(workers, max(1, batch * m * n * k // SMALL)) // batch)
+    shapes = [(r, pieces // r) for r in range(1, pieces + 1) if pieces % r == 0]
+    # A block packs its rows of a and its columns of b: the fewer of both, the better.
+    return min(shapes, key=lambda s: (m / s[0] + n / s[1], -s[0]))
 
 
 def is_small(m: int, n: int, k: int, results: int) -> bool:
@@ -209,7 +204,7 @@ def matmul(
     batch0, batch1, c_step0, c_step1 = _batch(out)
     a, a_transposed, lda, a_step0, a_step1 = _operand(a, a_transposed)
     b, b_transposed, ldb, b_step0, b_step1 = _operand(b, b_transposed)
-    row_pieces, column_pieces = _grid(m, n, k, batch0 * batch1)
+    row_pieces, column_pieces = _grid(m, n, k, batch0 * batch1, threads())
     # The number of OpenBLAS threads is global: two Python threads must not save and restore it
     # crosswise.
     with _one_launch_at_a_time:

@@ -169,8 +169,11 @@ def test_pieces_are_no_more_than_the_work_deserves(work):
     from kernels.cpu.blas import _grid
 
     m, n, k, batch = work
-    rows, columns = _grid(m, n, k, batch)
-    assert rows * columns * batch <= max(2, batch, m * n * k * batch // 2_000_000)
+    for threads in (1, 2, 6, 64):
+        rows, columns = _grid(m, n, k, batch, threads)
+        pieces = rows * columns * batch
+        assert pieces <= max(batch, 2 * threads, 1)
+        assert pieces == batch or m * n * k // (rows * columns) >= 60_000
 
 
 @pytest.mark.parametrize(
