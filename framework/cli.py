@@ -444,9 +444,8 @@ def _say_how_to_go_on(config: RunConfig, folder: Path, epoch: int) -> None:
         print("\nstopped before the first epoch ended: nothing to keep", file=sys.stderr)
         return
     print(
-        f"\nstopped; epoch {epoch} of {config.recipe.epochs} is kept in {folder / LAST}. "
-        "Go on with\n"
-        f"    python -m framework train {config.model} --resume {folder}",
+        f"\nstopped; epoch {epoch} of {config.recipe.epochs} is kept in {folder / LAST}\n"
+        f"go on with: python -m framework train {config.model} --resume {folder}",
         file=sys.stderr,
     )
 

@@ -99,7 +99,7 @@ def _threading_layer(threads: int) -> str:
 
 def devices() -> dict[str, str]:
     """The CPU, every CUDA device or why there is none, and the default."""
-    rows = {"cpu": device_name("cpu")}
+    rows = {"cpu": device_name("cpu").removeprefix("cpu ").strip("()")}
     probe = probe_cuda()
     if probe.usable:
         count = Device("cuda").module.cuda.runtime.getDeviceCount()

@@ -120,12 +120,9 @@ def device_name(name: str) -> str:
 
 def show_files(folder: Path) -> None:
     """What the run folder holds now."""
-    files = ", ".join(
-        sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-    )
-    console().print(
-        f"\n[dim]wrote[/] {escape(str(folder))}[dim]: {escape(files)}[/]", soft_wrap=True
-    )
+    names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+    console().print(f"\n[dim]wrote[/] {escape(str(folder))}", soft_wrap=True)
+    console().print(f"[dim]      {escape(', '.join(names))}[/]")
 
 
 # evaluate, predict --------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Progress(Callback):
             TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
             TextColumn("{task.fields[scores]}"),
-            TextColumn("[dim]{task.fields[rate]}[/]"),
+            TextColumn(" [dim]{task.fields[rate]}[/]"),
         ]
         if wide:
             columns.append(TimeRemainingColumn(compact=True, elapsed_when_finished=True))
