@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -81,8 +82,17 @@ def commit() -> str | None:
 
 
 def write(path: Path, facts: dict[str, Any]) -> None:
-    """`facts` as JSON. Raises OSError."""
-    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    """`facts` as JSON, in which NaN and infinities become null. Raises OSError."""
+    text = json.dumps(_finite(facts), indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _version(package: str) -> str | None:

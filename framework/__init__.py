@@ -66,11 +66,13 @@ _LAZY = ("functional", "layers", "optimizers", "data", "trainer", "interop")
 
 
 def __getattr__(name: str) -> Any:
-    """Load a subpackage on first use."""
+    """Load a subpackage on first use; `fw.save` and `fw.load` are safetensors' own."""
+    if name in ("save", "load"):
+        return getattr(import_module("framework.interop.safetensors"), name)
     if name in _LAZY:
         return import_module(f"framework.{name}")
     raise AttributeError(f"module 'framework' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_LAZY, "save", "load"])

@@ -36,8 +36,8 @@ DTYPES = {
 
 
 def save(
-    path: str | Path,
     tensors: Mapping[str, Tensor | Array],
+    path: str | Path,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write named tensors, on any device, to a safetensors file; a kill leaves the old file or the

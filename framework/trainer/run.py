@@ -339,7 +339,7 @@ def save_model(folder: Path, model: Module, data: Data) -> None:
     arrays |= {INPUT + name: array for name, array in data.inputs.state_dict().items()}
     if data.targets is not None:
         arrays |= {TARGET + name: array for name, array in data.targets.state_dict().items()}
-    safetensors.save(folder / MODEL, arrays)
+    safetensors.save(arrays, folder / MODEL)
 
 
 def load_model(

@@ -92,6 +92,11 @@ def test_training_runs_and_writes_its_figures(bench, tmp_path, monkeypatch):
     assert figures["loss_difference"] == 0
 
 
+def test_json_has_no_nan(tmp_path):
+    machine.write(tmp_path / "a.json", {"a": [1.0, float("nan")], "b": {"c": float("inf")}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.0, None], "b": {"c": None}}
+
+
 # A wrong result is not timed ----------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ def test_every_dtype_and_layout_comes_back(tmp_path, name):
         "empty": values[:0],
         "big_endian": values.astype(values.dtype.newbyteorder(">")),
     }
-    save(tmp_path / "x.safetensors", arrays)
+    save(arrays, tmp_path / "x.safetensors")
     for key, back in load(tmp_path / "x.safetensors").items():
         assert back.shape == arrays[key].shape
         assert back.dtype == values.dtype
@@ -38,7 +38,7 @@ def test_every_dtype_and_layout_comes_back(tmp_path, name):
 def test_state_dict_round_trip_and_other_readers(tmp_path):
     model = Sequential(Linear(3, 4), BatchNorm1d(4))
     path = tmp_path / "model.safetensors"
-    save(path, model.state_dict(), {"title": "a test"})
+    save(model.state_dict(), path, {"title": "a test"})
     theirs = safetensors.numpy.load_file(path)
     assert set(theirs) == set(model.state_dict())
     other = Sequential(Linear(3, 4), BatchNorm1d(4))
@@ -78,11 +78,11 @@ def test_other_errors(tmp_path):
     with pytest.raises(FileError, match="cannot read"):
         load(tmp_path)
     with pytest.raises(FileError, match="cannot write"):
-        save(tmp_path / "no-folder" / "x", {"w": np.ones(1)})
+        save({"w": np.ones(1)}, tmp_path / "no-folder" / "x")
     with pytest.raises(TypeError, match="'w' is a list"):
-        save(tmp_path / "x", {"w": [1.0]})
+        save({"w": [1.0]}, tmp_path / "x")
     with pytest.raises(TypeError, match="'w' has dtype complex128"):
-        save(tmp_path / "x", {"w": np.ones(1, complex)})
+        save({"w": np.ones(1, complex)}, tmp_path / "x")
 
 
 def test_unknown_dtype_of_the_format(tmp_path):

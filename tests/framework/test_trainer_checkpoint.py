@@ -84,11 +84,11 @@ def test_damaged_and_foreign_files(tmp_path):
     path = tmp_path / "c"
     with pytest.raises(CheckpointError, match="does not exist"):
         checkpoint.load(path)
-    safetensors.save(path, {"w": np.ones(2)})
+    safetensors.save({"w": np.ones(2)}, path)
     with pytest.raises(CheckpointError, match="no checkpoint of a run"):
         checkpoint.load(path)
     header = {"format": "framework-checkpoint-99", "crc32": 0, "state": {}}
-    safetensors.save(path, {"w": np.ones(2)}, {"checkpoint": json.dumps(header)})
+    safetensors.save({"w": np.ones(2)}, path, {"checkpoint": json.dumps(header)})
     with pytest.raises(CheckpointError, match="framework-checkpoint-99"):
         checkpoint.load(path)
     whole = checkpoint.to_bytes({"w": np.ones(20)})

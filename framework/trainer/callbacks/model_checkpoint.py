@@ -59,7 +59,7 @@ class ModelCheckpoint(Callback):
             return
         if self.best.improves(score_of(trainer, self.monitor, "ModelCheckpoint")):
             with trainer.evaluating():
-                safetensors.save(self.folder / BEST, trainer.model.state_dict())
+                safetensors.save(trainer.model.state_dict(), self.folder / BEST)
 
     def on_epoch_complete(self, trainer: Trainer) -> None:
         self.pending, self.epoch = checkpoint.to_bytes(trainer.state_dict()), trainer.epoch
