@@ -126,14 +126,16 @@ def define(name: str, source: str, **names: Any) -> Callable[..., Any]:
     The file (in the cache folder) is what numba's cache needs, and what a debugger or a curious
     reader opens.
     """
-    file = cache_folder() / f"{name}.py"
-    if not file.exists() or file.read_text() != source:
+    # Two checkouts share the folder: another text is another file.
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    file = cache_folder() / f"{name}_{digest}.py"
+    if not file.exists():
         scratch = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         scratch.write_text(source)
         scratch.replace(file)
     # A cached function is rebuilt from its module's name, so the module has to be one that Python
     # knows.
-    module = ModuleType(f"kernels.cpu.generated.{name}")
+    module = ModuleType(f"kernels.cpu.generated.{name}_{digest}")
     sys.modules[module.__name__] = module
     vars(module).update(names, __file__=str(file))
     exec(compile(source, str(file), "exec"), vars(module))
