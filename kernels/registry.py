@@ -114,7 +114,9 @@ class Kernel:
         """The tuned version for `device` and `dtype`, None where the reference runs."""
         if _mode == "reference" or (device == "cpu" and not has_numba()):
             return None
-        return self._versions.get((device, np.dtype(dtype)))
+        if not isinstance(dtype, np.dtype):
+            dtype = np.dtype(dtype)
+        return self._versions.get((device, dtype))
 
     @overload
     def cpu(self, function: _F) -> _F: ...

@@ -200,6 +200,13 @@ class Tensor(Arithmetic, Shaping, Reductions):
                 raise ValueError(f"gradient has shape {dy.shape}, the tensor {self.shape}")
         graph.backward(self, dy, retain_graph)
 
+    def free_slot(self) -> Array | None:
+        """Where a gradient may be computed in place: the optimizer's slot, while nothing is in it.
+
+        A backward closure of a large parameter passes it as ``out=`` and returns the result.
+        """
+        return self.slot if self.grad is None and not self.hooks else None
+
     def accumulate_grad(self, dy: Array) -> None:
         """Add `dy` to ``.grad`` (the tape calls this)."""
         if dy.shape != self.data.shape:
@@ -209,7 +216,8 @@ class Tensor(Arithmetic, Shaping, Reductions):
         if self.grad is not None:
             self.grad.data += dy
         elif self.slot is not None:
-            self.slot[...] = dy
+            if dy is not self.slot:
+                self.slot[...] = dy
             self.grad = Tensor(self.slot)
         else:
             # A copy: `dy` may be shared with other tensors, and people change gradients in place.

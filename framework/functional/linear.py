@@ -32,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     def backward(dy: Array) -> list[Array | None]:
         dy = dy.reshape(-1, out_features)
         dx = matmul(dy, w).reshape(shape) if want_x else None
-        dw = matmul(dy, rows, transpose_a=True) if want_w else None
+        dw = matmul(dy, rows, transpose_a=True, out=weight.free_slot()) if want_w else None
         return [dx, dw] if bias is None else [dx, dw, reductions.sum(dy, 0)]
 
     return record(y if x.ndim == 2 else y.reshape(*shape[:-1], out_features), inputs, backward)

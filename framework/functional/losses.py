@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from framework.autograd import Tensor, record
+from framework.autograd.graph import as_array
 from framework.functional.check import array_of, floating, same_shape
-from kernels import losses as kernels
+from kernels import losses as kernels, reductions
 from kernels.arrays import Array, array_module, is_floating
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -164,18 +167,20 @@ def _weighted_mean(
     """Sum over the weights of the classes that were not ignored, as PyTorch's mean."""
     if losses.size == 0:
         raise ValueError("cross_entropy: an empty batch has no mean loss")
+    a, t, xp = losses.data, target.data, array_module(losses.data)
     if probabilities:
-        return losses.mean()
-    t = target.data
-    counts = t != ignore_index
-    if weight is None:
-        total = counts.sum()
+        total = a.size
+    elif weight is None:
+        total = t.size - xp.count_nonzero(t == ignore_index)
     else:
-        xp = array_module(t)
+        counts = t != ignore_index
         inside = xp.where(counts & (t >= 0) & (t < weight.size), t, 0)
         total = xp.where(counts, weight.data[inside], 0).sum()
-    total = array_module(t).asarray(total, dtype=losses.dtype)
-    return losses.sum() / Tensor(total)
+    total = xp.asarray(total, dtype=a.dtype)
+    with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
+        mean = as_array(reductions.sum(a) / total)
+        share = as_array(1 / total)
+    return record(mean, [losses], lambda dy: [xp.broadcast_to(dy * share, a.shape)])
 
 
 def _finish(
