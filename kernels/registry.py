@@ -52,7 +52,7 @@ def has_numba() -> bool:
 
 @contextmanager
 def reference_kernels() -> Iterator[None]:
-    """Within this block every kernel runs its reference (to check a result, or to find a suspect)."""
+    """Within this block every kernel runs its reference: to check a result, to find a suspect."""
     global _mode
     previous, _mode = _mode, "reference"
     try:
@@ -168,7 +168,7 @@ class Kernel:
         )
 
     def _inplace_in_float32(self, *args: Any, **options: Any) -> Any:
-        """As `_in_float32`, with the results written back into the 16-bit arrays that were given."""
+        """As `_in_float32`, with the results written back into the 16-bit arrays given."""
         given = dict(zip(self._parameters, args, strict=False)) | options
         wide = {name: _widened(value) for name, value in given.items()}
         first, *others = self._parameters
@@ -186,7 +186,8 @@ def _dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(name)
 
 
@@ -228,7 +229,7 @@ def kernel(
 
 
 def all_kernels() -> dict[str, Kernel]:
-    """Every registered kernel by name, once the families have been imported (``import kernels``)."""
+    """Every registered kernel by name (``import kernels`` registers all families)."""
     return dict(sorted(_registry.items()))
 
 

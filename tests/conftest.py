@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-# Several test processes share the cores: a thread that waits must sleep, not spin. Read by OpenMP when
-# numba loads it.
+# Several test processes share the cores: a thread that waits must sleep, not spin. OpenMP reads
+# this when numba loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

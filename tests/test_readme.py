@@ -23,8 +23,7 @@ def blocks(language: str) -> list[str]:
     [
         "python3 -m venv .venv && .venv/bin/pip install -e . "
         "&& .venv/bin/python -m framework train mlp",
-        'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" '
-        "&& .venv/bin/python -m pytest",
+        'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/python -m pytest',
     ],
 )
 def test_the_two_commands_stand_on_a_line_of_their_own(command):

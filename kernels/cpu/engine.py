@@ -204,7 +204,9 @@ class Loop:
             f"    grain = 16 if n >= 64 * pieces else 1\n"
             f"    for piece in prange(pieces):\n"
             f"        start = n * piece // pieces // grain * grain\n"
-            f"        stop = n if piece == pieces - 1 else n * (piece + 1) // pieces // grain * grain\n"
+            f"        stop = n * (piece + 1) // pieces // grain * grain\n"
+            f"        if piece == pieces - 1:\n"
+            f"            stop = n\n"
             f"        serial({', '.join(pieces)})\n"
         )
         return jit(define(name, source, prange=numba.prange, serial=self._serial), parallel=True)
