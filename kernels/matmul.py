@@ -70,11 +70,11 @@ def _result_shape(
 
 
 @cache
-def _blas() -> Any:
-    """kernels/cpu/blas.py; the import statement itself would cost 1 us a call."""
-    from kernels.cpu import blas
+def _engines() -> Any:
+    """kernels/cpu/blas.py and dot_tiles.py; the import itself would cost 1 us a call."""
+    from kernels.cpu import blas, dot_tiles
 
-    return blas
+    return blas, dot_tiles
 
 
 @matmul.cpu
@@ -86,12 +86,14 @@ def _(
     bias: Array | None = None,
     out: Array | None = None,
 ) -> Array:
-    blas = _blas()
+    blas, tiles = _engines()
     shape = _result_shape(a, b, transpose_a, transpose_b, bias, out)
     y = out if out is not None and out.flags.c_contiguous else np.empty(shape, np.float32)
     k = a.shape[-2 if transpose_a else -1]
     if y.size == 0 or k == 0:
         y[...] = 0 if bias is None else bias
+    elif transpose_b and not transpose_a and tiles.suits(a, b):
+        tiles.product(a, b, bias, y)
     elif blas.is_small(*shape[-2:], k, y.size) or not blas.has_openblas():
         a = a if a.flags.forc or blas.has_unit_stride(a) else np.ascontiguousarray(a)
         b = b if b.flags.forc or blas.has_unit_stride(b) else np.ascontiguousarray(b)

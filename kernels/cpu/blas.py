@@ -18,7 +18,7 @@ from numba import carray, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu.engine import _one_launch_at_a_time, jit, threads
+from kernels.cpu.engine import one_launch_at_a_time, jit, threads
 
 #: Up to this m n k OpenBLAS stays on one thread by itself, so that NumPy may be called directly.
 SMALL = 262_144
@@ -207,7 +207,7 @@ def matmul(
     row_pieces, column_pieces = _grid(m, n, k, batch0 * batch1, threads())
     # The number of OpenBLAS threads is global: two Python threads must not save and restore it
     # crosswise.
-    with _one_launch_at_a_time:
+    with one_launch_at_a_time:
         function(
             batch0, batch1, row_pieces, column_pieces, m, n, k,
             a_transposed, address(a), lda, a_step0, a_step1,

@@ -185,7 +185,7 @@ class Loop:
             return
         if self._parallel is None:
             self._parallel = self._build_parallel()
-        with _one_launch_at_a_time:
+        with one_launch_at_a_time:
             self._parallel(min(threads(), lead.shape[0]), *args)
 
     @property
@@ -213,7 +213,7 @@ class Loop:
 
 
 #: numba's fallback pool (workqueue) is not thread-safe; two Python threads must not launch at once.
-_one_launch_at_a_time = threading.Lock()
+one_launch_at_a_time = threading.Lock()
 
 
 def loop(*cut: str, **options: Any) -> Callable[[Callable[..., Any]], Loop]:
