@@ -18,7 +18,7 @@ from numba import carray, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu.engine import one_launch_at_a_time, jit, threads
+from kernels.cpu.engine import jit, one_launch_at_a_time, threads
 
 #: Up to this m n k OpenBLAS stays on one thread by itself, so that NumPy may be called directly.
 SMALL = 262_144

@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 
-from kernels.cpu.engine import one_launch_at_a_time, define, jit, threads
+from kernels.cpu.engine import define, jit, one_launch_at_a_time, threads
 
 
 def _tile_shape() -> tuple[int, int]:
