@@ -6,13 +6,14 @@ NumPy, and a gradient is summed back over what was broadcast.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from framework.autograd.graph import Gradients, as_array, record, unbroadcast
+from framework.autograd.graph import Gradients, as_array, is_grad_enabled, record, unbroadcast
 from framework.backend.device import device_of
 from kernels import special
 from kernels.arrays import Array, array_module, is_array, is_floating
@@ -65,6 +66,18 @@ class Arithmetic:
     def __rmatmul__(self, other: Any) -> Tensor:
         return matmul(other, self)
 
+    def __iadd__(self, other: Any) -> Tensor:
+        return _in_place(operator.iadd, self, other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return _in_place(operator.isub, self, other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return _in_place(operator.imul, self, other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return _in_place(operator.itruediv, self, other)
+
     def __neg__(self) -> Tensor:
         x = _tensor(self)
         return record(-x.data, [x], lambda dy: [-dy])
@@ -73,10 +86,10 @@ class Arithmetic:
         return absolute(self)
 
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return _compare(operator.eq, self, other)
+        return _compare(operator.eq, self, other) if _comparable(other) else NotImplemented
 
     def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return _compare(operator.ne, self, other)
+        return _compare(operator.ne, self, other) if _comparable(other) else NotImplemented
 
     def __lt__(self, other: Any) -> Tensor:
         return _compare(operator.lt, self, other)
@@ -156,49 +169,85 @@ def _is_tensor(x: Any) -> bool:
     return isinstance(x, Arithmetic)
 
 
+def _comparable(x: Any) -> bool:
+    """``x == None`` and ``x == "a"`` are False, as for any other object."""
+    return _is_tensor(x) or is_array(x) or isinstance(x, (np.generic, int, float, list, tuple))
+
+
 def operands(*values: Any) -> tuple[list[Any], list[Tensor]]:
     """Arrays (or bare Python numbers) of `values`, and the Tensors among them in order.
 
     Lists and arrays join the device of the tensors; tensors on different devices are an error.
+    Where floating-point tensors meet integers, booleans or NumPy numbers, their dtype stays: the
+    others are converted (NumPy's own rules would give float64).
     """
     tensors = [_tensor(v) for v in values if _is_tensor(v)]
     if not tensors:
-        raise TypeError(
-            f"expected a tensor among the operands, got {[type(v).__name__ for v in values]}"
-        )
+        raise TypeError(f"expected a tensor among the operands, got {_kinds(values)}")
     home = tensors[0]
-    arrays: list[Any] = []
-    for v in values:
-        if _is_tensor(v):
-            if type(v.data) is not type(home.data) or (v is not home and v.device != home.device):
-                raise ValueError(
-                    f"operands are on {home.device} and {v.device}: "
-                    f"move one with .to({str(home.device)!r})"
-                )
-            arrays.append(v.data)
-        elif isinstance(v, (bool, int, float)):
-            arrays.append(v)
-        elif is_array(v) and device_of(v) == home.device:
-            arrays.append(v)
-        elif isinstance(v, (np.ndarray, np.generic, list, tuple)):
-            array = np.asarray(v)
-            if array.dtype.kind not in "biuf" and not is_floating(array.dtype):
-                raise TypeError(f"cannot compute with a {type(v).__name__} of dtype {array.dtype}")
-            if isinstance(v, (list, tuple)) and array.dtype == np.float64:
-                array = array.astype(home.dtype if is_floating(home.dtype) else np.float32)
-            arrays.append(array_module(home.data).asarray(array))
-        else:
-            raise TypeError(f"cannot compute with a {type(v).__name__}")
+    arrays = [_operand(v, home) for v in values]
+    floats = [a.dtype for a in arrays if hasattr(a, "dtype") and is_floating(a.dtype)]
+    if floats and len(floats) < len(arrays):
+        widest = max(floats, key=lambda dtype: dtype.itemsize)
+        arrays = [_like(a, widest) for a in arrays]
     return arrays, tensors
 
 
+def _kinds(values: Sequence[Any]) -> str:
+    return ", ".join(type(v).__name__ for v in values)
+
+
+def _operand(v: Any, home: Tensor) -> Any:
+    """One operand as an array on home's device, or as a Python number."""
+    if _is_tensor(v):
+        if v is not home and v.device != home.device:
+            raise ValueError(
+                f"operands are on {home.device} and {v.device}: "
+                f"move one with .to({str(home.device)!r})"
+            )
+        return v.data
+    if isinstance(v, np.generic) or (is_array(v) and v.ndim == 0):
+        v = v.item()  # a weak number, as a Python one: np.sqrt(2) must not turn float32 to float64
+    if isinstance(v, (bool, int, float)):
+        return v
+    if is_array(v) and device_of(v) == home.device:
+        return v
+    if isinstance(v, (np.ndarray, list, tuple)):
+        array = np.asarray(v)
+        if array.dtype.kind not in "biuf" and not is_floating(array.dtype):
+            raise TypeError(f"cannot compute with a {type(v).__name__} of dtype {array.dtype}")
+        if isinstance(v, (list, tuple)) and array.dtype == np.float64:
+            array = array.astype(np.float32)
+        return array_module(home.data).asarray(array)
+    raise TypeError(f"cannot compute with a {type(v).__name__}")
+
+
+def _like(a: Any, dtype: np.dtype[Any]) -> Any:
+    """An integer or boolean array in the floating-point dtype that it meets."""
+    return a.astype(dtype) if hasattr(a, "dtype") and not is_floating(a.dtype) else a
+
+
+def _in_float32(*values: Any) -> list[Any]:
+    """Integers as float32, for an operation whose result is not an integer."""
+    if any(hasattr(v, "dtype") and is_floating(v.dtype) for v in values):
+        return list(values)
+    return [_like(v, np.dtype(np.float32)) for v in values]
+
+
 def _apply(function: Callable[[Any, Any], Any], x: Any, y: Any) -> Array:
+    if isinstance(x, float) or isinstance(y, float):
+        x, y = _in_float32(x, y)
     try:
         with np.errstate(all="ignore"):  # IEEE: 1/0 is inf, 0/0 is NaN, silently
             return as_array(function(x, y))
-    except ValueError:
+    except ValueError as error:
         shapes = [getattr(v, "shape", ()) for v in (x, y)]
-        raise ValueError(f"shapes {shapes[0]} and {shapes[1]} do not broadcast together") from None
+        try:
+            np.broadcast_shapes(*shapes)
+        except ValueError:
+            message = f"shapes {shapes[0]} and {shapes[1]} do not broadcast together"
+            raise ValueError(message) from None
+        raise ValueError(str(error)) from None  # integers to negative powers
 
 
 def _pair(a: Any, b: Any, out: Array, da: Rule, db: Rule) -> Tensor:
@@ -232,6 +281,22 @@ def _single(x: Any, out: Array, rule: Rule) -> Tensor:
     return record(out, [x], backward)
 
 
+def _in_place(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
+    """``a += b`` in a's own memory: for what is not being differentiated, as a step by hand."""
+    target = _tensor(a)
+    if is_grad_enabled() and (target.requires_grad or (_is_tensor(b) and b.requires_grad)):
+        raise RuntimeError(
+            "in-place arithmetic on a tensor that requires a gradient: write a = a + b, or put the "
+            "update under no_grad()"
+        )
+    (x, y), _ = operands(a, b)
+    if np.broadcast_shapes(x.shape, getattr(y, "shape", ())) != x.shape:
+        raise ValueError(f"in-place: shape {y.shape} does not fit into {x.shape}")
+    with np.errstate(all="ignore"):
+        function(x, y)
+    return target
+
+
 # Two operands -------------------------------------------------------------------------------------
 
 
@@ -254,8 +319,8 @@ def multiply(a: Any, b: Any) -> Tensor:
 
 
 def divide(a: Any, b: Any) -> Tensor:
-    """a / b; division by 0 gives inf or NaN."""
-    (x, y), _ = operands(a, b)
+    """a / b; division by 0 gives inf or NaN. Integers give float32."""
+    x, y = _in_float32(*operands(a, b)[0])
     xp = array_module(x if is_array(x) else y)
     return _pair(
         a,
@@ -278,7 +343,7 @@ def power(a: Any, b: Any) -> Tensor:
         return dy * xp.where(y == 0, 0, y * xp.power(x, y - 1))
 
     def db(dy: Array) -> Array:
-        return dy * xp.where(out == 0, 0, out * xp.log(x))
+        return dy * xp.where((x == 0) & (y >= 0), 0, out * xp.log(x))
 
     return _pair(a, b, out, da, db)
 
@@ -298,7 +363,7 @@ def _extreme(name: str, wins: Callable[[Any, Any], Any], a: Any, b: Any) -> Tens
     xp = array_module(x if is_array(x) else y)
 
     def share(dy: Array, mine: Any, other: Any) -> Array:
-        return xp.where(wins(mine, other), dy, xp.where(mine == other, dy * 0.5, dy * 0))
+        return xp.where(wins(mine, other), dy, xp.where(mine == other, dy * 0.5, 0))
 
     out = _apply(getattr(xp, name), x, y)
     return _pair(a, b, out, lambda dy: share(dy, x, y), lambda dy: share(dy, y, x))
@@ -306,14 +371,22 @@ def _extreme(name: str, wins: Callable[[Any, Any], Any], a: Any, b: Any) -> Tens
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """`a` where `condition` holds, else `b`; the other gets gradient 0, whatever it holds."""
-    chosen = condition.data if _is_tensor(condition) else condition
-    (x, y), tensors = operands(a, b)
-    xp = array_module(tensors[0].data)
-    c = xp.asarray(chosen)
+    if _is_tensor(a) or _is_tensor(b):
+        (x, y), tensors = operands(a, b)
+        home = tensors[0]
+    elif _is_tensor(condition):
+        home = _tensor(condition)
+        x, y = (_operand(v, home) for v in (a, b))
+    else:
+        raise TypeError(f"where: expected a tensor, got {_kinds((condition, a, b))}")
+    xp = array_module(home.data)
+    c = xp.asarray(condition.data if _is_tensor(condition) else condition)
     if c.dtype != bool:
         raise TypeError(f"where: condition has dtype {c.dtype}, expected bool")
     try:
         out = xp.where(c, x, y)
+        if out.dtype == np.float64 and not hasattr(x, "dtype") and not hasattr(y, "dtype"):
+            out = out.astype(np.float32)  # two Python numbers
     except ValueError:
         shapes = ", ".join(str(getattr(v, "shape", ())) for v in (c, x, y))
         raise ValueError(f"where: shapes {shapes} do not broadcast together") from None
@@ -346,13 +419,16 @@ def matmul(a: Any, b: Any) -> Tensor:
         out = out[..., 0]
     if x.ndim == 1:
         out = out[..., 0] if y.ndim == 1 else out[..., 0, :]
-        out = out.reshape(out.shape)
 
     def da(dy: Array) -> Array:
         return unbroadcast(_product(dy.reshape(full), q, tb=True), p.shape).reshape(x.shape)
 
     def db(dy: Array) -> Array:
-        return unbroadcast(_product(p, dy.reshape(full), ta=True), q.shape).reshape(y.shape)
+        dy = dy.reshape(full)
+        if q.ndim == 2 and p.ndim > 2:  # one matrix for the whole stack: one product of tall ones
+            dy, rows = _tall(dy), _tall(p)
+            return gemm(rows, dy, True).reshape(y.shape)
+        return unbroadcast(_product(p, dy, ta=True), q.shape).reshape(y.shape)
 
     return _pair(a, b, as_array(out), da, db)
 
@@ -363,13 +439,18 @@ def _product(p: Array, q: Array, ta: bool = False, tb: bool = False) -> Array:
         return gemm(p, q, ta, tb)
     xp = array_module(p)
     if q.ndim == 2 and not ta:  # one matrix for the whole stack: one tall product
-        tall = gemm(p.reshape(-1, p.shape[-1]), q, False, tb)
+        tall = gemm(_tall(p), q, False, tb)
         return tall.reshape(*p.shape[:-1], tall.shape[-1])
     lead = np.broadcast_shapes(p.shape[:-2], q.shape[:-2])
     p = xp.broadcast_to(p, (*lead, *p.shape[-2:])).reshape(-1, *p.shape[-2:])
     q = xp.broadcast_to(q, (*lead, *q.shape[-2:])).reshape(-1, *q.shape[-2:])
     out = gemm(p, q, ta, tb)
     return out.reshape(*lead, *out.shape[-2:])
+
+
+def _tall(stack: Array) -> Array:
+    """The matrices of a stack one below the other."""
+    return stack.reshape(math.prod(stack.shape[:-1]), stack.shape[-1])
 
 
 # One operand --------------------------------------------------------------------------------------
@@ -424,7 +505,7 @@ def cos(x: Any) -> Tensor:
 
 def erf(x: Any) -> Tensor:
     """Error function: 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
-    a = x.data
+    (a,) = _in_float32(x.data)
     return _single(x, special.erf(a), lambda dy: special.erf_grad(dy, a))
 
 
@@ -466,6 +547,10 @@ def einsum(subscripts: str, *tensors: Any) -> Tensor:
         values = [*arrays[:i], *arrays[i + 1 :], dy]
         known = "".join(c for c in terms[i] if any(c in other for other in others))
         d = xp.einsum(f"{','.join(others)}->{known}", *values, optimize=len(values) > 1)
+        d = as_array(d)
+        # a letter of size 1 here that is longer elsewhere was broadcast
+        own = dict(zip(terms[i], arrays[i].shape, strict=True))
+        d = unbroadcast(d, tuple(min(n, own[c]) for c, n in zip(known, d.shape, strict=True)))
         # letters summed over in this operand alone: every position gets the same gradient
         shape = [n if c in known else 1 for c, n in zip(terms[i], arrays[i].shape, strict=True)]
         return xp.array(xp.broadcast_to(as_array(d).reshape(shape), arrays[i].shape))

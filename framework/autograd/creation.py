@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from framework.autograd.tensor import Tensor, as_dtype
 from framework.backend.device import Device, choose_device, default_device
 from framework.backend.random import Generator, default_generator
@@ -22,9 +24,9 @@ def _device(device: str | Device | None) -> Device:
 def _shape(shape: tuple[Any, ...]) -> tuple[int, ...]:
     """(2, 3) and ((2, 3),) are the same."""
     sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    if any(not isinstance(n, int) or n < 0 for n in sizes):
+    if any(not isinstance(n, (int, np.integer)) or n < 0 for n in sizes):
         raise ValueError(f"shape {sizes}: expected integers of at least 0")
-    return sizes
+    return tuple(map(int, sizes))
 
 
 def _wrap(array: Array, requires_grad: bool) -> Tensor:

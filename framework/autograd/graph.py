@@ -13,9 +13,10 @@ hands each its gradient, and lets go of what it saved.
 from __future__ import annotations
 
 import heapq
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ContextDecorator, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ContextDecorator
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,8 +32,14 @@ Gradients = Sequence["Array | Partial | None"]
 Backward = Callable[[Array], Gradients]
 
 _sequence = count()
-_enabled = True
 _tensor: type[Tensor]
+
+
+class _Mode(threading.local):
+    enabled = True
+
+
+_mode = _Mode()
 
 
 class Partial(NamedTuple):
@@ -83,7 +90,7 @@ def record(data: Array, inputs: Sequence[Tensor], backward: Backward) -> Tensor:
 
     ``backward(dy)`` returns one gradient per input, in the input's shape and dtype.
     """
-    if _enabled:
+    if _mode.enabled:
         for x in inputs:
             if x.requires_grad:
                 return _tensor(data, True, Node([_edge(x) for x in inputs], backward))
@@ -105,31 +112,42 @@ def register_tensor(tensor: type[Tensor]) -> type[Tensor]:
 
 
 def is_grad_enabled() -> bool:
-    """Are operations recorded?"""
-    return _enabled
+    """Are operations recorded, in this thread?"""
+    return _mode.enabled
 
 
-@contextmanager
-def set_grad_enabled(enabled: bool) -> Iterator[None]:
-    """Within the block, record operations or not."""
-    global _enabled
-    previous, _enabled = _enabled, enabled
-    try:
-        yield
-    finally:
-        _enabled = previous
+class set_grad_enabled:
+    """Record operations or not: from the call on, or until the end of its ``with`` block.
+
+    The mode belongs to the thread: one that evaluates does not stop another that trains.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._previous = _mode.enabled
+        _mode.enabled = bool(enabled)
+
+    def __enter__(self) -> None:
+        """The mode is set already."""
+
+    def __exit__(self, *error: object) -> None:
+        _mode.enabled = self._previous
 
 
 class no_grad(ContextDecorator):
-    """``with no_grad():`` or ``@no_grad()``: operations inside are not recorded."""
+    """``with no_grad():`` or ``@no_grad()``: operations inside are not recorded, in this thread."""
+
+    def __init__(self) -> None:
+        self._previous: list[bool] = []
 
     def __enter__(self) -> None:
-        global _enabled
-        self._previous, _enabled = _enabled, False
+        self._previous.append(_mode.enabled)
+        _mode.enabled = False
 
     def __exit__(self, *error: object) -> None:
-        global _enabled
-        _enabled = self._previous
+        _mode.enabled = self._previous.pop()
+
+    def _recreate_cm(self) -> no_grad:
+        return no_grad()  # a decorated function may run in several threads at once
 
 
 # Backward -----------------------------------------------------------------------------------------
@@ -238,15 +256,23 @@ def add_at(full: Array, gradient: Partial) -> None:
 
 
 def apply_hooks(hooks: dict[int, Callable[[Tensor], Any]], dy: Array) -> Array:
-    """Run gradient hooks in their order; one that returns a tensor replaces the gradient."""
+    """Run gradient hooks in their order; one that returns a tensor replaces the gradient.
+
+    Hooks get a copy: `dy` may be shared with other tensors, and people change gradients in place.
+    """
     for hook in list(hooks.values()):
-        result = hook(_tensor(dy))
-        if result is not None:
-            if result.shape != dy.shape:
-                raise ValueError(
-                    f"gradient hook returned shape {result.shape} for shape {dy.shape}"
-                )
-            dy = result.data
+        given = _tensor(dy.copy())
+        result = hook(given)
+        if result is None:
+            result = given
+        elif not isinstance(result, _tensor):
+            raise TypeError(f"gradient hook returned a {type(result).__name__}, expected a Tensor")
+        if result.shape != dy.shape or result.dtype != dy.dtype:
+            raise ValueError(
+                f"gradient hook returned shape {result.shape} of {result.dtype.name} "
+                f"for shape {dy.shape} of {dy.dtype.name}"
+            )
+        dy = result.data
     return dy
 
 

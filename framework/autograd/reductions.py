@@ -4,12 +4,15 @@ any.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING, Any, cast
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from framework.autograd.graph import as_array, record
 from kernels import reductions
-from kernels.arrays import Array, array_module
+from kernels.arrays import Array, array_module, is_floating
 
 if TYPE_CHECKING:
     from framework.autograd.tensor import Tensor
@@ -17,76 +20,108 @@ if TYPE_CHECKING:
 Axis = int | tuple[int, ...] | None
 
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _torch_words(method: _F) -> _F:
+    """Accept PyTorch's ``dim=`` and ``keepdim=`` for ``axis=`` and ``keepdims=``."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        if options:
+            for word, ours in (("dim", "axis"), ("keepdim", "keepdims")):
+                if word in options:
+                    options[ours] = options.pop(word)
+        return method(*args, **options)
+
+    return cast("_F", call)
+
+
 class Reductions:
-    """The reducing methods of a Tensor. `axis` None means over everything."""
+    """The reducing methods of a Tensor. `axis` None means over everything.
+
+    PyTorch's words ``dim`` and ``keepdim`` are understood too.
+    """
 
     __slots__ = ()
 
+    @_torch_words
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Sum."""
         x = _tensor(self)
         shape = x.shape
-        _check("sum", shape, axis)
+        axis = _checked("sum", shape, axis)
         out = reductions.sum(x.data, axis, keepdims)
         return record(out, [x], lambda dy: [_spread(dy, shape, axis, keepdims)])
 
+    @_torch_words
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Mean; of nothing it is NaN."""
         x = _tensor(self)
         shape = x.shape
-        _check("mean", shape, axis)
-        out = reductions.mean(x.data, axis, keepdims)
+        axis = _checked("mean", shape, axis)
+        out = reductions.mean(_floats(x), axis, keepdims)
         share = 1 / max(1, count(shape, axis))
         return record(out, [x], lambda dy: [_spread(dy * share, shape, axis, keepdims)])
 
+    @_torch_words
     def var(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:
         """Variance over n - `correction` (1: unbiased, 0: of the population)."""
         x = _tensor(self)
-        a = x.data
-        _check("var", x.shape, axis)
+        a = _floats(x)
+        axis = _checked("var", x.shape, axis)
         out = reductions.var(a, axis, correction, keepdims)
         return record(out, [x], lambda dy: [reductions.var_grad(dy, a, axis, correction, keepdims)])
 
+    @_torch_words
     def std(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:
         """Standard deviation."""
         return self.var(axis, correction, keepdims).sqrt()
 
+    @_torch_words
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Largest; equal ones share the gradient. (`argmax` tells where.)"""
         return _extreme("max", self, axis, keepdims)
 
+    @_torch_words
     def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Smallest; equal ones share the gradient. (`argmin` tells where.)"""
         return _extreme("min", self, axis, keepdims)
 
+    @_torch_words
     def norm(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Euclidean norm; the gradient at the origin is 0."""
         x = _tensor(self)
-        a = x.data
-        _check("norm", x.shape, axis)
+        a = _floats(x)
+        axis = _checked("norm", x.shape, axis)
         y = reductions.norm(a, axis, keepdims)
         return record(y, [x], lambda dy: [reductions.norm_grad(dy, a, y, axis, keepdims)])
 
+    @_torch_words
     def cumsum(self, axis: int) -> Tensor:
         """Running sum along `axis`."""
         x = _tensor(self)
-        _check("cumsum", x.shape, axis)
+        at = _checked("cumsum", x.shape, axis)
         return record(
-            reductions.cumsum(x.data, axis), [x], lambda dy: [reductions.cumsum_grad(dy, axis)]
+            reductions.cumsum(x.data, at), [x], lambda dy: [reductions.cumsum_grad(dy, at)]
         )
 
+    @_torch_words
     def argmax(self, axis: int | None = None) -> Tensor:
         """Position of the (first) largest, int64."""
         return _position("argmax", self, axis)
 
+    @_torch_words
     def argmin(self, axis: int | None = None) -> Tensor:
         """Position of the (first) smallest, int64."""
         return _position("argmin", self, axis)
 
+    @_torch_words
     def all(self, axis: Axis = None) -> Tensor:
         """Are all true?"""
         return record(as_array(_tensor(self).data.all(axis=axis)), [], lambda dy: [])
 
+    @_torch_words
     def any(self, axis: Axis = None) -> Tensor:
         """Is any true?"""
         return record(as_array(_tensor(self).data.any(axis=axis)), [], lambda dy: [])
@@ -96,10 +131,20 @@ def _tensor(x: Any) -> Tensor:
     return cast("Tensor", x)
 
 
-def _check(name: str, shape: tuple[int, ...], axis: Axis) -> None:
-    for a in () if axis is None else (axis,) if isinstance(axis, int) else axis:
+def _checked(name: str, shape: tuple[int, ...], axis: Axis) -> Axis:
+    """`axis` as Python ints, if there are such axes."""
+    if axis is None:
+        return None
+    axes = tuple(map(operator.index, axis if isinstance(axis, tuple) else (axis,)))
+    for a in axes:
         if not -len(shape) <= a < len(shape):
             raise ValueError(f"{name}: axis {a} does not exist in shape {shape}")
+    return axes if isinstance(axis, tuple) else axes[0]
+
+
+def _floats(x: Tensor) -> Array:
+    """x's array; integers as float32, for a result that is not an integer."""
+    return x.data if is_floating(x.dtype) else x.data.astype("float32")
 
 
 def count(shape: tuple[int, ...], axis: Axis) -> int:
@@ -120,7 +165,7 @@ def _spread(dy: Array, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Ar
 
 def _extreme(name: str, x: Any, axis: Axis, keepdims: bool) -> Tensor:
     a = x.data
-    _check(name, x.shape, axis)
+    axis = _checked(name, x.shape, axis)
     if count(x.shape, axis) == 0:
         raise ValueError(f"{name} of nothing: shape {x.shape}, axis {axis}")
     y = getattr(reductions, name)(a, axis, keepdims)
@@ -128,7 +173,7 @@ def _extreme(name: str, x: Any, axis: Axis, keepdims: bool) -> Tensor:
 
 
 def _position(name: str, x: Any, axis: int | None) -> Tensor:
-    _check(name, x.shape, axis)
-    if count(x.shape, axis) == 0:
+    at = _checked(name, x.shape, axis)
+    if count(x.shape, at) == 0:
         raise ValueError(f"{name} of nothing: shape {x.shape}, axis {axis}")
-    return record(getattr(reductions, name)(x.data, axis), [], lambda dy: [])
+    return record(getattr(reductions, name)(x.data, at), [], lambda dy: [])

@@ -4,6 +4,7 @@ back.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,7 +71,9 @@ class Shaping:
     def chunk(self, chunks: int, axis: int = 0) -> list[Tensor]:
         """At most `chunks` equal pieces along `axis`."""
         x = _tensor(self)
-        return split(x, max(1, -(-x.shape[axis] // chunks)), axis)
+        if chunks < 1:
+            raise ValueError(f"chunk: chunks={chunks}, expected at least 1")
+        return split(x, max(1, -(-x.shape[_axis(axis, x.ndim)] // chunks)), axis)
 
     def clone(self) -> Tensor:
         """A differentiable copy."""
@@ -89,7 +92,7 @@ def _numbers(values: tuple[Any, ...]) -> tuple[int, ...]:
     """(2, 3) and ((2, 3),) are the same."""
     if len(values) == 1 and isinstance(values[0], (tuple, list)):
         values = tuple(values[0])
-    return tuple(int(v) for v in values)
+    return tuple(map(operator.index, values))
 
 
 def _axis(axis: int, ndim: int) -> int:
@@ -188,7 +191,7 @@ def _index(index: Any) -> Any:
     if hasattr(index, "requires_grad"):
         index = index.data
     if isinstance(index, list):
-        index = np.asarray(index)
+        index = np.asarray(index) if index else np.empty(0, np.int64)
     if hasattr(index, "dtype") and index.dtype.kind not in "iub":
         raise IndexError(f"an index has dtype {index.dtype.name}; expected integers or booleans")
     return index
@@ -198,6 +201,9 @@ def _same_module(name: str, tensors: Sequence[Any]) -> list[Array]:
     tensors = list(tensors)
     if not tensors:
         raise ValueError(f"{name} needs at least one tensor")
+    for x in tensors:
+        if not isinstance(x, Shaping):
+            raise TypeError(f"{name}: expected tensors, got a {type(x).__name__}")
     devices = {x.device for x in tensors}
     if len(devices) > 1:
         raise ValueError(f"{name}: tensors are on {', '.join(sorted(map(str, devices)))}")

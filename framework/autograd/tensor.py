@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Tensor(Arithmetic, Shaping, Reductions):
 
     def __init__(self, data: Array, requires_grad: bool = False, node: Node | None = None) -> None:
         self.data: Array = np.asarray(data) if isinstance(data, np.generic) else data
+        if not hasattr(data, "dtype"):
+            raise TypeError(f"a Tensor wraps an array, got a {type(data).__name__}; use fw.tensor")
         self.requires_grad = requires_grad
         self.node = node
         self.grad: Tensor | None = None
@@ -78,6 +80,11 @@ class Tensor(Arithmetic, Shaping, Reductions):
         if not self.shape:
             raise TypeError("len() of a 0-dimensional tensor")
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.shape:
+            raise TypeError("a 0-dimensional tensor cannot be iterated over")
+        return (self[i] for i in range(self.shape[0]))
 
     def __repr__(self) -> str:
         with np.printoptions(precision=4, suppress=False, threshold=100, edgeitems=3):
@@ -145,15 +152,19 @@ class Tensor(Arithmetic, Shaping, Reductions):
             raise TypeError(f"a tensor of dtype {self.dtype.name} cannot be used as an index")
         return int(self.item())
 
-    def to(self, target: Any) -> Tensor:
+    def to(self, target: Any = None, *, device: Any = None, dtype: Any = None) -> Tensor:
         """On another device ("cuda", Device) or in another dtype ("float16", np.float32);
         differentiable.
 
         The same object where nothing changes.
         """
-        if isinstance(target, Device) or (
-            isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda")
-        ):
+        if target is None:
+            if device is None and dtype is None:
+                raise TypeError("to() needs a device, a dtype or both")
+            moved = self if device is None else self.to(device)
+            return moved if dtype is None else moved.to(dtype)
+        name = target.split(":")[0] if isinstance(target, str) else ""
+        if isinstance(target, Device) or name in ("cpu", "cuda", "auto"):
             here, there = self.device, choose_device(target)
             if here == there:
                 return self
@@ -205,7 +216,17 @@ class Tensor(Arithmetic, Shaping, Reductions):
 
         A backward closure of a large parameter passes it as ``out=`` and returns the result.
         """
-        return self.slot if self.grad is None and not self.hooks else None
+        return self.slot if self.grad is None and not self.hooks and self._slot_fits() else None
+
+    def _slot_fits(self) -> bool:
+        """Is the slot one for the array that is here now? (``p.data`` may have been replaced.)"""
+        slot, data = self.slot, self.data
+        return (
+            slot is not None
+            and type(slot) is type(data)
+            and slot.shape == data.shape
+            and slot.dtype == data.dtype
+        )
 
     def accumulate_grad(self, dy: Array) -> None:
         """Add `dy` to ``.grad`` (the tape calls this)."""
@@ -215,7 +236,7 @@ class Tensor(Arithmetic, Shaping, Reductions):
             )
         if self.grad is not None:
             self.grad.data += dy
-        elif self.slot is not None:
+        elif self.slot is not None and self._slot_fits():
             if dy is not self.slot:
                 self.slot[...] = dy
             self.grad = Tensor(self.slot)
@@ -290,9 +311,11 @@ class Parameter(Tensor):
 
 
 def as_dtype(dtype: Any) -> np.dtype[Any]:
-    """A NumPy dtype from a name ("float32", "bfloat16"), a type or a dtype; TypeError lists what
-    there is.
+    """A NumPy dtype from a name ("float32", "bfloat16"), a type or a dtype.
+
+    TypeError lists what there is.
     """
+    given = dtype
     if dtype == "bfloat16":
         import ml_dtypes
 
@@ -300,10 +323,12 @@ def as_dtype(dtype: Any) -> np.dtype[Any]:
     try:
         result: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
+        result = np.dtype(object)
+    if given is None or not (result.kind in "biuf" or is_floating(result)):
         raise TypeError(
-            f"dtype={dtype!r}: expected bool, int32, int64, float16, bfloat16, float32, float64 "
+            f"dtype={given!r}: expected bool, int32, int64, float16, bfloat16, float32, float64 "
             "or a NumPy dtype"
-        ) from None
+        )
     return result
 
 

@@ -6,6 +6,7 @@ turn (seed, counter) into bits. The global generators of NumPy and CuPy are neve
 
 from __future__ import annotations
 
+import operator
 import threading
 
 
@@ -44,9 +45,13 @@ class Generator:
 
 
 def _checked(seed: int) -> int:
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number < 1 << 64:
         raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**64 - 1")
-    return seed
+    return number
 
 
 #: What layers, initialisers and `fw.rand` draw from unless they are given their own.

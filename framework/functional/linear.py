@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from framework.autograd import Tensor, record
 from framework.autograd.arithmetic import einsum
 from framework.functional.check import array_of, floating
@@ -23,19 +25,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"linear: input is {x.dtype.name}, weight {weight.dtype.name}; use .to(...)"
         )
     w, out_features = weight.data, weight.shape[0]
-    rows = x.data if x.ndim == 2 else x.data.reshape(-1, x.shape[-1])  # (N, in)
+    rows = x.data.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # (N, in)
     y = matmul(rows, w, transpose_b=True, bias=array_of(bias))  # (N, out)
     shape = x.shape
     want_x, want_w = x.requires_grad, weight.requires_grad
+    # dx and dw of one tensor add up, so neither may be the place where the other is computed
+    slot_of = Tensor.free_slot if x is not weight else lambda _: None
     inputs = [x, weight] if bias is None else [x, weight, bias]
 
     def backward(dy: Array) -> list[Array | None]:
-        dy = dy.reshape(-1, out_features)
+        dy = dy.reshape(rows.shape[0], out_features)
         dx = matmul(dy, w).reshape(shape) if want_x else None
-        dw = matmul(dy, rows, transpose_a=True, out=weight.free_slot()) if want_w else None
+        dw = matmul(dy, rows, transpose_a=True, out=slot_of(weight)) if want_w else None
         return [dx, dw] if bias is None else [dx, dw, reductions.sum(dy, 0)]
 
-    return record(y if x.ndim == 2 else y.reshape(*shape[:-1], out_features), inputs, backward)
+    return record(y.reshape(*shape[:-1], out_features), inputs, backward)
 
 
 def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

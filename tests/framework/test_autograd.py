@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import framework as fw
+import framework.functional as F
 from framework.autograd import graph, record
 
 rng = np.random.default_rng(0)
@@ -382,3 +384,183 @@ def test_tensors_without_a_cycle_die_at_once():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "freed"
+
+
+def test_no_grad_nests_and_recurses():
+    @fw.no_grad()
+    def down(n):
+        assert not fw.is_grad_enabled()
+        return down(n - 1) if n else None
+
+    down(3)
+    guard = fw.no_grad()
+    with guard:
+        with guard:
+            pass
+        assert not fw.is_grad_enabled()
+    assert fw.is_grad_enabled()
+    previous = fw.set_grad_enabled(False)
+    assert not fw.is_grad_enabled()
+    with previous:
+        pass
+    assert fw.is_grad_enabled()
+
+
+def test_grad_mode_belongs_to_the_thread():
+    inside, leave = threading.Event(), threading.Event()
+
+    def evaluate():
+        with fw.no_grad():
+            inside.set()
+            leave.wait(10)
+
+    worker = threading.Thread(target=evaluate)
+    worker.start()
+    assert inside.wait(10)
+    try:
+        assert (fw.tensor([1.0], requires_grad=True) * 2).requires_grad
+    finally:
+        leave.set()
+        worker.join()
+
+
+def test_a_step_by_hand_changes_the_parameter_in_place():
+    p = fw.tensor([1.0, 2.0], requires_grad=True)
+    memory = p.data
+    (p * p).sum().backward()
+    with fw.no_grad():
+        p -= 0.5 * p.grad
+    assert p.data is memory
+    np.testing.assert_array_equal(p.detach().numpy(), [0, 0])
+    p.data[...] = 1
+    with fw.no_grad():
+        p += 3
+        p *= fw.tensor([2.0, 3.0])
+        p /= 4
+    np.testing.assert_array_equal(p.detach().numpy(), [2, 3])
+    with pytest.raises(RuntimeError, match="in-place arithmetic"):
+        p += 1
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) does not fit into \(2,\)"):
+        x = fw.ones(2)
+        x += fw.ones(3, 2)
+
+
+def test_a_weight_that_is_its_own_input_gets_both_gradients():
+    def gradient(slot):
+        w = fw.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+        w.slot = slot
+        F.linear(w, w).backward([[1.0, 2.0], [3.0, 5.0]])
+        return w.grad.numpy()
+
+    expected = [[17, 24], [35, 50]]
+    np.testing.assert_array_equal(gradient(None), expected)
+    np.testing.assert_array_equal(gradient(np.zeros((2, 2), np.float32)), expected)
+
+
+def test_a_weight_used_twice_adds_up_in_its_slot():
+    w = fw.tensor(rng.standard_normal((3, 3)).astype(np.float32), requires_grad=True)
+    x = fw.tensor(rng.standard_normal((5, 3)).astype(np.float32))
+    F.linear(F.linear(x, w), w).sum().backward()
+    expected = w.grad.numpy().copy()
+    w.grad, w.slot = None, np.zeros((3, 3), np.float32)
+    F.linear(F.linear(x, w), w).sum().backward()
+    np.testing.assert_allclose(w.grad.numpy(), expected, rtol=1e-6)
+
+
+def test_a_slot_that_no_longer_fits_is_left_alone():
+    w = fw.tensor([[1.0, 2.0]], requires_grad=True)
+    w.slot = np.full((1, 2), 7, np.float32)
+    w.data = w.data.astype(np.float64)
+    F.linear(fw.tensor(np.ones((1, 2))), w).sum().backward()
+    assert w.grad.dtype == np.float64 and w.slot.tolist() == [[7, 7]]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * np.float64(2),
+        lambda x: x / np.sqrt(2),
+        lambda x: x + np.array(1.0),
+        lambda x: x ** np.float64(2),
+        lambda x: F.maximum(x, np.float64(0)),
+        lambda x: fw.where(x > 0, x, np.float64(0)),
+        lambda x: x * fw.tensor([1, 2]),
+        lambda x: x + [1, 2],
+        lambda x: x * (x > 0),
+        lambda x: (x > 0) * 1.0,
+        lambda x: fw.tensor([1, 2]) * 0.5,
+        lambda x: fw.tensor([1, 2]) / 2,
+        lambda x: fw.tensor([1, 2]).mean(),
+        lambda x: fw.tensor([1, 2]).var(),
+        lambda x: fw.tensor([1, 2]).norm(),
+        lambda x: fw.tensor([1, 2]).erf(),
+        lambda x: fw.where(x > 0, 1.0, 0.0),
+    ],
+)
+def test_nothing_becomes_float64_by_itself(function):
+    assert function(fw.tensor([1.0, 2.0])).dtype == np.float32
+
+
+def test_integers_are_not_truncated():
+    assert fw.tensor([1, 2, 4]).var().item() == pytest.approx(7 / 3)
+    assert fw.tensor([1, 1]).norm().item() == pytest.approx(2**0.5)
+    assert (fw.tensor([1, 2]) * 3).dtype == np.int64
+    with pytest.raises(ValueError, match="negative integer powers"):
+        fw.tensor([1, 2]) ** -1
+
+
+def test_select_keeps_infinite_gradients_out():
+    x = fw.tensor([1.0, 3.0], requires_grad=True)
+    F.maximum(x, 2.0).backward([np.inf, 1.0])
+    np.testing.assert_array_equal(x.grad.numpy(), [0, 1])
+    y = fw.tensor([0.0], requires_grad=True)
+    (fw.tensor([0.0]) ** y).backward()
+    assert y.grad.item() == 0
+
+
+def test_hooks_cannot_change_a_shared_gradient():
+    a, b = (fw.tensor([1.0], requires_grad=True) for _ in range(2))
+
+    def tenfold(gradient):
+        gradient.data *= 10
+
+    a.register_hook(tenfold)
+    (a + b).backward()
+    assert a.grad.item() == 10 and b.grad.item() == 1
+    a.register_hook(lambda gradient: gradient.numpy())
+    with pytest.raises(TypeError, match="hook returned a ndarray, expected a Tensor"):
+        (a * 1).backward()
+
+
+def test_gradcheck_leaves_its_inputs_alone():
+    x = param(2)
+    x.grad = fw.ones(2)
+    before = x.data.copy()
+    with pytest.raises(ZeroDivisionError):
+        fw.gradcheck(lambda t: 1 / 0, [x])
+    fw.gradcheck(lambda t: t * t, [x])
+    np.testing.assert_array_equal(x.data, before)
+    assert x.grad.tolist() == [1, 1]
+
+
+def test_small_conveniences():
+    x = fw.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert x.sum(dim=0).tolist() == [4, 6] and x.mean(dim=1, keepdim=True).shape == (2, 1)
+    assert x.sum(np.int64(0)).tolist() == [4, 6]
+    assert x[[]].shape == (0, 2)
+    assert (x == None) is False and (x != "a") is True  # noqa: E711
+    assert [row.tolist() for row in x] == [[1, 2], [3, 4]]
+    with pytest.raises(TypeError, match="0-dimensional"):
+        list(fw.tensor(1.0))
+    assert x.to(device="cpu", dtype="float64").dtype == np.float64
+    for call in (lambda: x.to(), lambda: fw.zeros(2, dtype="complex64"), lambda: fw.Tensor([1])):
+        with pytest.raises(TypeError):
+            call()
+    assert fw.zeros(np.int64(3)).shape == (3,)
+    assert fw.manual_seed(np.int64(3)).seed == 3
+    empty = F.linear(fw.ones(2, 3, 0), fw.ones(5, 0))
+    assert empty.shape == (2, 3, 5) and not empty.numpy().any()
+    with pytest.raises(TypeError, match="expected tensors, got a ndarray"):
+        fw.concatenate([np.ones(2)])
+    a, b = param(1, 3), param(4, 3)
+    assert fw.gradcheck(lambda a, b: fw.einsum("...i,...i->...i", a, b), [a, b])
