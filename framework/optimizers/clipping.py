@@ -75,7 +75,7 @@ def _gradients(parameters: Source) -> list[Array]:
     for i, p in enumerate(tensors):
         if not isinstance(p, Tensor):
             raise TypeError(f"parameter {i} is a {type(p).__name__}, expected a tensor")
-    return joined(p.grad.data for p in tensors if p.grad is not None)
+    return joined(tensors)
 
 
 def _norm(arrays: list[Array]) -> Tensor:

@@ -2,8 +2,9 @@
 
 Each parameter's array becomes a view of the buffer, and its gradient is written by `backward`
 straight into a second flat buffer (`Tensor.slot`). Every parameter starts at a multiple of 64
-bytes, which cuBLAS and wide vector loads want; the few elements in between stay 0 and are updated
-along with the rest.
+bytes, which cuBLAS and wide vector loads want; the few elements in between are updated along with
+the rest and mean nothing. Those of the gradients are set to 0 before somebody reads them
+(`gradients`, `joined`): a scale of NaN leaves NaN there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from framework.autograd import Tensor
 from framework.backend.device import Device, device_of, to_device
-from kernels.arrays import Array, is_cuda
+from kernels.arrays import Array, is_array, is_cuda, is_floating
 
 _ALIGNMENT = 64  # bytes
 
@@ -32,6 +33,15 @@ class FlatParameters:
         self.state: dict[str, Array] = {}
         self._allocate()
         self.provide(names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For deepcopy and pickle, which do not know views: only what `_allocate` cannot make.
+        self.gather()
+        return {"parameters": self.parameters, "steps": self.steps, "state": self.state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._allocate()
 
     def _allocate(self) -> None:
         """Make the buffers where the parameters are now, and move the parameters in."""
@@ -121,6 +131,11 @@ class FlatParameters:
                 new[self.starts[i] : self.ends[i]] = to_device(old[start:end], self.device)
             self.state[name] = new
 
+    def gradients(self) -> list[Array]:
+        """The gradients, each run of neighbours that have one as one array; gaps in it are 0."""
+        self.gather()
+        return joined(self.parameters)
+
     def runs(self, phase: Callable[[int], Any]) -> Iterator[tuple[slice, int]]:
         """Slices of the buffers to update, and the number of this step for them.
 
@@ -141,7 +156,13 @@ class FlatParameters:
 
 
 def check_dtype(parameter: Tensor) -> None:
-    """TypeError for 16-bit parameters: a step smaller than their rounding would be lost."""
+    """TypeError for integers, and for 16-bit parameters: a step smaller than their rounding would
+    be lost.
+    """
+    if not is_floating(parameter.dtype):
+        raise TypeError(
+            f"an optimizer was given {parameter.dtype.name} parameters, expected float32 or float64"
+        )
     if parameter.dtype.name in ("float16", "bfloat16"):
         raise TypeError(
             f"an optimizer was given {parameter.dtype.name} parameters, whose rounding swallows "
@@ -150,28 +171,29 @@ def check_dtype(parameter: Tensor) -> None:
         )
 
 
-def joined(arrays: Iterable[Array]) -> list[Array]:
-    """Arrays that lie one after the other in one flat buffer as one array each, in their order.
+def joined(parameters: Iterable[Tensor]) -> list[Array]:
+    """The gradients that there are, in order; those that lie one after the other in one optimizer's
+    buffer as one array.
 
-    What stands alone, or is not a part of a flat buffer, stays as it is. Gaps of alignment are
-    joined over.
+    Only a parameter's slot is joined: of an array of somebody else's nobody knows what lies between
+    its parts. Gaps of alignment are joined over and set to 0.
     """
     out: list[Array] = []
     buffer: Array = None  # what the last array is a part of, and from where to where
     start = end = 0
-    for array in arrays:
+    for p in parameters:
+        if p.grad is None:
+            continue
+        array = p.grad.data
         base = array.base
-        if (
-            base is None
-            or base.ndim != 1
-            or not array.flags.c_contiguous
-            or base.dtype != array.dtype
-        ):
+        if array is not p.slot or not is_array(base) or base.ndim != 1 or base.dtype != array.dtype:
             buffer = None
             out.append(array)
             continue
         at = (_address(array) - _address(base)) // base.itemsize
         if base is buffer and 0 <= at - end < _ALIGNMENT // base.itemsize:
+            if at > end:
+                buffer[end:at] = 0
             end = at + array.size
             out[-1] = buffer[start:end]
         else:

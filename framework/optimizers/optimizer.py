@@ -154,14 +154,7 @@ class Optimizer(ABC):
 
     def flat_gradients(self) -> list[Array]:
         """All gradients, as few flat arrays; changing these changes the gradients."""
-        out = []
-        for flats in self._flat:
-            for flat in flats:
-                flat.gather()
-                steps = list(flat.steps)
-                out += [flat.grad[part] for part, _ in flat.runs(lambda _: 0)]
-                flat.steps = steps
-        return out
+        return [array for flats in self._flat for flat in flats for array in flat.gradients()]
 
     # State ---------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import framework as fw
+from framework.layers import Linear, Sequential
 from framework.optimizers import SGD, clip_factor, clip_grad_norm_, clip_grad_value_, grad_norm
 
 GRADIENTS = [np.random.default_rng(0).standard_normal(s) for s in ((3, 4), (5,), (2, 2))]
@@ -107,6 +108,21 @@ def test_nonfinite_norms(bad):
     else:
         assert (ps[0].grad.data == 0).all()
         assert np.isnan(ps[1].grad.data[0])
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_nan_gradient_leaves_nothing_behind(through):
+    model = Sequential(Linear(3, 5), Linear(5, 2))  # 15, 5 and 10 elements: gaps of alignment
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for value in (math.nan, 1.0):
+        optimizer.zero_grad()
+        model(fw.tensor([[value] * 3])).sum().backward()
+        norm = clip_grad_norm_(optimizer if through else model.parameters(), 1.0)
+        assert math.isfinite(float(norm)) == (value == 1.0)
+    exact = math.sqrt(sum((p.grad.data.astype("f8") ** 2).sum() for p in model.parameters()))
+    assert exact == pytest.approx(1, rel=1e-5)
+    optimizer.step()
+    assert all(np.isfinite(p.data).all() for p in model.parameters())
 
 
 def test_bad_arguments():

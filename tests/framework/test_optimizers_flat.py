@@ -1,6 +1,8 @@
 """Flat buffers: what is a view of what, groups, moved parameters, saved state, memory."""
 
+import copy
 import gc
+import pickle
 import sys
 
 import numpy as np
@@ -184,17 +186,36 @@ def test_the_optimizer_follows_a_model_to_cuda():
         np.testing.assert_allclose(x.data.get(), y.data, rtol=1e-5, atol=1e-6)
 
 
-def test_joined_arrays():
-    buffer = np.arange(100, dtype="float32")
-    parts = [buffer[0:10], buffer[16:20].reshape(2, 2), buffer[20:30], buffer[60:70]]
-    alone = np.ones((2, 2), "float32")
-    strided = buffer[70:80:2]
-    runs = joined([*parts, alone, strided, buffer[80:90]])
-    assert [r.shape for r in runs] == [(30,), (10,), (2, 2), (5,), (10,)]
-    np.testing.assert_array_equal(runs[0], buffer[:30])
+def slotted(slot):
+    p = fw.Parameter(np.zeros(slot.shape, "float32"))
+    p.slot, p.grad = slot, fw.Tensor(slot)
+    return p
+
+
+def test_joined_gradients():
+    buffer = np.arange(1, 101, dtype="float32")
+    slots = [buffer[0:10], buffer[16:20].reshape(2, 2), buffer[20:30], buffer[60:70]]
+    parts = [slotted(slot) for slot in slots]
+    alone = fw.Parameter(np.ones((2, 2), "float32"))
+    alone.grad = fw.ones(2, 2)
+    none = fw.Parameter(np.ones(2, "float32"))
+    runs = joined([*parts, alone, none, slotted(buffer[80:90])])
+    assert [r.shape for r in runs] == [(30,), (10,), (2, 2), (10,)]
     assert runs[0].base is buffer
-    assert joined([buffer[20:30], buffer[0:10]])[0].shape == (10,)  # not in order
+    expected = np.arange(1, 31, dtype="float32")
+    expected[10:16] = 0  # the gap
+    np.testing.assert_array_equal(runs[0], expected)
+    assert joined([parts[2], parts[0]])[0].shape == (10,)  # not in order
     assert joined([]) == []
+
+
+def test_gradients_of_somebody_elses_array_are_not_joined():
+    whole = np.arange(8, dtype="float32")
+    p, q, r = (fw.Parameter(np.zeros(3, "float32")) for _ in range(3))
+    p.grad, q.grad = fw.Tensor(whole[:3]), fw.Tensor(whole[5:])
+    r.grad = fw.Tensor(np.frombuffer(bytearray(12), "float32"))  # its base is no array
+    assert [a.tolist() for a in joined([p, q, r])] == [[0, 1, 2], [5, 6, 7], [0, 0, 0]]
+    assert whole[3:5].tolist() == [3, 4]
 
 
 # Groups -----------------------------------------------------------------------------------------
@@ -248,6 +269,7 @@ def parameter():
         (lambda: SGD([np.ones(2)]), TypeError, "parameter 0 is a ndarray"),
         (lambda: SGD([{"params": [parameter()]}, parameter()]), TypeError, "mixes groups"),
         (lambda: SGD([{"params": [parameter()], "rate": 1}]), ValueError, "no option rate; .* lr,"),
+        (lambda: SGD([fw.tensor([1, 2])]), TypeError, "given int64 parameters, expected float32"),
         (lambda: SGD([parameter() * 2.0]), ValueError, "result of an operation"),
         (lambda: SGD([parameter().to("float64")]), ValueError, "result of an operation"),
     ],
@@ -343,6 +365,58 @@ def test_states_that_do_not_fit():
     assert "exp_avg.0: shape (2, 2) in the state, (7, 5) here" in text
     assert "exp_avg.1: missing" in text
     assert "other.0: unexpected" in text
+
+
+def through_pickle(pair):
+    return pickle.loads(pickle.dumps(pair))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+@pytest.mark.parametrize("make", MAKES)
+def test_a_copy_of_model_and_optimizer_trains_alike(make, copied):
+    m = model()
+    optimizer = make(m.parameters())
+    for seed in range(2):
+        optimizer.zero_grad()
+        backward(m, seed)
+        optimizer.step()
+    before = weights(m)
+    m2, optimizer2 = copied((m, optimizer))
+    same(weights(m2), before)
+    for seed in range(2, 4):
+        for mm, oo in ((m, optimizer), (m2, optimizer2)):
+            oo.zero_grad()
+            backward(mm, seed)
+            oo.step()
+        same(weights(m), weights(m2))
+    assert not np.array_equal(m2[0].weight.data, before["0.weight"])
+    assert not np.shares_memory(m2[0].weight.data, m[0].weight.data)
+    assert m2[0].weight.grad.data.base is optimizer2._flat[0][0].grad
+
+
+def test_a_pickled_optimizer_keeps_the_gradients():
+    m = model()
+    optimizer = SGD(m.parameters(), 0.1)
+    backward(m)
+    m2, optimizer2 = through_pickle((m, optimizer))
+    optimizer.step()
+    optimizer2.step()
+    same(weights(m), weights(m2))
+
+
+def test_a_copy_after_the_model_changed_its_dtype():
+    m = model()
+    optimizer = Adam(m.parameters(), 0.1)
+    backward(m)
+    optimizer.step()
+    m.to("float64")
+    m2, optimizer2 = copy.deepcopy((m, optimizer))
+    assert optimizer2._flat[0][0].state["exp_avg"].dtype == np.float64
+    for mm, oo in ((m, optimizer), (m2, optimizer2)):
+        oo.zero_grad()
+        backward(mm, 1)
+        oo.step()
+    same(weights(m), weights(m2))
 
 
 # Training ---------------------------------------------------------------------------------------
