@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from framework.autograd import Tensor, record
-from framework.functional.check import floating
+from framework.functional.check import floating, tensor_argument
 from kernels import activations as kernels
 from kernels.elementwise import Elementwise
 
@@ -64,7 +64,7 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
     """x where positive, else weight * x; `weight` is (1,) or (C,), C the size of axis 1 of x."""
-    a, w = floating("prelu", x).data, weight.data
+    a, w = floating("prelu", x).data, tensor_argument("prelu", "weight", weight).data
     return record(kernels.prelu(a, w), [x, weight], lambda dy: kernels.prelu_grad(dy, a, w))
 
 
@@ -128,7 +128,7 @@ def hardswish(x: Tensor) -> Tensor:
 
 def hardtanh(x: Tensor, min_value: float = -1.0, max_value: float = 1.0) -> Tensor:
     """x limited to [min_value, max_value]."""
-    if min_value >= max_value:
+    if not min_value < max_value:  # NaN is not below anything
         raise ValueError(f"hardtanh: min_value={min_value} is not below max_value={max_value}")
     return _activate(kernels.hardtanh, kernels.hardtanh_grad, x, min_value, max_value)
 

@@ -4,16 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from framework.autograd import Tensor
 from kernels.arrays import Array, is_floating
 
 
+def tensor_argument(function: str, argument: str, value: Any) -> Tensor:
+    """`value`, if it is a tensor; else TypeError naming function, argument, type and cure."""
+    if not isinstance(value, Tensor):
+        what = f"{argument} must be" if argument else "expected"
+        raise TypeError(
+            f"{function}: {what} a Tensor, got a {type(value).__name__}; "
+            "make one with framework.tensor"
+        )
+    return value
+
+
+def optional_tensor(function: str, argument: str, value: Any) -> Tensor | None:
+    """`value`, if it is a tensor or None; else TypeError."""
+    return None if value is None else tensor_argument(function, argument, value)
+
+
+def at_least_zero(function: str, argument: str, value: float) -> float:
+    """`value`, unless it is negative or NaN."""
+    if not value >= 0:
+        raise ValueError(f"{function}: {argument}={value}, expected at least 0")
+    return value
+
+
+def broadcasts_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` broadcasts to `whole` without enlarging it."""
+    try:
+        return np.broadcast_shapes(shape, whole) == whole
+    except ValueError:
+        return False
+
+
 def floating(name: str, x: Any) -> Tensor:
     """`x`, if it is a floating-point tensor; else TypeError naming function and dtype."""
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{name}: expected a Tensor, got a {type(x).__name__}; make one with framework.tensor"
-        )
+    tensor_argument(name, "", x)
     if not is_floating(x.dtype):
         raise TypeError(
             f"{name}: expected floating-point values, got {x.dtype.name}; use .to('float32')"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from framework.autograd import Tensor, record
+from framework.functional.check import tensor_argument
 from kernels import embedding as kernels
 
 
@@ -11,6 +12,8 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
 
     Row `padding_idx` gets no gradient. On the CPU an index outside [0, V) raises IndexError.
     """
+    tensor_argument("embedding", "indices", indices)
+    tensor_argument("embedding", "weight", weight)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices are {indices.dtype.name}, expected integers")
     if weight.ndim != 2:
@@ -27,8 +30,11 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
 
 def one_hot(indices: Tensor, num_classes: int) -> Tensor:
     """int64 (*, num_classes): 1 at each index, 0 elsewhere."""
+    tensor_argument("one_hot", "indices", indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"one_hot: indices are {indices.dtype.name}, expected integers")
+    if num_classes < 1:
+        raise ValueError(f"one_hot: num_classes={num_classes}, expected at least 1")
     classes = indices.device.module.arange(num_classes)
     if indices.size and not 0 <= int(indices.data.min()) <= int(indices.data.max()) < num_classes:
         raise IndexError(

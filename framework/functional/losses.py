@@ -10,18 +10,27 @@ from collections.abc import Callable
 
 import numpy as np
 
-from framework.autograd import Tensor, record
+from framework.autograd import Tensor, is_grad_enabled, record
 from framework.autograd.graph import as_array
-from framework.functional.check import array_of, floating, same_shape
+from framework.functional.check import (
+    array_of,
+    broadcasts_to,
+    floating,
+    optional_tensor,
+    same_shape,
+    tensor_argument,
+)
 from kernels import losses as kernels, reductions
-from kernels.arrays import Array, array_module, is_floating
+from kernels.arrays import Array, array_module, is_cuda, is_floating
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def reduce(losses: Tensor, reduction: str) -> Tensor:
-    """Apply a `reduction` by name."""
-    _check_reduction("loss", reduction)
+def reduce(losses: Tensor, reduction: str, name: str = "loss") -> Tensor:
+    """Apply a `reduction` by name; `name` is the loss's, for the messages."""
+    _check_reduction(name, reduction)
+    if losses.size == 0 and reduction == "mean":
+        raise ValueError(f"{name}: empty batch (shape {losses.shape}) has no mean")
     if reduction == "none":
         return losses
     return losses.mean() if reduction == "mean" else losses.sum()
@@ -48,14 +57,21 @@ def _per_element(
     """
     _check_reduction(name, reduction)
     floating(name, x)
-    same_shape(name, x, target)
-    if target.requires_grad:
-        raise ValueError(f"{name}: the target requires a gradient; pass target.detach()")
-    if x.size == 0 and reduction == "mean":
-        raise ValueError(f"{name}: empty batch (shape {x.shape}) has no mean")
+    same_shape(name, x, tensor_argument(name, "target", target))
+    _check_constant(name, target)
     a, t = x.data, target.data.astype(x.dtype, copy=False)
     losses = record(forward(a, t, *options), [x], lambda dy: [grad(dy, a, t, *options)])
-    return reduce(losses, reduction)
+    return reduce(losses, reduction, name)
+
+
+def _check_constant(name: str, target: Tensor) -> None:
+    if target.requires_grad:
+        raise ValueError(f"{name}: the target requires a gradient; pass target.detach()")
+
+
+def _known_on_cpu(target: Tensor) -> bool:
+    """Whether labels can be looked at: on CUDA that would make the CPU wait for the GPU."""
+    return isinstance(target, Tensor) and target.size > 0 and not is_cuda(target.data)
 
 
 def mse_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
@@ -95,9 +111,22 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """-(pos_weight * t * log sigmoid(x) + (1 - t) * log(1 - sigmoid(x))), targets t in [0, 1].
 
-    `weight` (x's shape, or broadcastable to it) multiplies the elements.
+    `weight` (x's shape, or broadcastable to it) multiplies the elements. On the CPU a target
+    outside [0, 1] raises ValueError; on CUDA, where looking would wait for the GPU, it does not.
     """
     name = "binary_cross_entropy_with_logits"
+    _check_reduction(name, reduction)
+    if optional_tensor(name, "weight", weight) is not None and not broadcasts_to(
+        weight.shape, floating(name, x).shape
+    ):
+        raise ValueError(
+            f"{name}: weight has shape {weight.shape}, which does not broadcast to the input's "
+            f"{x.shape}"
+        )
+    if _known_on_cpu(target):
+        low, high = float(target.data.min()), float(target.data.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"{name}: targets from {low:g} to {high:g}, expected 0 to 1")
     losses = _per_element(
         name,
         kernels.binary_cross_entropy_with_logits,
@@ -107,7 +136,7 @@ def binary_cross_entropy_with_logits(
         "none",
         pos_weight,
     )
-    return reduce(losses if weight is None else losses * weight, reduction)
+    return reduce(losses if weight is None else losses * weight, reduction, name)
 
 
 def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
@@ -126,22 +155,41 @@ def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool 
 
 
 def hinge_loss(x: Tensor, target: Tensor, reduction: str = "mean", margin: float = 1.0) -> Tensor:
-    """max(0, margin - target * x), targets -1 or 1: the loss of support vector machines."""
+    """max(0, margin - target * x), targets -1 or 1: the loss of support vector machines.
+
+    On the CPU another target raises ValueError; on CUDA, where looking would wait for the GPU, it
+    does not.
+    """
+    if _known_on_cpu(target):
+        wrong = target.data[(target.data != 1) & (target.data != -1)]
+        if wrong.size:
+            raise ValueError(f"hinge_loss: a target is {wrong[0]}, expected -1 or 1")
     return _per_element(
         "hinge_loss", kernels.hinge, kernels.hinge_grad, x, target, reduction, margin
     )
 
 
 def _as_rows(name: str, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...], bool]:
-    """Logits (N, C, *) and their targets as rows: (M, C) and (M,) or (M, C)."""
+    """Logits (N, C, *) and their targets as rows, (M, C) and (M,) or (M, C); the shape of the
+    losses; whether the targets are probabilities.
+    """
     floating(name, x)
-    if x.ndim == 1:
+    _check_constant(name, tensor_argument(name, "target", target))
+    single = x.ndim == 1
+    if single:
+        if target.shape != (x.shape if is_floating(target.dtype) else ()):
+            raise ValueError(
+                f"{name}: input has shape {x.shape}, so the target is a class index () or "
+                f"probabilities {x.shape}; got {target.dtype.name} {target.shape}"
+            )
         x = x.reshape(1, -1)
         target = target.reshape(1, -1) if is_floating(target.dtype) else target.reshape(1)
     if x.ndim < 2:
         raise ValueError(f"{name}: input has shape {x.shape}, expected (N, C) or (N, C, ...)")
     probabilities = is_floating(target.dtype)
     expected = x.shape if probabilities else (x.shape[0], *x.shape[2:])
+    if x.shape[1] == 0:
+        raise ValueError(f"{name}: input has shape {x.shape}, which has no classes (axis 1)")
     if target.shape != expected:
         kind = "probabilities" if probabilities else "class indices"
         raise ValueError(
@@ -151,7 +199,7 @@ def _as_rows(name: str, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, tupl
         raise TypeError(
             f"{name}: target is {target.dtype.name}, expected integers or probabilities"
         )
-    positions = expected if not probabilities else (x.shape[0], *x.shape[2:])
+    positions = () if single else (x.shape[0], *x.shape[2:])
     if x.ndim > 2:
         order = (0, *range(2, x.ndim), 1)
         x = x.permute(*order).reshape(-1, x.shape[1])
@@ -162,11 +210,16 @@ def _as_rows(name: str, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, tupl
 
 
 def _weighted_mean(
-    losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, probabilities: bool
+    name: str,
+    losses: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    probabilities: bool,
 ) -> Tensor:
     """Sum over the weights of the classes that were not ignored, as PyTorch's mean."""
     if losses.size == 0:
-        raise ValueError("cross_entropy: an empty batch has no mean loss")
+        raise ValueError(f"{name}: an empty batch has no mean loss")
     a, t, xp = losses.data, target.data, array_module(losses.data)
     if probabilities:
         total = a.size
@@ -184,6 +237,7 @@ def _weighted_mean(
 
 
 def _finish(
+    name: str,
     losses: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -193,7 +247,7 @@ def _finish(
     positions: tuple[int, ...],
 ) -> Tensor:
     if reduction == "mean":
-        return _weighted_mean(losses, target, weight, ignore_index, probabilities)
+        return _weighted_mean(name, losses, target, weight, ignore_index, probabilities)
     return losses.sum() if reduction == "sum" else losses.reshape(positions)
 
 
@@ -216,16 +270,21 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing={label_smoothing}, expected 0 to 1")
     rows, target, positions, probabilities = _as_rows("cross_entropy", x, target)
-    if weight is not None and weight.shape != (rows.shape[1],):
-        raise ValueError(
-            f"cross_entropy: weight has shape {weight.shape}, expected ({rows.shape[1]},)"
-        )
+    _check_class_weight("cross_entropy", weight, rows.shape[1])
+    want_grad = rows.requires_grad and is_grad_enabled()
     t = target.data.astype(rows.dtype, copy=False) if probabilities else target.data
     losses, dlogits = kernels.cross_entropy(
-        rows.data, t, array_of(weight), ignore_index, label_smoothing, rows.requires_grad
+        rows.data, t, array_of(weight), ignore_index, label_smoothing, want_grad
     )
     out = record(losses, [rows], lambda dy: [_scaled(dy, dlogits)])
-    return _finish(out, target, weight, ignore_index, probabilities, reduction, positions)
+    return _finish(
+        "cross_entropy", out, target, weight, ignore_index, probabilities, reduction, positions
+    )
+
+
+def _check_class_weight(name: str, weight: Tensor | None, classes: int) -> None:
+    if optional_tensor(name, "weight", weight) is not None and weight.shape != (classes,):
+        raise ValueError(f"{name}: weight has shape {weight.shape}, expected ({classes},)")
 
 
 def _scaled(dy: Array, dlogits: Array) -> Array:
@@ -246,6 +305,7 @@ def nll_loss(
         raise TypeError(f"nll_loss: target is {target.dtype.name}, expected class indices")
     a, t, w = rows.data, target.data, array_of(weight)
     classes = a.shape[1]
+    _check_class_weight("nll_loss", weight, classes)
     losses = kernels.nll(a, t, w, ignore_index)
     out = record(losses, [rows], lambda dy: [kernels.nll_grad(dy, t, classes, w, ignore_index)])
-    return _finish(out, target, weight, ignore_index, False, reduction, positions)
+    return _finish("nll_loss", out, target, weight, ignore_index, False, reduction, positions)

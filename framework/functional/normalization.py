@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from framework.autograd import Tensor, record
-from framework.functional.check import array_of, floating
+from framework.functional.check import array_of, at_least_zero, floating, optional_tensor
 from kernels import normalization as kernels
-from kernels.arrays import Array
+from kernels.arrays import Array, is_floating
 
 
 def _affine(
@@ -15,7 +15,7 @@ def _affine(
 ) -> list[Tensor]:
     """The affine parameters that are there, checked to have `shape`."""
     for what, p in (("weight", weight), ("bias", bias)):
-        if p is not None and p.shape != shape:
+        if optional_tensor(name, what, p) is not None and p.shape != shape:
             raise ValueError(f"{name}: {what} has shape {p.shape}, expected {shape}")
     return [p for p in (weight, bias) if p is not None]
 
@@ -46,7 +46,10 @@ def batch_norm(
     floating("batch_norm", x)
     if x.ndim < 2:
         raise ValueError(f"batch_norm: input has shape {x.shape}, expected (N, C) or (N, C, ...)")
+    at_least_zero("batch_norm", "eps", eps)
     inputs = [x, *_affine("batch_norm", weight, bias, (x.shape[1],))]
+    for what, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        _check_running(what, statistic, x.shape[1])
     a, w, b = x.data, array_of(weight), array_of(bias)
     count = x.size // max(1, x.shape[1])
     if training or running_mean is None or running_var is None:
@@ -74,6 +77,21 @@ def batch_norm(
     )
 
 
+def _check_running(what: str, statistic: Tensor | None, channels: int) -> None:
+    """Both are checked before either is moved."""
+    if optional_tensor("batch_norm", what, statistic) is None:
+        return
+    if statistic.shape != (channels,):
+        raise ValueError(
+            f"batch_norm: {what} has shape {statistic.shape}, expected ({channels},), "
+            "the channels (axis 1) of the input"
+        )
+    if not is_floating(statistic.dtype):
+        raise TypeError(
+            f"batch_norm: {what} is {statistic.dtype.name}, expected floating-point values"
+        )
+
+
 def _move(running: Tensor, now: Array, momentum: float) -> None:
     """running = (1 - momentum) * running + momentum * now, in place."""
     running.data *= 1 - momentum
@@ -89,6 +107,7 @@ def layer_norm(
 ) -> Tensor:
     """Normalise over the last axes, which have `normalized_shape` (Ba, Kiros & Hinton 2016)."""
     shape, rows = _rows("layer_norm", x, normalized_shape)
+    at_least_zero("layer_norm", "eps", eps)
     inputs = [x, *_affine("layer_norm", weight, bias, shape)]
     w, b = _flat(weight), _flat(bias)
     y, mean, rstd = kernels.layer_norm(rows, w, b, eps)
@@ -108,6 +127,7 @@ def rms_norm(
 ) -> Tensor:
     """x over its root mean square along the last axes (Zhang & Sennrich 2019)."""
     shape, rows = _rows("rms_norm", x, normalized_shape)
+    at_least_zero("rms_norm", "eps", eps)
     inputs = [x, *_affine("rms_norm", weight, None, shape)]
     w = _flat(weight)
     y, rstd = kernels.rms_norm(rows, w, eps)
@@ -134,7 +154,15 @@ def group_norm(
         raise ValueError(
             f"group_norm: {num_groups} groups do not divide the channels (axis 1) of {x.shape}"
         )
-    inputs = [x, *_affine("group_norm", weight, bias, (x.shape[1],))]
+    return _group_norm("group_norm", x, num_groups, weight, bias, eps)
+
+
+def _group_norm(
+    name: str, x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """`group_norm` under the name of its caller, for the messages."""
+    at_least_zero(name, "eps", eps)
+    inputs = [x, *_affine(name, weight, bias, (x.shape[1],))]
     a, w, b = x.data, array_of(weight), array_of(bias)
     y, mean, rstd = kernels.group_norm(a, num_groups, w, b, eps)
     return record(
@@ -154,7 +182,7 @@ def instance_norm(
         raise ValueError(
             f"instance_norm: input has shape {x.shape}, expected (N, C, ...) with positions"
         )
-    return group_norm(x, x.shape[1], weight, bias, eps)
+    return _group_norm("instance_norm", x, x.shape[1], weight, bias, eps)
 
 
 def _rows(

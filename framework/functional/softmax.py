@@ -1,16 +1,28 @@
-"""Softmax, log-softmax and log-sum-exp along any axis, with an optional mask of what counts."""
+"""Softmax, log-softmax and log-sum-exp along any axis, with an optional mask of what counts:
+booleans that broadcast to the input's shape.
+"""
 
 from __future__ import annotations
 
 from framework.autograd import Tensor, record
-from framework.functional.check import array_of, axis_of, floating
+from framework.functional.check import (
+    array_of,
+    axis_of,
+    broadcasts_to,
+    floating,
+    optional_tensor,
+)
 from kernels import softmax as kernels
 
 
 def _mask(name: str, x: Tensor, mask: Tensor | None) -> None:
-    if mask is not None and (mask.dtype != bool or mask.shape != x.shape):
+    """TypeError or ValueError unless `mask` is None, or booleans that broadcast to x's shape."""
+    if optional_tensor(name, "mask", mask) is None:
+        return
+    if mask.dtype != bool or not broadcasts_to(mask.shape, x.shape):
         raise ValueError(
-            f"{name}: mask is {mask.dtype.name}{mask.shape}, expected bool{x.shape} (True: counts)"
+            f"{name}: mask is {mask.dtype.name}{mask.shape}, expected bool{x.shape} or what "
+            "broadcasts to it (True: counts)"
         )
 
 

@@ -10,6 +10,7 @@ import pytest
 import framework as fw
 import framework.functional as F
 
+BCE = F.binary_cross_entropy_with_logits
 rng = np.random.default_rng(1)
 
 
@@ -60,6 +61,8 @@ CASES = {
     "prelu": (F.prelu, param(3, 4), param(4)),
     "prelu shared": (F.prelu, param(3, 4, 2), param(1)),
     "softmax": (F.softmax, param(3, 4)),
+    "softmax mask of a row": (lambda x: F.softmax(x, -1, MASK[0]), param(3, 4)),
+    "logsumexp mask of a column": (lambda x: F.logsumexp(x, 0, mask=MASK[:, :1]), param(3, 4)),
     "softmax axis 0": (lambda x: F.softmax(x, 0), param(3, 4)),
     "softmax masked": (lambda x: F.softmax(x, -1, MASK), param(3, 4)),
     "log_softmax": (F.log_softmax, param(3, 4)),
@@ -319,11 +322,145 @@ def test_frozen_weights_cost_and_get_nothing():
             "label_smoothing=2",
         ),
         (lambda: F.nll_loss(fw.ones(2, 3), fw.ones(2, 3)), TypeError, "expected class indices"),
+        (
+            lambda: F.nll_loss(fw.ones(0, 3), fw.tensor([], dtype="int64")),
+            ValueError,
+            "^nll_loss: an empty batch",
+        ),
+        (
+            lambda: F.nll_loss(fw.ones(1, 3), fw.tensor([0]), fw.ones(2)),
+            ValueError,
+            r"^nll_loss: weight has shape \(2,\), expected \(3,\)",
+        ),
+        (
+            lambda: F.cross_entropy(fw.ones(2, 0), fw.tensor([0, 0])),
+            ValueError,
+            r"input has shape \(2, 0\), which has no classes",
+        ),
+        (
+            lambda: F.cross_entropy(fw.ones(3), fw.tensor([0, 1, 2])),
+            ValueError,
+            r"the target is a class index \(\) or probabilities \(3,\); got int64 \(3,\)",
+        ),
+        (
+            lambda: F.cross_entropy(fw.ones(2, 3), fw.ones(2, 3, requires_grad=True)),
+            ValueError,
+            "cross_entropy: the target requires a gradient; pass target.detach",
+        ),
+        (lambda: BCE(fw.ones(0, 3), fw.ones(0, 3)), ValueError, "logits: empty batch"),
+        (
+            lambda: BCE(fw.ones(1), fw.ones(1), reduction="avg"),
+            ValueError,
+            "^binary_cross_entropy_with_logits: reduction='avg'",
+        ),
+        (
+            lambda: BCE(fw.ones(2), fw.tensor([0.5, 1.5])),
+            ValueError,
+            "targets from 0.5 to 1.5, expected 0 to 1",
+        ),
+        (lambda: BCE(fw.ones(1), fw.tensor([math.nan])), ValueError, "targets from nan to nan"),
+        (
+            lambda: BCE(fw.ones(3), fw.ones(3), fw.ones(2, 1)),
+            ValueError,
+            r"weight has shape \(2, 1\), which does not broadcast to the input's \(3,\)",
+        ),
+        (
+            lambda: F.hinge_loss(fw.ones(2), fw.tensor([1.0, 0.0])),
+            ValueError,
+            "hinge_loss: a target is 0.0, expected -1 or 1",
+        ),
+        (lambda: F.hardtanh(fw.ones(2), math.nan, 1), ValueError, "min_value=nan is not below"),
+        (lambda: F.one_hot(fw.tensor([0]), 0), ValueError, "num_classes=0, expected at least 1"),
+        (lambda: F.layer_norm(fw.ones(2, 3), 3, eps=-1), ValueError, "^layer_norm: eps=-1"),
+        (lambda: F.rms_norm(fw.ones(2, 3), 3, eps=-1), ValueError, "^rms_norm: eps=-1"),
+        (lambda: F.group_norm(fw.ones(2, 4), 2, eps=math.nan), ValueError, "^group_norm: eps=nan"),
+        (lambda: F.instance_norm(fw.ones(2, 4, 3), eps=-1), ValueError, "^instance_norm: eps=-1"),
+        (lambda: F.batch_norm(fw.ones(2, 4), None, None, eps=-1), ValueError, "^batch_norm: eps"),
+        (
+            lambda: F.softmax(fw.ones(2, 3), -1, fw.tensor(np.ones((2, 2, 3), bool))),
+            ValueError,
+            r"mask is bool\(2, 2, 3\), expected bool\(2, 3\)",
+        ),
     ],
 )
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+ARRAY = np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "start"),
+    [
+        (lambda x: F.prelu(x, ARRAY), "prelu: weight"),
+        (lambda x: F.softmax(x, mask=ARRAY > 0), "softmax: mask"),
+        (lambda x: F.log_softmax(x, mask=ARRAY > 0), "log_softmax: mask"),
+        (lambda x: F.logsumexp(x, mask=ARRAY > 0), "logsumexp: mask"),
+        (lambda x: F.embedding(np.array([1]), x), "embedding: indices"),
+        (lambda x: F.embedding(fw.tensor([1]), ARRAY), "embedding: weight"),
+        (lambda x: F.one_hot(np.array([1]), 3), "one_hot: indices"),
+        (lambda x: F.layer_norm(x, 3, ARRAY), "layer_norm: weight"),
+        (lambda x: F.rms_norm(x, 3, ARRAY), "rms_norm: weight"),
+        (lambda x: F.group_norm(x, 1, None, ARRAY), "group_norm: bias"),
+        (lambda x: F.batch_norm(x, ARRAY, None), "batch_norm: running_mean"),
+        (lambda x: F.batch_norm(x, fw.zeros(3), ARRAY), "batch_norm: running_var"),
+        (lambda x: F.mse_loss(x, ARRAY), "mse_loss: target"),
+        (lambda x: F.l1_loss(x, ARRAY), "l1_loss: target"),
+        (lambda x: F.huber_loss(x, ARRAY), "huber_loss: target"),
+        (lambda x: F.smooth_l1_loss(x, ARRAY), "smooth_l1_loss: target"),
+        (lambda x: F.kl_div(x, ARRAY), "kl_div: target"),
+        (lambda x: F.hinge_loss(x, ARRAY), "hinge_loss: target"),
+        (lambda x: BCE(x, ARRAY), "binary_cross_entropy_with_logits: target"),
+        (lambda x: BCE(x, x, ARRAY), "binary_cross_entropy_with_logits: weight"),
+        (lambda x: F.cross_entropy(x, ARRAY), "cross_entropy: target"),
+        (lambda x: F.cross_entropy(x, fw.tensor([0, 0]), ARRAY), "cross_entropy: weight"),
+        (lambda x: F.nll_loss(x, ARRAY), "nll_loss: target"),
+        (lambda x: F.nll_loss(x, fw.tensor([0, 0]), ARRAY), "nll_loss: weight"),
+    ],
+)
+def test_an_array_in_the_place_of_a_tensor_is_named(call, start):
+    with pytest.raises(TypeError, match=f"^{start} must be a Tensor, got a ndarray; make one"):
+        call(fw.ones(2, 3))
+
+
+def test_lists_are_no_tensors_either():
+    with pytest.raises(TypeError, match="cross_entropy: target must be a Tensor, got a list"):
+        F.cross_entropy(fw.ones(1, 3), [1])
+
+
+@pytest.mark.parametrize("wrong", [fw.ones(3), fw.ones(1), fw.ones(2, dtype="int64")])
+def test_batch_norm_moves_nothing_when_a_statistic_is_wrong(wrong):
+    mean = fw.zeros(2)
+    with pytest.raises((ValueError, TypeError), match="batch_norm: running_var"):
+        F.batch_norm(fw.tensor([[1.0, 2.0], [3.0, 4.0]]), mean, wrong, training=True)
+    assert mean.tolist() == [0, 0]
+
+
+def test_one_sample_has_a_loss_without_axes():
+    x = fw.tensor([0.0, 0.0, 0.0])
+    for loss in (F.cross_entropy, F.nll_loss):
+        assert loss(x, fw.tensor(1), reduction="none").shape == ()
+    assert F.cross_entropy(x, fw.tensor([0.0, 1.0, 0.0]), reduction="none").shape == ()
+
+
+def test_cross_entropy_without_tape_computes_no_gradient(monkeypatch):
+    from framework.functional import losses
+
+    wanted = []
+    kernel = losses.kernels.cross_entropy
+
+    def spy(*args):
+        wanted.append(args[-1])
+        return kernel(*args)
+
+    monkeypatch.setattr(losses.kernels, "cross_entropy", spy)
+    x, t = fw.ones(2, 3, requires_grad=True), fw.tensor([0, 1])
+    with fw.no_grad():
+        quiet = F.cross_entropy(x, t)
+    taped = F.cross_entropy(x, t)
+    assert wanted == [False, True] and quiet.item() == taped.item()
 
 
 def test_f_exports_every_public_activation():
