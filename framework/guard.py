@@ -19,9 +19,10 @@ def refuse_shadowed_packages() -> None:
                 f"the package {name!r} that framework is built on cannot be imported; "
                 "install the project again with `pip install -e .`"
             )
-        if found.parent.parent != root:
+        if found != root / name / "__init__.py":  # a file kernels.py, or <root>/sub/kernels, too
+            place = found.parent if found.name == "__init__.py" else found
             raise ImportError(
-                f"the package {name!r} in {found.parent} {_owner(name)}shadows framework's own in "
+                f"the package {name!r} in {place} {_owner(name)}shadows framework's own in "
                 f"{root / name}. Uninstall or rename it, or give framework a virtual environment"
             )
 

@@ -51,7 +51,7 @@ def imports(path: Path) -> list[str]:
     that is a module.
     """
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -131,3 +131,23 @@ def test_a_foreign_package_is_refused_by_name(tmp_path, name):
     last = out.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: the package '{name}' in {tmp_path / name}")
     assert "virtual environment" in last
+
+
+@pytest.mark.parametrize("name", ["kernels", "models"])
+@pytest.mark.parametrize("impostor", ["{name}.py", "{name}/__init__.py"])
+def test_a_foreign_package_inside_the_root_is_refused_too(tmp_path, monkeypatch, name, impostor):
+    from types import SimpleNamespace
+
+    from framework import guard
+
+    root = tmp_path.resolve()
+    monkeypatch.setattr(guard, "__file__", str(root / "framework" / "guard.py"))
+    monkeypatch.setattr(guard, "NEIGHBOURS", (name,))
+    place = root / name / "__init__.py"
+    finder = SimpleNamespace(find_spec=lambda _: SimpleNamespace(origin=str(place)))
+    monkeypatch.setattr(guard, "importlib", SimpleNamespace(util=finder))
+    guard.refuse_shadowed_packages()
+    place = root / "sub" / impostor.format(name=name)
+    monkeypatch.setattr(guard, "_owner", lambda _: "")
+    with pytest.raises(ImportError, match=f"the package '{name}' in .*sub.* shadows"):
+        guard.refuse_shadowed_packages()

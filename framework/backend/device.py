@@ -94,7 +94,8 @@ def probe_cuda() -> Probe:
         return Probe(False, f"importing CuPy failed ({_line(error)})", INSTALL_CUPY, hardware)
     try:
         if not cupy.cuda.is_available():
-            return Probe(False, "no NVIDIA GPU or driver found", "the CPU is used", hardware)
+            remedy = "CUDA needs an NVIDIA GPU and its driver (does nvidia-smi list one?)"
+            return Probe(False, "no NVIDIA GPU or driver found", remedy, hardware)
         x = cupy.zeros(1, "float32")
         cupy.RawKernel('extern "C" __global__ void probe(float* x) { *x = 1; }', "probe")(
             (1,), (1,), (x,)
@@ -143,7 +144,7 @@ def choose_device(name: str | Device, argument: str = "device") -> Device:
     if name == "auto":
         probe = probe_cuda()
         if not probe.usable and probe.hardware:
-            log.warning("using the CPU: %s", probe)
+            _report_fallback(str(probe))
         return Device("cuda" if probe.usable else "cpu")
     try:
         device = Device(name)
@@ -159,6 +160,12 @@ def choose_device(name: str | Device, argument: str = "device") -> Device:
                 f"{argument}={name!r}: this machine has {count} CUDA devices, 0 to {count - 1}"
             )
     return device
+
+
+@cache
+def _report_fallback(why: str) -> None:
+    """Once per process: every "auto" of a program falls back for the same reason."""
+    log.warning("using the CPU: %s", why)
 
 
 def set_default_device(device: str | Device) -> None:

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -187,11 +188,13 @@ def _fashion_mnist(seed: int) -> Splits:
 def _idx_splits(
     name: str, title: str, files: tuple[RemoteFile, ...], classes: tuple[str, ...]
 ) -> Splits:
-    """The published split; where FRAMEWORK_DATA has the test files alone, 80/20 of those."""
+    """The published split; where FRAMEWORK_DATA has the test files, and neither it nor the cache
+    the training files, 80/20 of those.
+    """
     folder = data_folder()
-    here = [folder is not None and _is_in(folder / name, file.name) for file in files]
-    if here == [False, False, True, True]:
-        images, labels = _idx_pair(*(fetch(name, file) for file in files[2:]), classes)
+    *training, test_images, test_labels = (locate(name, file.name) for file in files)
+    if training == [None, None] and _is_in(folder, test_images) and _is_in(folder, test_labels):
+        images, labels = _idx_pair(test_images, test_labels, classes)
         cut = len(images) * 4 // 5
         train = ImageDataset(images[:cut], labels[:cut], classes)
         test = ImageDataset(images[cut:], labels[cut:], classes)
@@ -208,8 +211,8 @@ def _idx_splits(
     return Splits(name, train, test, classes, "classification", shape, f"{title}; {split}")
 
 
-def _is_in(folder: Path, name: str) -> bool:
-    return (folder / name).is_file() or (folder / name.removesuffix(".gz")).is_file()
+def _is_in(folder: Path | None, file: Path | None) -> TypeGuard[Path]:
+    return folder is not None and file is not None and file.is_relative_to(folder)
 
 
 def _idx_pair(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -39,15 +39,16 @@ def download(url: str, target: Path, file: RemoteFile) -> None:
     # md5 is what some publishers give; it guards against damage, while https guards against
     # forgery.
     hasher = hashlib.new(algorithm, usedforsecurity=False)
-    temporary: Path | None = None
+    # not tempfile: its files can be read by their owner only
+    temporary = target.with_name(f".{file.name}.{os.urandom(4).hex()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=target.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as out:
+        with open(temporary, "xb") as out:
             request = urllib.request.Request(url, headers={"User-Agent": "framework"})
             with _opener().open(request, timeout=TIMEOUT) as response:
                 _copy(response, out, hasher.update, file, url)
+            out.flush()
+            os.fsync(out.fileno())  # before the rename: a power cut leaves no hollow file
         if hasher.hexdigest() != expected.lower():
             raise DataError(f"{url}: wrong {algorithm} {hasher.hexdigest()}, expected {expected}")
         os.replace(temporary, target)
@@ -58,8 +59,8 @@ def download(url: str, target: Path, file: RemoteFile) -> None:
     except (OSError, HTTPException) as error:
         raise DataError(f"{url}: {error or type(error).__name__}") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # renamed, or never made
+            temporary.unlink()
 
 
 def _copy(

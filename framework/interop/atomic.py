@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,22 +21,20 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         FileError: the folder is missing or not writable, or the disk is full.
     """
     path = Path(path)
-    scratch: str | None = None
+    # not tempfile: its files can be read by their owner only
+    scratch = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with open(scratch, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(scratch, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(scratch, path)
-        scratch = None
-        _sync_folder(path.parent)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if scratch is not None and os.path.exists(scratch):
-            os.unlink(scratch)
+        with suppress(OSError):  # no longer there, or its folder never was
+            scratch.unlink()
+    _sync_folder(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -55,17 +53,12 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable. Windows cannot open a folder, and does not need to."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    """Make the rename itself durable, where folders can be flushed: not on Windows, nor on some
+    network file systems. The file is in its place either way.
+    """
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

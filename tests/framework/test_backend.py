@@ -20,8 +20,10 @@ def unknown(monkeypatch):
     """As at start-up: nothing probed, no default chosen."""
     monkeypatch.setattr(backend, "_default", None)
     backend.probe_cuda.cache_clear()
+    backend._report_fallback.cache_clear()
     yield monkeypatch
     backend.probe_cuda.cache_clear()
+    backend._report_fallback.cache_clear()
 
 
 def test_device_names():
@@ -79,6 +81,15 @@ def test_auto_falls_back_silently_where_there_is_no_gpu(unknown, caplog):
     assert caplog.records == []
 
 
+def test_cuda_by_name_says_what_is_missing(unknown):
+    fake_cupy(unknown, is_available=lambda: False)
+    with pytest.raises(fw.DeviceError) as caught:
+        backend.choose_device("cuda")
+    message = str(caught.value)
+    assert "no NVIDIA GPU or driver found" in message and "nvidia-smi" in message
+    assert "the CPU is used" not in message
+
+
 def test_auto_reports_a_broken_gpu_once(unknown, caplog):
     def broken(*args):
         raise OSError("libnvrtc.so.13:\n cannot open")
@@ -89,6 +100,8 @@ def test_auto_reports_a_broken_gpu_once(unknown, caplog):
     with caplog.at_level(logging.WARNING, "framework"):
         assert fw.default_device() == fw.Device("cpu")
         assert fw.default_device() == fw.Device("cpu")
+        for _ in range(3):  # as trainer and CLI do
+            assert backend.choose_device("auto") == fw.Device("cpu")
     (line,) = [r.getMessage() for r in caplog.records]
     assert (
         "using the CPU: a first CUDA kernel failed (OSError: libnvrtc.so.13: cannot open)" in line

@@ -14,11 +14,12 @@ from framework.data import CATALOG, DataError, cifar, load, names
 from framework.data.catalog import CLOTHES, DIGITS
 from framework.data.synthetic import moons
 
-from_environment = os.environ.get("FRAMEWORK_DATA")
-DATA = Path(from_environment or Path(__file__).parents[2].parent / "shared" / "data")
+# The published files, if there are any: FRAMEWORK_DATA, else a folder beside the checkout.
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("FRAMEWORK_DATA") or ROOT.parent / "shared" / "data")
 needs_mnist = pytest.mark.skipif(
     not (DATA / "mnist" / "t10k-images-idx3-ubyte.gz").is_file(),
-    reason="needs MNIST's test files in FRAMEWORK_DATA or ../shared/data",
+    reason="needs MNIST's test files; set FRAMEWORK_DATA to their folder",
 )
 
 
@@ -133,6 +134,25 @@ def test_idx_sets_with_all_files(offline, folders, name, classes, zipped):
     assert (len(splits.train), len(splits.test)) == (10, 5) and splits.classes == classes
     assert splits.description.endswith("10 train, 5 test")
     assert everything(splits.train)[0].shape == (10, 1, 28, 28)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_training_files_in_the_cache_go_with_test_files_of_the_user(
+    offline, folders, tmp_path, zipped
+):
+    write_idx_set(folders, "mnist", parts=("t10k",))
+    (tmp_path / "cache" / "data").mkdir(parents=True)
+    write_idx_set(tmp_path / "cache" / "data", "mnist", parts=("train",), zipped=zipped)
+    splits = load("mnist")
+    assert (len(splits.train), len(splits.test)) == (10, 5)
+    assert splits.description.endswith("10 train, 5 test")
+
+
+def test_test_files_in_the_cache_alone_are_not_split(offline, tmp_path):
+    (tmp_path / "cache" / "data").mkdir(parents=True)
+    write_idx_set(tmp_path / "cache" / "data", "mnist", parts=("t10k",))
+    with pytest.raises(AssertionError, match="a download was tried"):
+        load("mnist")
 
 
 def test_a_set_with_only_test_files_is_split_and_says_so(offline, folders):

@@ -1,6 +1,7 @@
 """Downloads, from a server on this machine: right, wrong hash, too large, cut off, not there."""
 
 import hashlib
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -70,6 +71,21 @@ def test_a_file_is_downloaded_once(server, digest):
     assert path == cache_folder() / "set" / "file.gz" and path.read_bytes() == BODY
     assert fetch("set", file) == path
     assert server.asked == ["/file"] and left_behind() == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_a_download_is_flushed_and_has_the_usual_permissions(server, tmp_path, monkeypatch):
+    flush, flushed = os.fsync, []
+
+    def spy(handle):
+        flush(handle)
+        flushed.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    path = fetch("set", remote(server, "/file"))
+    (tmp_path / "plain").write_bytes(b"")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert flushed == [SIZE]
 
 
 @pytest.mark.parametrize(

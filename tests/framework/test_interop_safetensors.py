@@ -114,6 +114,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["x.bin"]
 
 
+def test_a_folder_that_cannot_be_flushed_is_no_failed_write(tmp_path, monkeypatch):
+    flush, opened = os.fsync, []
+
+    def files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            opened.append(handle)
+            raise OSError(22, "Invalid argument")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_bytes(tmp_path / "x.bin", b"new")
+    assert (tmp_path / "x.bin").read_bytes() == b"new"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.bin"]
+    assert os.name == "nt" or len(opened) == 1
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
 def test_written_files_have_the_usual_permissions(tmp_path):
     write_bytes(tmp_path / "x.bin", b"")
