@@ -42,7 +42,14 @@ from framework.layers.losses import (
     SmoothL1Loss,
 )
 from framework.layers.module import LoadResult, Module
-from framework.layers.normalization import BatchNorm1d, GroupNorm, LayerNorm, RMSNorm
+from framework.layers.normalization import (
+    BatchNorm1d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    LayerNorm,
+    RMSNorm,
+)
 from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
 
@@ -66,6 +73,8 @@ __all__ = [
     "HingeLoss",
     "HuberLoss",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
     "KLDivLoss",
     "L1Loss",
     "LayerNorm",

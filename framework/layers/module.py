@@ -23,7 +23,8 @@ from framework.autograd import Parameter, Tensor
 from framework.autograd.tensor import as_dtype
 from framework.backend.device import Device, choose_device, device_of, to_device
 from framework.layers.errors import note_place
-from framework.layers.storage import as_array, moved
+from framework.layers.names import OWN, check_replacement, owner_of
+from framework.layers.storage import as_array, forget_grad, moved
 from kernels.arrays import is_floating
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Module:
         elif isinstance(value, Module):
             self._register(name, "module")
         elif (kinds := self.__dict__.get("_kinds")) and name in kinds:
-            _check_replacement(kinds[name], name, value)
+            check_replacement(kinds[name], name, value)
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -75,7 +76,7 @@ class Module:
     def __getattr__(self, name: str) -> Any:
         # Only reached where there is no such attribute.
         kind = type(self).__name__
-        if name in ("_kinds", "_hooks", "_pre_hooks", "_transient"):
+        if name in OWN:
             raise AttributeError(
                 f"{kind}.__init__ must call super().__init__() before anything else"
             )
@@ -97,9 +98,10 @@ class Module:
             )
         if not name or "." in name:
             raise ValueError(f"{kind} name {name!r}: expected a name without dots")
-        if hasattr(Module, name):
-            raise ValueError(f"{kind} name {name!r} is taken by Module.{name}; choose another")
+        if name not in kinds and (owner := owner_of(name, type(self), Module)) is not None:
+            raise ValueError(f"{kind} name {name!r} is taken by {owner}.{name}; choose another")
         kinds[name] = kind
+        self._transient.discard(name)
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter under `name`; None keeps the name for a parameter that this module goes
@@ -121,9 +123,7 @@ class Module:
                 f"buffer {name!r} is a {type(buffer).__name__}, expected Tensor or None"
             )
         self._register(name, "buffer")
-        if persistent:
-            self._transient.discard(name)
-        else:
+        if not persistent:
             self._transient.add(name)
         object.__setattr__(self, name, buffer)
 
@@ -190,7 +190,8 @@ class Module:
         """Parameters and persistent buffers by dotted path, sharing memory with the module.
 
         A parameter used in two places is listed under both names, as in PyTorch. Copy what must not
-        change with further training.
+        change with further training. An optimizer made later, and `to`, move the values to other
+        memory: take the state after them.
         """
         state: dict[str, Tensor] = {}
         for kind in ("parameter", "buffer"):
@@ -290,10 +291,10 @@ class Module:
         function(self)
         return self
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients (they are None then), or with ``set_to_none=False`` make them 0."""
         for parameter in self.parameters():
-            parameter.grad = None
+            forget_grad(parameter, set_to_none)
 
     def requires_grad_(self: _M, requires_grad: bool = True) -> _M:
         """Learn all parameters, or freeze them."""
@@ -376,14 +377,6 @@ class Module:
         from framework.layers.summary import summarize
 
         return summarize(self, inputs)
-
-
-def _check_replacement(kind: str, name: str, value: Any) -> None:
-    allowed = {"parameter": "a Parameter", "buffer": "a Tensor", "module": "a Module"}[kind]
-    if value is not None and not (kind == "buffer" and isinstance(value, Tensor)):
-        raise TypeError(
-            f"{name!r} is a {kind}: assign {allowed} or None, not a {type(value).__name__}"
-        )
 
 
 def _add(hooks: dict[int, Hook], hook: Hook) -> Callable[[], None]:

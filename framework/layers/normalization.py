@@ -1,4 +1,4 @@
-"""BatchNorm1d, LayerNorm, RMSNorm, GroupNorm."""
+"""BatchNorm1d, LayerNorm, RMSNorm, GroupNorm, InstanceNorm1d, InstanceNorm2d."""
 
 from __future__ import annotations
 
@@ -237,6 +237,70 @@ class GroupNorm(Module):
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """Two for each element: the variance, and scale and shift."""
         return int(2 * output.size)
+
+
+class _InstanceNorm(Module):
+    _axes: tuple[str, ...]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        affine: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.num_features = positive_integer(name, "num_features", num_features)
+        self.eps = in_range(name, "eps", eps)
+        self.affine = affine
+        for parameter in ("weight", "bias"):
+            values = new_parameter((self.num_features,), device, dtype) if affine else None
+            self.register_parameter(parameter, values)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0."""
+        _reset(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape of x."""
+        if x.ndim != 2 + len(self._axes) or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: input has shape {x.shape}, expected (N, "
+                f"{self.num_features}, {', '.join(self._axes)})"
+            )
+        return F.instance_norm(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+
+    def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
+        """Two for each element: the variance, and scale and shift."""
+        return int(2 * output.size)
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Normalise each channel of each sample over its positions (Ulyanov et al. 2016). x (N, C, L),
+    same shape out.
+
+    Always by the sample's own statistics: there are no running ones.
+    """
+
+    _axes = ("L",)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Normalise each channel of each image over its pixels (Ulyanov et al. 2016). x (N, C, H, W),
+    same shape out.
+
+    Always by the image's own statistics: there are no running ones.
+    """
+
+    _axes = ("H", "W")
 
 
 def _reset(weight: Tensor | None, bias: Tensor | None) -> None:

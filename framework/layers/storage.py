@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 from framework.autograd import Parameter, Tensor, tensor
@@ -36,3 +38,28 @@ def moved(array: Array, device: Device | None, dtype: Any) -> Array:
     if dtype is not None and is_floating(array.dtype) and array.dtype != dtype:
         array = array.astype(dtype)
     return array if device is None else to_device(array, device)
+
+
+def forget_grad(parameter: Tensor, set_to_none: bool = True) -> None:
+    """Set the gradient to None, or its elements to 0.
+
+    A gradient in an optimizer's buffer that somebody else still holds gets memory of its own first:
+    the next backward pass overwrites the buffer.
+    """
+    if parameter.grad is None:
+        return
+    if not set_to_none:
+        parameter.grad.data.fill(0)
+        return
+    held = _references(parameter) > _UNSHARED
+    if held and parameter.slot is not None and parameter.grad.data is parameter.slot:
+        parameter.grad.data = parameter.slot.copy()
+    parameter.grad = None
+
+
+def _references(parameter: Any) -> int:
+    return sys.getrefcount(parameter.grad)
+
+
+#: References to a gradient that nobody else holds, as `_references` counts them.
+_UNSHARED = _references(SimpleNamespace(grad=object()))

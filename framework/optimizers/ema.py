@@ -11,6 +11,7 @@ from typing import Any
 from framework.autograd import Tensor
 from framework.backend.device import device_of, to_device
 from framework.layers import Module
+from framework.layers.checks import in_range
 from kernels.arrays import Array, is_floating
 from kernels.optimizers import lerp_
 
@@ -25,9 +26,8 @@ class EMA:
     """
 
     def __init__(self, model: Module, decay: float = 0.999, warmup: bool = False) -> None:
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay={decay!r}, expected a number from 0 to 1")
-        self.model, self.decay, self.warmup = model, decay, warmup
+        self.decay = in_range("EMA", "decay", decay, 0, 1)
+        self.model, self.warmup = model, warmup
         self.updates = 0
         self.average: dict[str, Tensor] = {
             name: Tensor(x.data.copy()) for name, x in model.state_dict().items()

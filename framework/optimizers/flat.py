@@ -179,14 +179,15 @@ def joined(parameters: Iterable[Tensor]) -> list[Array]:
     its parts. Gaps of alignment are joined over and set to 0.
     """
     out: list[Array] = []
-    buffer: Array = None  # what the last array is a part of, and from where to where
+    buffer: Any = None  # what the last array is a part of, and from where to where
     start = end = 0
     for p in parameters:
         if p.grad is None:
             continue
-        array = p.grad.data
-        base = array.base
-        if array is not p.slot or not is_array(base) or base.ndim != 1 or base.dtype != array.dtype:
+        array: Array = p.grad.data
+        base: Array = array.base
+        own = array is p.slot
+        if not own or not is_array(base) or base.ndim != 1 or base.dtype != array.dtype:
             buffer = None
             out.append(array)
             continue

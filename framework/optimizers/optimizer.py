@@ -7,8 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from framework.autograd import Tensor
 from framework.backend.device import device_of, to_device
+from framework.layers.storage import forget_grad
 from framework.optimizers.flat import FlatParameters, check_dtype, place_of
 from kernels.arrays import Array
 
@@ -20,8 +23,9 @@ class Optimizer(ABC):
 
     `parameters` are tensors, or groups: dicts with "params" and options of their own ("lr", ...);
     what a group does not say comes from the arguments. The arrays of a group become views of one
-    flat buffer. Gradients of the last backward pass are views too and are overwritten by the next:
-    copy one that is to be kept.
+    flat buffer; a ``model.state_dict()`` from before goes stale, take it afterwards. Gradients are
+    views too. `zero_grad` gives one that somebody holds (``g = p.grad``) memory of its own; an
+    array (``p.grad.data``) is overwritten by the next backward pass: copy it to keep it.
 
     A parameter without a gradient (None) is skipped, as in PyTorch.
     """
@@ -85,13 +89,23 @@ class Optimizer(ABC):
         new = {"params": params, **self.defaults, **options}
         new.setdefault("initial_lr", new["lr"])
         self._check_params(params)
-        not_negative("lr", new["lr"])
-        self.check(new)
+        self._check_options(new)
         places: dict[Any, list[Tensor]] = {}
         for p in params:
             places.setdefault(place_of(p), []).append(p)
         self._flat.append([FlatParameters(ps, self.buffers(new)) for ps in places.values()])
         self.param_groups.append(new)
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """ValueError for options out of range; NumPy's numbers become Python's."""
+        for name, value in group.items():
+            if isinstance(value, np.generic):
+                group[name] = value.item()
+            elif isinstance(value, (tuple, list)) and name != "params":
+                group[name] = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
+        not_negative("lr", group["lr"])
+        not_negative("initial_lr", group["initial_lr"])
+        self.check(group)
 
     def _check_params(self, params: list[Any]) -> None:
         if not params:
@@ -132,8 +146,11 @@ class Optimizer(ABC):
         """Update all parameters that have a gradient.
 
         The gradients count `scale` times (and are not changed): a number, or a tensor of one
-        element, which on CUDA nothing waits for. `clip_factor` gives one.
+        element, which on CUDA nothing waits for. `clip_factor` gives one. ValueError for options
+        that were set out of range, and then nothing is changed.
         """
+        for group in self.param_groups:
+            self._check_options(group)
         if isinstance(scale, Tensor):
             scale = scale.data
         for group, flats in zip(self.param_groups, self._flat, strict=True):
@@ -146,11 +163,11 @@ class Optimizer(ABC):
                         state = {name: buffer[part] for name, buffer in flat.state.items()}
                         self.update(group, flat.data[part], flat.grad[part], state, step, scale)
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients (they are None then), or with ``set_to_none=False`` make them 0."""
         for group in self.param_groups:
             for p in group["params"]:
-                p.grad = None
+                forget_grad(p, set_to_none)
 
     def flat_gradients(self) -> list[Array]:
         """All gradients, as few flat arrays; changing these changes the gradients."""
@@ -259,8 +276,14 @@ def fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r}, expected a number from 0 to below 1")
 
 
+def finite(name: str, value: Any) -> None:
+    """ValueError unless `value` is a finite number."""
+    if not _is_number(value) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}, expected a finite number")
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from framework.optimizers.optimizer import Optimizer, Parameters, not_negative
+from framework.optimizers.optimizer import Optimizer, Parameters, finite, not_negative
 from kernels import optimizers as kernels
 from kernels.arrays import Array
 
@@ -37,6 +37,7 @@ class SGD(Optimizer):
     def check(self, group: dict[str, Any]) -> None:
         """Ranges of the options."""
         not_negative("momentum", group["momentum"])
+        finite("dampening", group["dampening"])
         not_negative("weight_decay", group["weight_decay"])
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(

@@ -62,6 +62,18 @@ def test_module_dict():
         heads[3] = ReLU()
 
 
+@pytest.mark.parametrize("name", ["keys", "values", "update"])
+def test_module_dict_refuses_names_of_its_methods(name):
+    heads = ModuleDict({"a": Linear(2, 1)})
+    with pytest.raises(ValueError, match=f"'{name}' is taken by ModuleDict.{name}; choose another"):
+        heads[name] = ReLU()
+    with pytest.raises(ValueError, match="'training' is taken by Module.training"):
+        heads["training"] = ReLU()
+    heads["a"] = ReLU()  # replaced
+    assert heads.eval().keys() == list(heads) == ["a"]
+    assert heads["a"].training is False
+
+
 @pytest.mark.parametrize("container", [Sequential, lambda m: ModuleList([m])])
 def test_only_modules(container):
     with pytest.raises(TypeError, match="holds modules, got <class .*ReLU.*; give an instance"):

@@ -204,6 +204,28 @@ def test_group_norm():
         layer(fw.ones(2, 6, dtype="float64"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "letters"),
+    [(L.InstanceNorm1d, (2, 3, 5), "L"), (L.InstanceNorm2d, (2, 3, 4, 5), "H, W")],
+)
+def test_instance_norm(kind, shape, letters):
+    x = RNG.standard_normal(shape) * 3 + 1
+    axes = tuple(range(2, len(shape)))
+    layer = kind(3, 0.1)
+    assert list(layer.state_dict()) == []
+    close(run(layer, x), standardised(x, axes, 0.1))
+    close(run(layer.eval(), x), standardised(x, axes, 0.1))
+    layer = kind(3, affine=True)
+    layer.weight.data[...], layer.bias.data[...] = [1, 2, 3], [4, 5, 6]
+    weight, bias = (p.data.reshape(3, *(1 for _ in axes)) for p in (layer.weight, layer.bias))
+    close(run(layer, x), standardised(x, axes) * weight + bias)
+    assert repr(layer) == f"{kind.__name__}(3, eps=1e-05, affine=True)"
+    for wrong in (x[0], x[:, :2]):
+        message = rf"{kind.__name__}: input has shape .*, expected \(N, 3, {letters}\)"
+        with pytest.raises(ValueError, match=message):
+            layer(fw.tensor(wrong))
+
+
 # Dropout and embedding --------------------------------------------------------------------------
 
 
@@ -239,6 +261,8 @@ def test_embedding():
         (lambda: L.LayerNorm(3), [(4, 3)]),
         (lambda: L.RMSNorm(3), [(4, 3)]),
         (lambda: L.GroupNorm(1, 3), [(4, 3)]),
+        (lambda: L.InstanceNorm1d(3, affine=True), [(2, 3, 4)]),
+        (lambda: L.InstanceNorm2d(2), [(2, 2, 2, 3)]),
         (lambda: L.SwiGLU(), [(4, 6)]),
     ],
     ids=lambda v: "" if isinstance(v, list) else None,
@@ -271,6 +295,8 @@ def test_gradients(make, shapes):
         (lambda: L.LayerNorm((3, 0)), "LayerNorm: normalized_shape=0"),
         (lambda: L.RMSNorm(4, eps="x"), "RMSNorm: eps='x'"),
         (lambda: L.GroupNorm(3, 4), "num_channels=4 is not a multiple of num_groups=3"),
+        (lambda: L.InstanceNorm1d(0), "InstanceNorm1d: num_features=0"),
+        (lambda: L.InstanceNorm2d(3, eps=-1), "InstanceNorm2d: eps=-1"),
         (lambda: L.Dropout(1.5), "Dropout: p=1.5, expected a number from 0 to 1"),
         (lambda: L.Dropout(float("nan")), "Dropout: p=nan"),
         (lambda: L.Embedding(0, 3), "Embedding: num_embeddings=0"),

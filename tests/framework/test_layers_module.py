@@ -96,10 +96,42 @@ def test_assigning_before_init_says_what_to_do():
         Never()(1)
 
 
-@pytest.mark.parametrize("name", ["train", "forward", "parameters"])
+@pytest.mark.parametrize("name", ["train", "forward", "parameters", "training", "_hooks"])
 def test_names_of_module_methods_are_refused(name):
     with pytest.raises(ValueError, match=f"'{name}' is taken by Module.{name}"):
         setattr(Module(), name, Linear(1, 1))
+
+
+def test_names_of_a_subclass():
+    class Net(Module):
+        head = None
+
+        def extra(self):
+            return 3
+
+        @property
+        def size(self):
+            return 4
+
+    net = Net()
+    for name in ("extra", "size"):
+        with pytest.raises(ValueError, match=f"'{name}' is taken by Net.{name}"):
+            net.register_parameter(name, fw.Parameter(np.ones(1, "float32")))
+    net.head = Linear(1, 1)  # a default may be replaced, and what is registered too
+    net.head = other = Linear(1, 2)
+    assert list(net.children()) == [other]
+    assert net.extra() == 3
+
+
+def test_a_transient_buffer_that_becomes_a_parameter_is_in_the_state():
+    module = Module()
+    module.register_buffer("w", fw.tensor([1.0]), persistent=False)
+    module.w = fw.tensor([2.0])
+    assert list(module.state_dict()) == []
+    module.w = fw.Parameter(np.ones(1, "float32"))
+    assert list(module.state_dict()) == ["w"]
+    module.register_buffer("w", fw.tensor([1.0]), persistent=False)
+    assert list(module.state_dict()) == []
 
 
 def test_names_with_dots_are_refused():
@@ -223,7 +255,9 @@ def test_zero_grad_and_requires_grad():
     layer = Linear(2, 2)
     layer(fw.ones(1, 2)).sum().backward()
     assert layer.weight.grad is not None
-    layer.zero_grad()
+    layer.zero_grad(set_to_none=False)
+    assert (layer.weight.grad.data == 0).all()
+    layer.zero_grad(set_to_none=True)
     assert layer.weight.grad is None
     layer.requires_grad_(False)
     assert not layer(fw.ones(1, 2)).requires_grad

@@ -52,6 +52,8 @@ LAYERS = [
     ("RMSNorm", (8,), X3),
     ("RMSNorm", ((6, 8), 0.1), X3),
     ("GroupNorm", (3, 6), X3),
+    ("InstanceNorm1d", (6, 0.1), X3),
+    ("InstanceNorm2d", (6,), X3.reshape(4, 6, 2, 4)),
     ("Flatten", (), X3),
     ("Identity", (), X3),
     ("Sigmoid", (), X3),

@@ -93,6 +93,8 @@ def test_errors():
     m = model()
     with pytest.raises(ValueError, match="decay=1.5, expected a number from 0 to 1"):
         EMA(m, 1.5)
+    with pytest.raises(ValueError, match="decay='x', expected a number from 0 to 1"):
+        EMA(m, "x")
     ema = EMA(m)
     with pytest.raises(ValueError, match=r"updates and average, got \['x'\]"):
         ema.load_state_dict({"x": 1})

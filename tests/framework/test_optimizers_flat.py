@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -66,6 +67,53 @@ def test_backward_writes_into_the_flat_gradients():
     optimizer.zero_grad()
     assert all(p.grad is None for p in m.parameters())
     assert optimizer.flat_gradients() == []
+
+
+@pytest.mark.parametrize("through_the_model", [False, True])
+def test_a_gradient_that_somebody_holds_outlives_zero_grad(through_the_model):
+    m = model()
+    optimizer = SGD(m.parameters())
+    backward(m, 1)
+    kept = m[0].weight.grad
+    values = kept.data.copy()
+    buffer = optimizer._flat[0][0].grad
+    assert kept.data.base is buffer
+    (m if through_the_model else optimizer).zero_grad()
+    backward(m, 2)
+    np.testing.assert_array_equal(kept.data, values)
+    assert not np.array_equal(m[0].weight.grad.data, values)
+    assert m[0].weight.grad.data.base is buffer
+
+
+def test_zero_grad_copies_no_gradient_that_nobody_holds():
+    m = model()
+    optimizer = SGD(m.parameters())
+    backward(m)
+    watched = [weakref.ref(p.grad) for p in m.parameters()]
+    copied = []
+
+    class Spy(np.ndarray):
+        def copy(self, *args):
+            copied.append(self)
+            return super().copy(*args)
+
+    for p in m.parameters():
+        p.slot = p.grad.data = p.slot.view(Spy)
+    optimizer.zero_grad()
+    assert copied == []
+    assert all(w() is None for w in watched)
+
+
+def test_zero_grad_to_zero():
+    m = model()
+    optimizer = SGD(m.parameters())
+    backward(m)
+    m[0].bias.grad = None
+    optimizer.zero_grad(set_to_none=False)
+    assert m[0].bias.grad is None
+    assert (m[0].weight.grad.data == 0).all()
+    optimizer.zero_grad(set_to_none=True)
+    assert m[0].weight.grad is None
 
 
 def test_gradients_accumulate_over_backward_passes():
@@ -243,6 +291,29 @@ def test_groups_have_their_own_options():
         optimizer.lr = -1
     with pytest.raises(ValueError, match="multiplier=nan"):
         optimizer.scale_lr(float("nan"))
+
+
+def test_numpy_numbers_as_options():
+    p = parameter()
+    optimizer = Adam([p], lr=np.float32(0.5), betas=[np.float64(0.5), 0.9], eps=np.int64(1))
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.5, 0.9), 1)
+    assert [type(x) for x in (group["lr"], group["betas"][0], group["eps"])] == [float, float, int]
+    optimizer.lr = np.float16(0.25)
+    assert type(group["lr"]) is float
+    group["lr"] = np.float32(2)
+    optimizer.step()
+    assert type(group["lr"]) is float
+
+
+def test_options_set_out_of_range_change_nothing():
+    p, q = parameter(), parameter()
+    optimizer = SGD([{"params": [p]}, {"params": [q]}], lr=1.0)
+    optimizer.param_groups[1]["lr"] = -1.0
+    p.grad = q.grad = fw.ones(2)
+    with pytest.raises(ValueError, match="lr=-1.0, expected a finite number of at least 0"):
+        optimizer.step()
+    assert (p.data == 1).all()
 
 
 def test_turning_on_momentum_later():
