@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     "kernels",
     "framework.guard",
+    "framework.startup",
     "framework.backend",
     "framework.autograd",
     "framework.functional",

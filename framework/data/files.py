@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from framework.data.errors import DataError
+from kernels.cache import chosen_cache, user_cache
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,7 @@ def data_folder() -> Path | None:
 
 def cache_folder() -> Path:
     """Where downloads are kept: ``data`` inside FRAMEWORK_CACHE or the user's cache folder."""
-    chosen = os.environ.get("FRAMEWORK_CACHE")
-    if chosen:
-        return Path(chosen) / "data"
-    if sys.platform == "win32":
-        user = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        user = Path.home() / "Library" / "Caches"
-    else:
-        user = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return user / "framework" / "data"
+    return (chosen_cache() or user_cache()) / "data"
 
 
 def locate(folder: str, name: str) -> Path | None:

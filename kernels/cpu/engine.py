@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import os
 import sys
 import sysconfig
@@ -31,6 +32,10 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 import numpy as np
+
+from kernels.cache import chosen_cache, user_cache
+
+log = logging.getLogger("framework")
 
 #: The only files of this folder whose compiled functions may be called from other files.
 SHARED = ("engine.py", "summation.py", "vectormath.py")
@@ -83,21 +88,24 @@ def cache_folder() -> Path:
         except OSError:
             continue
         return folder
-    return Path(tempfile.mkdtemp(prefix=name))
+    folder = Path(tempfile.mkdtemp(prefix=name))
+    log.warning(
+        "cannot write to %s; kernels go to %s and are compiled again at every start: set "
+        "FRAMEWORK_CACHE to a folder that can be written",
+        " or ".join(map(str, _cache_roots())),
+        folder,
+    )
+    return folder
 
 
 def _cache_roots() -> list[Path]:
-    """Where to try: FRAMEWORK_CACHE, then the user's cache folder."""
-    chosen = os.environ.get("FRAMEWORK_CACHE")
-    if chosen:
-        return [Path(chosen)]
-    if sys.platform == "win32":
-        user = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        user = Path.home() / "Library" / "Caches"
-    else:
-        user = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return [user / "framework", Path(sysconfig.get_path("purelib")) / "framework-cache"]
+    """Where to try: FRAMEWORK_CACHE alone, or else the user's cache folder, then the folder of
+    installed packages.
+    """
+    chosen = chosen_cache()
+    if chosen is not None:
+        return [chosen]
+    return [user_cache(), Path(sysconfig.get_path("purelib")) / "framework-cache"]
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -131,7 +139,7 @@ def define(name: str, source: str, **names: Any) -> Callable[..., Any]:
     file = cache_folder() / f"{name}_{digest}.py"
     if not file.exists():
         scratch = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        scratch.write_text(source)
+        scratch.write_text(source, encoding="utf-8")
         scratch.replace(file)
     # A cached function is rebuilt from its module's name, so the module has to be one that Python
     # knows.

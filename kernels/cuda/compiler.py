@@ -19,13 +19,13 @@ TYPES = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 @cache
 def common() -> str:
     """The text that goes before every source."""
-    return (FOLDER / "common.cuh").read_text()
+    return (FOLDER / "common.cuh").read_text(encoding="utf-8")
 
 
 @cache
 def source(family: str) -> str:
     """The whole text of kernels/cuda/<family>.cu, ready to compile."""
-    return common() + (FOLDER / f"{family}.cu").read_text()
+    return common() + (FOLDER / f"{family}.cu").read_text(encoding="utf-8")
 
 
 @cache
