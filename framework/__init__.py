@@ -5,11 +5,15 @@ x = fw.tensor([[1.0, 2.0]], requires_grad=True)
 (x @ x.T).backward(); x.grad
 """
 
+from framework.startup import report_in_one_line
+
+report_in_one_line()
+
+# ruff: noqa: E402  (the hook and the check come first: they are about the imports below)
 from framework.guard import refuse_shadowed_packages
 
 refuse_shadowed_packages()
 
-# ruff: noqa: E402  (the check above comes first: what it finds would break these imports)
 from importlib import import_module
 from typing import Any
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from framework.backend.device import Device, default_device, probe_cuda
+from framework.backend.device import Device, DeviceError, default_device, probe_cuda
 from framework.screen import console, device_name, facts, table, title
 from framework.trainer.run import version_of
 
@@ -106,7 +106,11 @@ def devices() -> dict[str, str]:
         rows |= {f"cuda:{i}": device_name(f"cuda:{i}") for i in range(count)}
     else:
         rows["cuda"] = escape(f"not usable: {probe}")
-    return rows | {"default": str(default_device())}
+    try:
+        rows["default"] = str(default_device())
+    except (ValueError, DeviceError) as error:  # a wrong FRAMEWORK_DEVICE
+        rows["default"] = f"[red]{escape(str(error))}[/]"
+    return rows
 
 
 def libraries() -> Any:

@@ -50,6 +50,8 @@ class MLPConfig:
     task: Literal["classification", "regression"] = "classification"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hidden, (tuple, list)):
+            raise ValueError(f"hidden is {self.hidden!r}, expected integers, (512, 256)")
         object.__setattr__(self, "hidden", tuple(self.hidden))  # JSON has lists
         for name, width in (
             ("inputs", self.inputs),

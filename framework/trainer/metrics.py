@@ -7,7 +7,7 @@
 
 Sums stay on the device of the outputs until `compute`, so that a CUDA device is not waited for in
 every step. Outputs are logits: (N, C) or (N, C, ...) for C classes, with targets (N, ...) of class
-indices.
+indices. Positions whose target is `ignore_index`, where a metric is given one, do not count.
 """
 
 from __future__ import annotations
@@ -72,11 +72,15 @@ class Mean:
         self.total = self.total + array * weight
         self.weight += weight
 
+    def add(self, total: Any, weight: Any) -> None:
+        """Take in a sum over `weight` values; both may be 0-d arrays."""
+        self.total, self.weight = self.total + total, self.weight + weight
+
     def compute(self) -> float:
         """The mean. Waits for the device."""
         if not self.weight:
             raise ValueError("there is no mean of no values")
-        return float(self.total) / self.weight
+        return float(self.total) / float(self.weight)
 
 
 class Loss(Metric):
@@ -97,17 +101,44 @@ class Loss(Metric):
         self.mean.reset()
 
 
-class Accuracy(Metric):
+class _Share(Metric):
+    """The share of positions that are right; NaN where all that came were ignored."""
+
+    def __init__(self, ignore_index: int | None) -> None:
+        self.ignore_index = _checked(ignore_index)
+        self.mean, self.updated = Mean(), False
+
+    def _add(self, right: Array, counts: Array | None) -> None:
+        """Take in which positions are right, of those that `counts` (None: all)."""
+        self.updated = True
+        if counts is None:
+            self.mean.add(right.sum().astype("float64"), right.size)
+        else:
+            self.mean.add((right & counts).sum().astype("float64"), counts.sum())
+
+    def compute(self) -> float:
+        if not self.updated:
+            raise self._none()
+        return self.mean.compute() if self.mean.weight else float("nan")
+
+    def reset(self) -> None:
+        self.mean.reset()
+        self.updated = False
+
+
+class Accuracy(_Share):
     """The share of positions whose highest logit is the target's.
 
-    An output of the target's own shape, or (N, 1) for targets (N,), counts as one logit for yes:
-    above zero means class 1.
+    Targets of the output's own shape that are floating-point, with two classes or more, and whose
+    every row (axis 1) sums to 1 are one-hot or probabilities: the class of their highest counts.
+    (On CUDA such targets are waited for.) Any other output of the target's own shape, or (N, 1) for
+    targets (N,), is one logit for yes: above zero means class 1.
     """
 
     name = "accuracy"
 
-    def __init__(self) -> None:
-        self.mean = Mean()
+    def __init__(self, ignore_index: int | None = None) -> None:
+        super().__init__(ignore_index)
 
     def update(self, output: Any, target: Any) -> None:
         output, target = _arrays(self.name, output, target)
@@ -116,33 +147,33 @@ class Accuracy(Metric):
         if output.shape == target.shape:
             if target.dtype.kind not in "biu" and not is_floating(target.dtype):
                 raise _wrong_target(self.name, target)
-            right = (output > 0) == (target > 0.5)
+            counts = None if self.ignore_index is None else target != self.ignore_index
+            if _are_distributions(target):
+                counts = None  # there is no index to ignore
+                right = output.argmax(axis=1) == target.argmax(axis=1)
+            else:
+                right = (output > 0) == (target > 0.5)
         else:
+            target, counts = _without(self.ignore_index, target)
             _check_classes(self.name, output, target)
             right = output.argmax(axis=1) == target
-        self.mean.update(right.sum() / right.size, right.size)
-
-    def compute(self) -> float:
-        if not self.mean.weight:
-            raise self._none()
-        return self.mean.compute()
-
-    def reset(self) -> None:
-        self.mean.reset()
+        self._add(right, counts)
 
 
-class TopK(Metric):
+class TopK(_Share):
     """The share of positions whose target is among the `k` highest logits; of equal ones the first
     count.
     """
 
-    def __init__(self, k: int = 5) -> None:
+    def __init__(self, k: int = 5, ignore_index: int | None = None) -> None:
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise ValueError(f"k is {k!r}, expected an integer of at least 1")
-        self.k, self.name, self.mean = k, f"top{k}", Mean()
+        super().__init__(ignore_index)
+        self.k, self.name = k, f"top{k}"
 
     def update(self, output: Any, target: Any) -> None:
         output, target = _arrays(self.name, output, target)
+        target, counts = _without(self.ignore_index, target)
         _check_classes(self.name, output, target)
         if output.shape[1] < self.k:
             raise ValueError(f"{self.name}: there are only {output.shape[1]} classes")
@@ -152,15 +183,7 @@ class TopK(Metric):
         classes = xp.arange(output.shape[1]).reshape(1, -1, *[1] * (output.ndim - 2))
         ahead = (output > mine) | ((output == mine) & (classes < index)) | xp.isnan(output)
         right = (ahead.sum(axis=1) < self.k) & ~xp.isnan(mine[:, 0])
-        self.mean.update(right.sum() / right.size, right.size)
-
-    def compute(self) -> float:
-        if not self.mean.weight:
-            raise self._none()
-        return self.mean.compute()
-
-    def reset(self) -> None:
-        self.mean.reset()
+        self._add(right, counts)
 
 
 class ConfusionMatrix(Metric):
@@ -168,33 +191,37 @@ class ConfusionMatrix(Metric):
 
     name = "confusion"
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, ignore_index: int | None = None) -> None:
         if not isinstance(classes, int) or isinstance(classes, bool) or classes < 2:
             raise ValueError(f"classes is {classes!r}, expected an integer of at least 2")
-        self.classes = classes
+        self.classes, self.ignore_index = classes, _checked(ignore_index)
         self.counts: Any = 0
 
     def update(self, output: Any, target: Any) -> None:
         output, target = _arrays(self.name, output, target)
+        target, counts = _without(self.ignore_index, target)
         _check_classes(self.name, output, target)
         if output.shape[1] != self.classes:
             raise ValueError(
                 f"{self.name}: output has {output.shape[1]} classes, expected {self.classes}"
             )
         xp = array_module(output)
-        # Targets out of range on CUDA, where _check_classes does not look, go to the last bin.
+        # Targets out of range on CUDA, where _check_classes does not look, go to the last bin but
+        # one, ignored ones to the last.
         inside = (target >= 0) & (target < self.classes)
         cells = target.astype("int64") * self.classes + output.argmax(axis=1)
-        cells = xp.where(inside, cells, self.classes**2).reshape(-1)
-        self.counts = self.counts + xp.bincount(cells, minlength=self.classes**2 + 1)
+        cells = xp.where(inside, cells, self.classes**2)
+        if counts is not None:
+            cells = xp.where(counts, cells, self.classes**2 + 1)
+        self.counts = self.counts + xp.bincount(cells.reshape(-1), minlength=self.classes**2 + 2)
 
     def compute(self) -> np.ndarray[Any, Any]:
         if not is_array(self.counts):
             raise self._none()
         counts = to_numpy(self.counts)
-        if counts[-1]:
-            raise ValueError(f"{self.name}: {counts[-1]} targets are outside 0..{self.classes - 1}")
-        return counts[:-1].reshape(self.classes, self.classes).astype(np.int64)
+        if counts[-2]:
+            raise ValueError(f"{self.name}: {counts[-2]} targets are outside 0..{self.classes - 1}")
+        return counts[:-2].reshape(self.classes, self.classes).astype(np.int64)
 
     def reset(self) -> None:
         self.counts = 0
@@ -203,10 +230,12 @@ class ConfusionMatrix(Metric):
 class _PerClass(Metric):
     """A number for each class out of the confusion matrix, or their average."""
 
-    def __init__(self, classes: int, average: Average = "macro") -> None:
+    def __init__(
+        self, classes: int, average: Average = "macro", ignore_index: int | None = None
+    ) -> None:
         if average not in ("macro", "micro", "none"):
             raise ValueError(f"average is {average!r}, expected 'macro', 'micro' or 'none'")
-        self.matrix, self.average = ConfusionMatrix(classes), average
+        self.matrix, self.average = ConfusionMatrix(classes, ignore_index), average
 
     def update(self, output: Any, target: Any) -> None:
         self.matrix.update(output, target)
@@ -267,8 +296,9 @@ class F1(_PerClass):
 class R2(Metric):
     """The coefficient of determination, 1 - squared error / variance of the targets.
 
-    1 is perfect, 0 as good as always saying the mean. Outputs and targets have one shape; with
-    several columns all elements are taken together.
+    1 is perfect, 0 as good as always saying the mean; NaN where all targets are equal, so that
+    there is no variance. Outputs and targets have one shape; with several columns all elements are
+    taken together.
     """
 
     name = "r2"
@@ -301,7 +331,7 @@ class R2(Metric):
             raise self._none()
         squares = float(self.squares)
         if squares == 0:
-            raise ValueError(f"{self.name}: all targets are equal, so there is no variance")
+            return float("nan")
         return 1.0 - float(self.error) / squares
 
     def reset(self) -> None:
@@ -345,6 +375,30 @@ def _check_classes(name: str, output: Array, target: Array) -> None:
         wrong = target[(target < 0) | (target >= output.shape[1])]
         if wrong.size:
             raise ValueError(f"{name}: target {wrong.flat[0]} is outside 0..{output.shape[1] - 1}")
+
+
+def _checked(ignore_index: int | None) -> int | None:
+    wrong = isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, type(None)))
+    if wrong:
+        raise ValueError(f"ignore_index is {ignore_index!r}, expected an integer or None")
+    return ignore_index
+
+
+def _without(ignore_index: int | None, target: Array) -> tuple[Array, Array | None]:
+    """Targets with class 0 in place of `ignore_index`, and which of them count (None: all)."""
+    if ignore_index is None:
+        return target, None
+    counts = target != ignore_index
+    return target * counts, counts
+
+
+def _are_distributions(target: Array) -> bool:
+    """Are these floats (N, C, ...), C > 1, whose rows sum to 1 and have nothing below 0?"""
+    if target.ndim < 2 or target.shape[1] < 2 or not is_floating(target.dtype):
+        return False
+    wide = target.astype("float32")
+    # 0.01: bfloat16 has a relative error of 0.004.
+    return bool((wide >= 0).all() & (abs(wide.sum(axis=1) - 1) < 0.01).all())
 
 
 def _wrong_target(name: str, target: Array) -> TypeError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from framework import functional as F
-from framework.autograd import Tensor
+from framework.autograd import Tensor, no_grad
+from framework.backend.device import Device
 from framework.data import (
     Compose,
     DataLoader,
@@ -38,6 +39,8 @@ from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.layers import Module
 from framework.optimizers import AdamW, schedules
 from framework.trainer.callbacks import Callback, EarlyStopping
+from framework.trainer.callbacks.model_checkpoint import LAST as LAST
+from framework.trainer.folders import make_folder
 from framework.trainer.metrics import R2, Accuracy, Metric
 from framework.trainer.trainer import Trainer
 from kernels.registry import has_numba
@@ -82,6 +85,13 @@ class Recipe:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, kind = getattr(self, entry.name), str(entry.type).removesuffix(" | None")
+            if value is None:
+                continue
+            if not _is_integer(value) and not (kind == "float" and isinstance(value, float)):
+                expected = "an integer" if kind == "int" else "a number"
+                raise ValueError(f"{entry.name} is {value!r}, expected {expected}")
         least_of = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 1, "shift": 0}
         for name, least in least_of.items():
             value = getattr(self, name)
@@ -96,7 +106,7 @@ class Recipe:
             ("validation", 0.0, 1.0),
         ):
             value = getattr(self, name)
-            if not low <= value < high or (name == "lr" and value == 0):
+            if value is None or not low <= value < high or (name == "lr" and value == 0):
                 limit = "0 or more" if high > 1 else "from 0 to below 1"
                 limit = "above 0" if name == "lr" else limit
                 raise ValueError(f"{name} is {value!r}, expected a number {limit}")
@@ -115,7 +125,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The content of config.json. `recipe` has its final number of epochs."""
+    """The content of config.json. `recipe` has its final number of epochs; `samples` are the sizes
+    of the training and the test split, the training split with what is held out.
+    """
 
     model: str
     model_config: dict[str, Any]
@@ -129,15 +141,13 @@ class RunConfig:
     input_range: tuple[float, float]
     classes: tuple[str, ...] | None
     shape: tuple[int, ...]
+    samples: tuple[int, int]
     versions: dict[str, str] = field(default_factory=lambda: versions())
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
         """Make `folder` and write config.json into it; FileError where that cannot be."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot make {folder}: {error.strerror or error}") from error
+        make_folder(folder)
         write_text(folder / CONFIG, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
@@ -158,14 +168,102 @@ class RunConfig:
             if set(content) != set(names):
                 odd = ", ".join(sorted(set(content) ^ set(names)))
                 raise FileError(f"{path} is damaged: wrong or missing entries ({odd})")
+            for name, (fits, expected) in ENTRIES.items():
+                if not fits(content[name]):
+                    raise FileError(
+                        f"{path} is damaged: {name} is {_short(content[name])}, expected {expected}"
+                    )
             content["recipe"] = Recipe(**content["recipe"])
-            for name in ("input_range", "classes", "shape"):
+            for name in ("input_range", "classes", "shape", "samples"):
                 content[name] = None if content[name] is None else tuple(content[name])
             return cls(**content)
         except FileError:
             raise
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise FileError(f"{path} is damaged: {error}") from error
+
+    def check_data(self, splits: Splits) -> None:
+        """FileError where the data set is not the one that the run was trained on."""
+        for name, now in (
+            ("task", splits.task),
+            ("shape", splits.shape),
+            ("classes", splits.classes),
+            ("samples", (len(splits.train), len(splits.test))),
+        ):
+            then = getattr(self, name)
+            if now != then:
+                raise FileError(
+                    f"{self.dataset} is not the data of this run: {name} was {_short(then)}, "
+                    f"now it is {_short(now)}"
+                )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_integer(value) or isinstance(value, float)) and abs(value) < float("inf")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        Device(value)
+    except ValueError:
+        return False
+    return isinstance(value, str)
+
+
+def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        if not isinstance(value, list) or not value or not all(map(fits, value)):
+            return False
+        return length is None or len(value) == length
+
+    return check
+
+
+def _is_size(value: Any) -> bool:
+    return _is_integer(value) and 0 < value < 2**63
+
+
+def _is_range(value: Any) -> bool:
+    return _list_of(_is_number, 2)(value) and value[0] <= value[1]
+
+
+#: Entry of config.json -> what it has to be, as a check and in words.
+ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (_is_text, "a name"),
+    "model_config": (_is_mapping, "a model's settings"),
+    "dataset": (_is_text, "a name"),
+    "seed": (lambda v: _is_integer(v) and 0 <= v < 2**63, "an integer of at least 0"),
+    "device": (_is_device, "'cpu', 'cuda' or 'cuda:N'"),
+    "recipe": (
+        lambda v: _is_mapping(v) and v.get("epochs") is not None,
+        "a recipe's settings with its number of epochs",
+    ),
+    "task": (lambda v: v in ("classification", "regression"), "classification or regression"),
+    "input_transform": (_is_mapping, "a transform's settings"),
+    "target_transform": (lambda v: v is None or _is_mapping(v), "a transform's settings or null"),
+    "input_range": (_is_range, "two numbers, the lower one first"),
+    "classes": (lambda v: v is None or _list_of(_is_text)(v), "names or null"),
+    "shape": (_list_of(_is_size), "positive integers"),
+    "samples": (_list_of(_is_size, 2), "two positive integers"),
+    "versions": (_is_mapping, "names with versions"),
+}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def versions() -> dict[str, str]:
@@ -351,7 +449,7 @@ def load_model(
         FileError: the file is missing (the run did not end), damaged, or of another model.
     """
     path = folder / MODEL
-    if not path.is_file() and (folder / "last.safetensors").is_file():
+    if not path.is_file() and (folder / LAST).is_file():
         raise FileError(f"{folder} has not ended its training: go on with train --resume {folder}")
     arrays = safetensors.load(path)
     try:
@@ -365,6 +463,16 @@ def load_model(
         first = str(error).splitlines()[0]
         raise FileError(f"{path} does not fit {folder / CONFIG}: {first}") from error
     return inputs, targets
+
+
+def outputs_for(
+    model: Module, x: np.ndarray[Any, Any], device: str, batch_size: int = 256
+) -> Tensor:
+    """What `model` makes of transformed inputs (N, ...), in evaluation mode."""
+    model.eval()
+    parts = [Tensor(x[i : i + batch_size]).to(device) for i in range(0, len(x), batch_size)]
+    with no_grad():
+        return F.concatenate([model(part) for part in parts])
 
 
 def _transform(config: Mapping[str, Any], arrays: Mapping[str, Any], prefix: str) -> Transform:

@@ -40,7 +40,10 @@ class Trainer:
         callbacks: called in their order, see `Callback`.
         device: where the model is moved and the batches go; None: where the model is.
         accumulate: batches whose gradients make one step. Weighted by samples, so that it equals
-            one big batch (but batch norm sees the small ones).
+            one big batch (but batch norm sees the small ones). A loss that is a mean over something
+            else than samples, such as cross-entropy with `ignore_index` or class weights, is
+            weighted by samples all the same, here and in the records: not by the positions that
+            count or by their weights.
         clip_norm: the gradients' global norm is brought down to this.
         clip_value: every gradient element is brought into [-clip_value, clip_value], before
             `clip_norm`.
@@ -86,6 +89,7 @@ class Trainer:
         self.train_loader: Loader = []
         self.epochs = 0
         self._loader_state: Mapping[str, Any] | None = None
+        self._resumed = False  # should_stop is that of the saved run
 
     # Training -------------------------------------------------------------------------------------
 
@@ -97,16 +101,23 @@ class Trainer:
     ) -> list[Record]:
         """Train until `epochs` epochs are done in all, also after a resume; returns the history.
 
+        Where they are done already, or where the resumed run had been stopped by a callback (its
+        `should_stop` is restored; set it to False to train on), only the callbacks' `on_fit_start`
+        and `on_fit_end` run: they finish what a kill after the last epoch cut short.
+
         A record of the history has epoch, step, loss and metrics of the training batches, seconds,
         samples_per_second, and for each loader of `validation` its loss and metrics as val_loss,
         val_accuracy, ... (a mapping names them itself: ``{"test": loader}`` gives test_loss, ...).
         """
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs <= self.epoch:
+        least = max(1, self.epoch)
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < least:
             raise ValueError(
-                f"epochs is {epochs!r}, expected an integer above {self.epoch}, the epochs done"
+                f"epochs is {epochs!r}, expected an integer of at least {least} "
+                f"({self.epoch} epochs are done)"
             )
         loaders = validation if isinstance(validation, Mapping) else {"val": validation}
-        self.train_loader, self.epochs, self.should_stop = train_loader, epochs, False
+        self.train_loader, self.epochs = train_loader, epochs
+        self.should_stop, self._resumed = self.should_stop and self._resumed, False
         self._restore_loader()
         try:
             self._call("on_fit_start")
@@ -280,6 +291,7 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "should_stop": self.should_stop,
             "generator": default_generator.state(),
             "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
             "history": self.history,
@@ -310,6 +322,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self.should_stop, self._resumed = bool(state["should_stop"]), True
         default_generator.load_state(state["generator"])
         self._loader_state = state["loader"]
         self.history = [dict(record) for record in state["history"]]

@@ -77,7 +77,12 @@ def run(trained, tmp_path):
         (["--set", "patience=3"], "patience is 3, but nothing is held out to watch"),
         (["--dataset", "moons", "--set", "shift=1"], "shift is 1, but moons has no images"),
         (["--resume", "nowhere"], "nowhere is no run folder: there is no such folder"),
-        (["--resume", ".", "--epochs", 3], "leave out --epochs"),
+        (["--resume", ".", "--epochs", 3], "leave out --dataset, --epochs"),
+        (["--resume", ".", "--seed", 0], "leave out --dataset, --epochs"),
+        (["--resume", ".", "--dataset", "moons"], "leave out --dataset, --epochs"),
+        (["--batch-size", 1], "batch_size is 1, but batch norm needs at least 2 samples"),
+        (["--set", "hidden=1000000000000"], "not enough memory"),
+        (["--set", "hidden=1" + "0" * 30], "describes no model"),
     ],
 )
 def test_train(args, message, folder):

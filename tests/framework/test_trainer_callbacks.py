@@ -19,6 +19,7 @@ from framework.functional import cross_entropy, mse_loss
 from framework.interop import safetensors
 from framework.interop.atomic import FileError
 from framework.trainer import (
+    R2,
     Accuracy,
     Callback,
     CSVLog,
@@ -31,7 +32,9 @@ from framework.trainer import (
     Progress,
     TerminateOnNaN,
     Trainer,
+    checkpoint,
 )
+from framework.trainer.callbacks.curve_plot import draw_curves
 from framework.trainer.callbacks.log import plain
 
 RNG = np.random.default_rng(0)
@@ -114,6 +117,19 @@ def test_early_stopping_restores_the_best_weights(scores, epochs, ran, best):
     assert now.tobytes() == weights_after(best).tobytes()
 
 
+def test_early_stopping_restores_after_an_error_too():
+    class Break(Callback):
+        def on_step_end(self, trainer):
+            if trainer.epoch == 2:
+                raise KeyboardInterrupt
+
+    trainer = make_trainer(Scores(2, 1), EarlyStopping("val_loss"), Break())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(loader(), epochs=3)
+    now = trainer.model.state_dict()["0.weight"].data
+    assert now.tobytes() == weights_after(2).tobytes()
+
+
 def test_early_stopping_mode_and_min_delta():
     stopping = EarlyStopping("val_accuracy", patience=1, min_delta=0.1)
     trainer = make_trainer(Scores(0.5, 0.61, 0.7, 0.9, name="val_accuracy"), stopping)
@@ -156,11 +172,13 @@ def test_model_checkpoint_spares_the_disk(tmp_path, seconds):
 
     class Look(Callback):
         def on_epoch_complete(self, trainer):
-            written.append((tmp_path / "last.safetensors").exists())
+            state = checkpoint.load(tmp_path / "last.safetensors")
+            written.append(state["epoch"] == trainer.epoch)
 
     trainer = make_trainer(ModelCheckpoint(tmp_path, every_seconds=seconds), Look())
     trainer.fit(loader(), epochs=2)
-    assert written == [seconds == 0] * 2
+    assert checkpoint.load(tmp_path / "last.safetensors")["epoch"] == 2
+    assert written == [True, seconds == 0]  # the first is written at once
     assert (tmp_path / "last.safetensors").exists()
 
 
@@ -196,6 +214,14 @@ def test_logs_that_cannot_be_written(tmp_path):
             make_trainer(log).fit(loader())
 
 
+def test_folders_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "a" / "b"
+    for callback in (JSONLLog(inside), CSVLog(inside), ModelCheckpoint(inside)):
+        with pytest.raises(FileError, match="cannot make"):
+            make_trainer(callback).fit(loader())
+
+
 def test_plain_values():
     value = {"a": np.float32(0.5), "b": np.arange(2), "c": (math.inf, 1, None, "x")}
     assert plain(value) == {"a": 0.5, "b": [0, 1], "c": [None, 1, None, "x"]}
@@ -228,6 +254,20 @@ def test_progress_in_a_terminal(width, monkeypatch):
     assert f"{trainer.history[-1]['test_accuracy']:.4f}" in shown
     assert "samples/s" in shown
     assert shown.count("\n") <= 2  # one live line
+
+
+def test_progress_while_all_targets_are_equal(monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    screen = io.StringIO()
+    model = layers.Linear(4, 1)
+    optimizer = optimizers.SGD(model.parameters(), lr=0.1)
+    progress = Progress(Console(file=screen, force_terminal=True, width=120))
+    trainer = Trainer(model, mse_loss, optimizer, metrics=[R2()], callbacks=[progress])
+    trainer.fit([(tensor(X), tensor(np.ones((32, 1), np.float32)))])
+    assert "nan" in screen.getvalue()
+    assert math.isnan(trainer.history[0]["r2"])
 
 
 def test_progress_of_a_loader_without_length(monkeypatch):
@@ -336,6 +376,13 @@ def test_curves(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(FileError, match="cannot write"):
         make_trainer(CurvePlot(tmp_path / "none" / "curves.png")).fit(loader())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
+def test_curves_of_losses_that_are_no_numbers(tmp_path):
+    for loss in (math.nan, math.inf):
+        draw_curves([{"epoch": 1, "loss": loss}], tmp_path / "curves.png", [])
+        assert (tmp_path / "curves.png").exists()
 
 
 def test_curves_without_matplotlib(tmp_path, monkeypatch, caplog):

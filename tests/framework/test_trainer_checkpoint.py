@@ -205,3 +205,42 @@ def test_a_state_that_does_not_fit(tmp_path):
     checkpoint.save(path, {"model": {}})
     with pytest.raises(CheckpointError, match="callbacks"):
         checkpoint.load_trainer(path, make_trainer())
+
+
+class BreakAtTheEnd(Callback):
+    """Ctrl-C after the last epoch."""
+
+    def __init__(self, enabled):
+        self.enabled = enabled
+
+    def on_fit_end(self, trainer):
+        if self.enabled:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("patience", [1, 9])
+def test_killed_after_the_last_epoch_and_resumed(tmp_path, patience):
+    """Whether the epochs or the patience ran out: the same best weights, no epoch more."""
+
+    def trainer_with(folder, interrupted):
+        callbacks = [EarlyStopping("loss", patience=patience, min_delta=0.2)]
+        return make_trainer([*callbacks, ModelCheckpoint(folder), BreakAtTheEnd(interrupted)])
+
+    whole = trainer_with(tmp_path / "whole", False)
+    whole.fit(loaders()[0], epochs=4)
+    first = trainer_with(tmp_path / "parts", True)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(loaders()[0], epochs=4)
+    second = trainer_with(tmp_path / "parts", False)
+    checkpoint.load_trainer(tmp_path / "parts" / "last.safetensors", second)
+    stopped = len(whole.history) < 4
+    assert stopped == (patience == 1)
+    assert second.should_stop == stopped
+    assert second.fit(loaders()[0], epochs=4) == first.history
+    assert whole.callbacks[0].best_epoch < len(whole.history)  # there is something to restore
+    mine, theirs = second.model.state_dict(), whole.model.state_dict()
+    assert {n: x.data.tobytes() for n, x in mine.items()} == {
+        n: x.data.tobytes() for n, x in theirs.items()
+    }
+    second.fit(loaders()[0], epochs=5)  # asked for anew, it goes on
+    assert second.epoch > len(first.history)

@@ -139,8 +139,40 @@ def test_nothing_to_compute():
             metric.compute()
     metric = R2()
     metric.update(np.zeros(3), np.ones(3))
-    with pytest.raises(ValueError, match="all targets are equal"):
-        metric.compute()
+    assert np.isnan(metric.compute())
+
+
+def test_ignored_positions_do_not_count():
+    target = np.where(np.arange(6) < 2, -100, TARGET)
+    for make in (
+        lambda **k: Accuracy(**k),
+        lambda **k: TopK(2, **k),
+        lambda **k: ConfusionMatrix(3, **k),
+        lambda **k: F1(3, "none", **k),
+    ):
+        metric, rest = make(ignore_index=-100), make()
+        metric.update(tensor(LOGITS), tensor(target))
+        rest.update(LOGITS[2:], TARGET[2:])
+        np.testing.assert_allclose(metric.compute(), rest.compute())
+    metric = Accuracy(ignore_index=0)
+    metric.update(LOGITS[:1], np.array([0]))
+    assert np.isnan(metric.compute())
+    metric.update(LOGITS[:1], np.array([1]))
+    assert metric.compute() == 1.0
+    with pytest.raises(ValueError, match="target -1 is outside"):
+        metric.update(LOGITS[:1], np.array([-1]))
+
+
+def test_accuracy_of_one_hot_targets_and_of_several_yes_or_no():
+    metric = Accuracy()
+    metric.update(LOGITS, np.eye(3, dtype=np.float32)[TARGET])  # 4 of 6, all logits are >= 0
+    assert metric.compute() == pytest.approx(4 / 6)
+    metric.reset()
+    metric.update(np.array([[1.0, -1.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [1.0, 1.0]]))
+    assert metric.compute() == 1.0
+    metric.reset()
+    metric.update(np.array([[1.0, -1.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 0.0]]))
+    assert metric.compute() == 0.5
 
 
 @pytest.mark.parametrize(
@@ -150,6 +182,7 @@ def test_nothing_to_compute():
         lambda: TopK(True),
         lambda: ConfusionMatrix(1),
         lambda: F1(3, "weighted"),
+        lambda: Accuracy(ignore_index=1.0),
     ],
 )
 def test_bad_settings(make):

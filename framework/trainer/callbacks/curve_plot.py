@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,9 +87,9 @@ def _draw_panel(axes: Any, history: list[dict[str, Any]], panel: str) -> None:
             epochs, curve, color=colour, linewidth=2, marker=marker, label=f"{name}  {last}",
             solid_capstyle="round",
         )  # fmt: skip
-        values += [value for value in curve if value == value]
+        values += [value for value in curve if math.isfinite(value)]
     positive = [value for value in values if value > 0]
-    if panel == "loss" and positive == values and max(values) > 20 * min(values):
+    if panel == "loss" and values and positive == values and max(values) > 20 * min(values):
         axes.set_yscale("log")
     axes.set_title(panel, loc="left", color=INK, fontsize=12, fontweight="bold")
     axes.set_xlabel("epoch", color=MUTED)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class EarlyStopping(Callback):
     """Ends the run after `patience` epochs without improvement; the best weights are restored.
 
-    They are restored always, also where the epochs ran out before the patience did. With an EMA the
-    best weights are the averaged ones, and the model has them at the end.
+    They are restored always, also where the epochs ran out before the patience did, and where an
+    error or Ctrl-C ended the run. With an EMA the best weights are the averaged ones, and the model
+    has them at the end.
 
     Args:
         monitor: a key of the records, "val_loss", "val_accuracy", ...
@@ -51,6 +52,12 @@ class EarlyStopping(Callback):
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: Trainer) -> None:
+        self._restore(trainer)
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        self._restore(trainer)
+
+    def _restore(self, trainer: Trainer) -> None:
         if self.weights is None:
             return
         trainer.model.load_state_dict(self.weights)

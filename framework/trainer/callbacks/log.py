@@ -12,6 +12,7 @@ import numpy as np
 
 from framework.interop.atomic import FileError
 from framework.trainer.callbacks.callback import Callback
+from framework.trainer.folders import make_folder
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -27,7 +28,7 @@ class JSONLLog(Callback):
         self.path = Path(path)
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._write("w", trainer.history)
 
     def on_epoch_complete(self, trainer: Trainer) -> None:
@@ -53,7 +54,7 @@ class CSVLog(Callback):
         self.columns: list[str] = []
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self.columns = []
         self._write("w", trainer.history)
 

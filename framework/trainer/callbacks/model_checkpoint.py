@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from framework.interop import safetensors
 from framework.trainer import checkpoint
 from framework.trainer.callbacks.callback import Best, Callback, score_of
+from framework.trainer.folders import make_folder
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -22,9 +24,9 @@ class ModelCheckpoint(Callback):
     """After an epoch, `folder`/last.safetensors is the state of the run, and best.safetensors the
     weights of the best epoch so far by `monitor` (None: no best).
 
-    Each is written whole or not at all. `every_seconds` saves the disk where epochs are short: in
-    between, the state is kept in memory (one copy), and written when the run ends, also by an error
-    or by Ctrl-C.
+    Each is written whole or not at all. `every_seconds` saves the disk where epochs are short: the
+    first state is written at once; in between, the state is kept in memory (one copy), and written
+    when the run ends, also by an error or by Ctrl-C.
 
     Raises:
         FileError: `folder` cannot be written.
@@ -41,7 +43,7 @@ class ModelCheckpoint(Callback):
             raise ValueError(f"every_seconds is {every_seconds!r}, expected 0 or more")
         self.folder, self.monitor, self.every_seconds = Path(folder), monitor, every_seconds
         self.best = Best(monitor or "", mode)
-        self.written = time.monotonic()
+        self.written = -math.inf  # the first state is written at once
         self.pending: bytes | None = None
         self.epoch = 0  # epochs done in the last state taken
 
@@ -51,8 +53,8 @@ class ModelCheckpoint(Callback):
         return self.folder / LAST
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.written = time.monotonic()
+        make_folder(self.folder)
+        self.written = -math.inf
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         if self.monitor is None:

@@ -1,0 +1,48 @@
+"""While ``python -m framework`` imports its parts: what goes wrong ends as one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import TracebackType
+
+_active = False
+
+
+def report_in_one_line() -> None:
+    """Until `report_as_usual`, errors that imports raise for the user (a shadowed package, a wrong
+    environment variable) and Ctrl-C are one line on stderr; only for ``python -m framework``.
+
+    The package is imported before its __main__.py has a say, hence the hook.
+    """
+    global _active
+    words = sys.orig_argv
+    if any(words[i : i + 2] == ["-m", "framework"] for i in range(len(words) - 1)):
+        _active = True
+        sys.excepthook = _one_line
+        # No KeyboardInterrupt: in the middle of an import some libraries make other errors of it.
+        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGTERM, _leave)
+
+
+def report_as_usual() -> None:
+    """Errors have tracebacks again; Ctrl-C and SIGTERM raise KeyboardInterrupt."""
+    global _active
+    if _active:
+        _active = False
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _leave(number: int, frame: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if _active and isinstance(error, (ImportError, ValueError)):
+        lines = filter(None, map(str.strip, str(error).splitlines()))
+        print("error:", "; ".join(lines), file=sys.stderr)
+        sys.exit(2)
+    sys.__excepthook__(kind, error, trace)
