@@ -6,7 +6,7 @@ import math
 
 from framework.autograd import Tensor, record
 from framework.autograd.arithmetic import einsum
-from framework.functional.check import array_of, floating
+from framework.functional.check import array_of, floating, optional_tensor, tensor_argument
 from kernels import reductions
 from kernels.arrays import Array
 from kernels.matmul import matmul
@@ -15,6 +15,13 @@ from kernels.matmul import matmul
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x W^T + b: x (*, in), weight (out, in), bias (out,) -> (*, out)."""
     floating("linear", x)
+    tensor_argument("linear", "weight", weight)
+    optional_tensor("linear", "bias", bias)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"linear: bias has shape {bias.shape}, the weight {weight.shape} needs "
+            f"{weight.shape[:1]}"
+        )
     if x.ndim == 0 or x.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"linear: the input has {x.shape[-1] if x.ndim else 'no'} features (shape {x.shape}), "
@@ -46,6 +53,15 @@ def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None)
     """y_k = x1^T W_k x2 + b_k: x1 (*, in1), x2 (*, in2), weight (out, in1, in2), bias (out,) -> (*,
     out).
     """
+    floating("bilinear", x1)
+    tensor_argument("bilinear", "x2", x2)
+    tensor_argument("bilinear", "weight", weight)
+    optional_tensor("bilinear", "bias", bias)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bilinear: bias has shape {bias.shape}, the weight {weight.shape} needs "
+            f"{weight.shape[:1]}"
+        )
     if x1.shape[:-1] != x2.shape[:-1] or weight.shape[1:] != (x1.shape[-1], x2.shape[-1]):
         raise ValueError(
             f"bilinear: inputs {x1.shape} and {x2.shape} do not fit the weight {weight.shape}, "

@@ -264,6 +264,16 @@ def test_frozen_weights_cost_and_get_nothing():
             ValueError,
             "do not fit",
         ),
+        (
+            lambda: F.linear(fw.ones(2, 3), np.ones((5, 3))),
+            TypeError,
+            "linear: weight.*ndarray",
+        ),
+        (
+            lambda: F.linear(fw.ones(2, 3), fw.ones(5, 3), fw.ones(4)),
+            ValueError,
+            r"bias has shape \(4,\)",
+        ),
         (lambda: F.dropout(fw.ones(2), 1.5), ValueError, "p=1.5, expected a probability"),
         (lambda: F.embedding(fw.ones(2), fw.ones(3, 2)), TypeError, "indices are float32"),
         (lambda: F.embedding(fw.tensor([5]), fw.ones(3, 2)), IndexError, "5"),
