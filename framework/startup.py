@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import TracebackType
+from collections.abc import Callable
+from types import FrameType, TracebackType
 
 _active = False
 
@@ -22,8 +23,7 @@ def report_in_one_line() -> None:
         _active = True
         sys.excepthook = _one_line
         # No KeyboardInterrupt: in the middle of an import some libraries make other errors of it.
-        signal.signal(signal.SIGINT, _leave)
-        signal.signal(signal.SIGTERM, _leave)
+        _handle(_leave)
 
 
 def report_as_usual() -> None:
@@ -31,11 +31,17 @@ def report_as_usual() -> None:
     global _active
     if _active:
         _active = False
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _handle(signal.default_int_handler)
 
 
-def _leave(number: int, frame: object) -> None:
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    """By `handler`, except for what whoever started the process wants ignored (nohup, `&`)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
     os.write(2, b"interrupted\n")
     os._exit(130)
 

@@ -158,24 +158,106 @@ def test_interrupted_and_resumed_is_the_same_run(short, folder):
     assert not (parts / "last.safetensors").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
-def test_ctrl_c_at_any_moment(folder):
+END = """
+import sys
+from framework.trainer.callbacks import CurvePlot
+def interrupt(self, trainer):
+    raise KeyboardInterrupt
+CurvePlot.on_fit_end = interrupt
+sys.argv = ["framework", *sys.argv[1:]]
+from framework.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--epochs", "60", "--set", "patience=2"]], ids=["epochs", "patience"]
+)
+def test_killed_after_the_last_epoch_and_resumed(folder, more):
+    """The best epoch's weights all the same, and no epoch more."""
+    options = ["train", "mlp", "--dataset", "moons", "--lr", "0.3", "--quiet"]
+    options += ["--set", "validation=0.2", "--set", "hidden=8", *more]
+    name = f"end {len(more)}"
+    call(folder, *options, "--out", f"{name} whole")
+    stopped = subprocess.run(
+        [sys.executable, "-c", END, *options, "--out", f"{name} parts"],
+        cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert stopped.returncode == 130
+    assert f"--resume '{name} parts'" in stopped.stderr
+    call(folder, "train", "--resume", f"{name} parts")
+    whole, parts = folder / f"{name} whole", folder / f"{name} parts"
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert records(whole) == records(parts)
+    assert not (parts / "last.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_at_any_moment(folder, number):
     process = subprocess.Popen(
-        command("train", "mlp", "--epochs", "2000", "--out", "long"),
+        command("train", "mlp", "--epochs", "2000", "--out", f"long{number}"),
         cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    log = folder / "long" / "metrics.jsonl"
+    log = folder / f"long{number}" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") > 3):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert "--resume long" in errors
-    assert (folder / "long" / "last.safetensors").exists()
+    assert f"--resume long{number}" in errors
+    assert (folder / f"long{number}" / "last.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_ctrl_c_during_the_imports(folder):
+    """The signal comes as soon as numpy is being imported."""
+    (folder / "early").mkdir()
+    (folder / "early" / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'numpy':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    paths = os.pathsep.join([str(folder / "early"), environment()["PYTHONPATH"]])
+    result = subprocess.run(
+        command("models"),
+        cwd=folder, env=environment() | {"PYTHONPATH": paths}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+
+
+def test_what_the_imports_refuse_is_one_line(folder):
+    (folder / "shadow" / "models").mkdir(parents=True)
+    (folder / "shadow" / "models" / "__init__.py").write_text("")
+    paths = os.pathsep.join([str(folder / "shadow"), environment()["PYTHONPATH"]])
+    for setting, message in (
+        ({"FRAMEWORK_KERNELS": "foo"}, "FRAMEWORK_KERNELS='foo': expected"),
+        ({"PYTHONPATH": paths}, "the package 'models' in"),
+    ):
+        result = subprocess.run(
+            command("models"),
+            cwd=folder, env=environment() | setting, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.startswith("error: ")
+        assert message in result.stderr
+
+
+def test_output_that_is_not_unicode(folder):
+    result = subprocess.run(
+        command("train", "mlp", "--epochs", "1", "--out", "ascii"),
+        cwd=folder, env=environment() | {"PYTHONIOENCODING": "ascii"}, capture_output=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert b"test accuracy" in result.stdout
 
 
 def test_regression_and_validation(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import shutil
 
@@ -161,9 +162,84 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
     assert f"go on with train --resume {run}" in says()
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "named"),
+    [
+        ("model", None, "model is None"),
+        ("model", ["mlp"], "model is ['mlp']"),
+        ("model", "cnn", "unknown model 'cnn'"),
+        ("model_config", None, "model_config is None"),
+        ("model_config.hidden", "wide", "hidden is 'wide'"),
+        ("model_config.hidden", 8, "hidden is 8"),
+        ("model_config.hidden", [10**13], "not enough memory"),
+        ("model_config.inputs", 63, "inputs of model_config do not fit"),
+        ("dataset", None, "dataset is None"),
+        ("dataset", ["digits"], "dataset is ['digits']"),
+        ("dataset", "digit", "unknown dataset 'digit'"),
+        ("dataset", "moons", "moons is not the data of this run: task|shape"),
+        ("seed", "0", "seed is '0'"),
+        ("seed", -1, "seed is -1"),
+        ("device", "gpu", "device is 'gpu'"),
+        ("recipe", [], "recipe is []"),
+        ("recipe.epochs", None, "recipe is {"),
+        ("recipe.epochs", "4", "epochs is '4', expected an integer"),
+        ("recipe.batch_size", 2.5, "batch_size is 2.5, expected an integer"),
+        ("recipe.lr", None, "lr is None"),
+        ("recipe.shift", 1.0, "shift is 1.0"),
+        ("task", "clustering", "task is 'clustering'"),
+        ("task", "regression", "task of model_config do not fit"),
+        ("input_transform", None, "input_transform is None"),
+        ("input_transform.type", "Square", "unknown transform 'Square'"),
+        ("input_range", None, "input_range is None"),
+        ("input_range", [1, 0], "input_range is [1, 0]"),
+        ("classes", None, "outputs of model_config do not fit"),
+        ("classes", ["0", "1"], "outputs of model_config do not fit"),
+        ("classes", [0] * 10, "classes is [0"),
+        ("shape", "864", "shape is '864'"),
+        ("shape", [1, 8, 9], "inputs of model_config do not fit"),
+        ("shape", [1, 4, 16], "digits is not the data of this run: shape"),
+        ("samples", [1438, 0], "samples is [1438, 0]"),
+        ("samples", [1438, 358], "samples was (1438, 358), now it is (1438, 359)"),
+    ],
+)
+def test_a_config_that_was_edited(run, entry, value, named):
+    file = run / "config.json"
+    content = json.loads(file.read_text())
+    *path, name = entry.split(".")
+    place = content[path[0]] if path else content
+    assert name in place
+    place[name] = value
+    file.write_text(json.dumps(content))
+    text = error("evaluate", run)
+    assert any(part in text for part in named.split("|")), text
+
+
+def test_resume_notices_other_data(run):
+    (run / "last.safetensors").write_bytes(b"")
+    file = run / "config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"samples": [1437, 360]}))
+    assert "now it is (1438, 359)" in error("train", "--resume", run)
+
+
+def test_what_resume_says_of_a_lost_checkpoint(run):
+    (run / "model.safetensors").unlink()
+    assert "has lost its last.safetensors" in error("train", "--resume", run)
+    (run / "metrics.jsonl").write_text("")
+    assert "was interrupted before its first epoch ended" in error("train", "--resume", run)
+
+
 def test_a_damaged_checkpoint(run):
     (run / "last.safetensors").write_bytes(b"damaged")
     assert "last.safetensors is no safetensors file" in error("train", "--resume", run)
+
+
+def huge_npy():
+    """A header of a petabyte, and no numbers."""
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 64)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -175,6 +251,16 @@ def test_a_damaged_checkpoint(run):
         (np.zeros((3, 7)), "has shape (3, 7), expected inputs (N, 1, 8, 8)"),
         (np.zeros((0, 64)), "has shape (0, 64)"),
         (np.full((2, 64), np.nan), "NaN or infinite"),
+        (np.full((2, 64), 1e300), "NaN or infinite"),
+        (np.zeros((8, 1, 8)), "has shape (8, 1, 8), expected inputs (N, 1, 8, 8)"),
+        (np.zeros((2, 32)), "has shape (2, 32), expected inputs (N, 1, 8, 8)"),
+        (np.zeros((2, 2, 4, 8)), "has shape (2, 2, 4, 8)"),
+        (np.array(0.5), "has shape ()"),
+        (b"PK\x03\x04 zip", "is no .npy file"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': (", "a damaged one"),
+        (b"\x93NUMPY\x01\x00\x08\x00{((((((\n", "a damaged one"),
+        (b"\x93NUMPY\x01\x00\x08\x00\x00\xff\xfe  '\n\n", "a damaged one"),
+        (huge_npy(), "a damaged one"),
     ],
 )
 def test_inputs_that_cannot_be(trained, folder, content, message):
@@ -186,10 +272,97 @@ def test_inputs_that_cannot_be(trained, folder, content, message):
     assert message in error("predict", trained, file)
 
 
+@pytest.mark.parametrize("shape", [(64,), (8, 8), (1, 8, 8), (2, 64), (2, 8, 8), (2, 1, 8, 8)])
+def test_inputs_in_every_form(trained, folder, shape):
+    np.save(folder / "x.npy", np.zeros(shape))
+    result = call("predict", trained, folder / "x.npy")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("\n") == (2 if shape[0] == 2 else 1)
+
+
+def test_the_file_of_predictions(trained, folder, monkeypatch):
+    from framework.trainer import run
+
+    np.save(folder / "x.npy", np.zeros((2, 64)))
+    result = call("predict", trained, "x.npy", "--out", "p.txt")
+    assert result.exit_code == 0, result.output
+    assert np.load(folder / "p.txt").shape == (2, 10)
+    assert not (folder / "p.txt.npy").exists()
+    monkeypatch.setattr(run, "outputs_for", None)  # found before anything is computed
+    for out, message in (("none/p.npy", "there is no folder none"), (".", "it is no file")):
+        assert message in error("predict", trained, "x.npy", "--out", out)
+
+
+def test_predict_needs_no_data_set(trained, folder, monkeypatch):
+    from framework import data
+
+    monkeypatch.setattr(data, "load", None)
+    np.save(folder / "x.npy", np.zeros((2, 64)))
+    assert call("predict", trained, "x.npy").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "doctor"])
+@pytest.mark.parametrize("device", ["foo", "cuda"])
+def test_the_device_of_the_environment(trained, folder, monkeypatch, command, device):
+    from framework.backend import device as devices
+
+    missing = devices.Probe(False, "CuPy is not installed", devices.INSTALL_CUPY)
+    monkeypatch.setattr(devices, "probe_cuda", lambda: missing)
+    monkeypatch.setattr(devices, "_default", None)
+    monkeypatch.setenv("FRAMEWORK_DEVICE", device)
+    wrong = "FRAMEWORK_DEVICE='foo': expected" if device == "foo" else "'cuda' cannot be used"
+    np.save(folder / "x.npy", np.zeros((2, 64)))
+    if command == "doctor":
+        result = call("doctor")
+        assert result.exit_code == 0, result.output
+        assert wrong in result.stdout
+        assert "softmax" in result.stdout
+    else:
+        args = {"train": [], "evaluate": [trained], "predict": [trained, "x.npy"]}[command]
+        assert wrong in error(command, *args)
+
+
 def test_divergence_is_one_line(folder):
     text = error("train", "--lr", "1e30", "--set", "warmup=0", "--set", "norm=none", "--quiet")
     assert "the loss is nan; the first layer with such an output is" in text
     assert "Lower the learning rate" in text
+    run = folder / "runs" / "mlp-digits-seed0"
+    assert f"The last good weights are in {run.relative_to(folder)}/model.safetensors" in text
+    np.save(folder / "x.npy", np.zeros((2, 64)))
+    from framework.interop import safetensors
+
+    weights = safetensors.load(run / "model.safetensors")
+    assert all(np.isfinite(array).all() for array in weights.values())
+
+
+def test_divergence_later_keeps_the_epochs_before(folder, monkeypatch):
+    from framework.trainer import TerminateOnNaN
+
+    look = TerminateOnNaN.on_gradients
+
+    def spoil(self, trainer):
+        if trainer.epoch == 1:
+            trainer.losses[0].data[...] = np.nan
+        look(self, trainer)
+
+    monkeypatch.setattr(TerminateOnNaN, "on_gradients", spoil)
+    text = error("train", "--out", "late", "--quiet", "--epochs", 3)
+    assert "The last good weights are in late/model.safetensors" in text
+    result = call("evaluate", "late")
+    assert float(result.stdout.split()[-1]) > 0.5
+
+
+def test_a_single_training_sample(monkeypatch, folder):
+    from dataclasses import replace
+
+    from framework import data
+
+    load = data.load
+    monkeypatch.setattr(
+        data, "load", lambda *a: replace(s := load(*a), train=data.Subset(s.train, np.arange(1)))
+    )
+    assert "there is 1 training sample, but batch norm" in error("train", "--out", "one")
+    assert not (folder / "one").exists()
 
 
 def test_debug_shows_the_error(trained):
@@ -199,7 +372,9 @@ def test_debug_shows_the_error(trained):
 
 
 def test_usage_errors_of_the_command_line():
-    for args in (["trian"], ["train", "--epoch", 3], ["train", "--epochs", "x"], ["evaluate"]):
+    text = error("trian")
+    assert "there is no command 'trian' (did you mean train?); there are: train, evaluate" in text
+    for args in (["train", "--epoch", 3], ["train", "--epochs", "x"], ["evaluate"]):
         result = call(*args)
         assert result.exit_code == 2
         assert "Traceback" not in result.output
