@@ -13,29 +13,29 @@ import shlex
 import signal
 import sys
 import threading
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
+from framework.planning import (
+    Plan,
+    UsageError,
+    damage_of,
+    expect,
+    only_resume,
+    place,
+    plan_run,
+    resumed_run,
+)
+
 if TYPE_CHECKING:
-    from framework.data import Splits, Transform
+    from framework.data import Transform
     from framework.layers import Module
-    from framework.trainer.run import Data, Recipe, RunConfig
+    from framework.trainer.run import Data, RunConfig
 
 
 class Commands(typer.core.TyperGroup):
@@ -65,10 +65,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class UsageError(ValueError):
-    """What was asked for on the command line cannot be."""
 
 
 Device = Annotated[
@@ -172,16 +168,16 @@ def train(
     from models import entry
 
     if model is not None:
-        _expect(lambda: entry(model))
+        expect(lambda: entry(model))
     if resume is None:
         given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
         options = {name: value for name, value in given.items() if value is not None}
-        plan = _plan(
+        plan = plan_run(
             model or "mlp", dataset or "digits", seed or 0, device, out, options, settings or []
         )
     else:
-        _only_resume(dataset, epochs, batch_size, lr, seed, out, settings)
-        plan = _resumed(resume, model, device)
+        only_resume(dataset, epochs, batch_size, lr, seed, out, settings)
+        plan = resumed_run(resume, model, device)
     _train(plan, resume is not None, quiet)
 
 
@@ -197,7 +193,7 @@ def evaluate(run: Run, device: Device = None, debug: Debug = False) -> None:
     model, config, inputs, targets = _opened(run, device)
     splits = load(config.dataset, config.seed)
     config.check_data(splits)
-    with _damage_of(run):
+    with damage_of(run):
         data = load_data(splits, config.recipe, config.seed, config.device, inputs, targets)
     trainer = make_trainer(model, config, data, [])
     if config.task == "classification" and config.classes:
@@ -237,7 +233,7 @@ def predict(
     model, config, inputs, targets = _opened(run, device)
     x = read_inputs(file, config.shape)
     _say_if_elsewhere(x, config)
-    with _damage_of(run):
+    with damage_of(run):
         x = inputs(x)
     output = outputs_for(model, x, config.device)
     if config.task == "classification":
@@ -271,204 +267,6 @@ def doctor(debug: Debug = False) -> None:
     from framework import doctor as examination
 
     examination.report()
-
-
-# Planning -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to train, on which data, and where the run is kept."""
-
-    config: RunConfig
-    folder: Path
-    splits: Splits
-    data: Data
-
-
-def _plan(
-    model: str,
-    dataset: str,
-    seed: int,
-    device: str | None,
-    out: Path | None,
-    options: dict[str, Any],
-    settings: list[str],
-) -> Plan:
-    """A new run."""
-    from framework.data import load
-    from framework.trainer.run import CONFIG, Recipe, RunConfig, load_data
-    from models import entry
-
-    family = entry(model)
-    place = _place(device)
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed {seed}: expected 0 or more")
-    for_model, for_recipe = _settings(settings, family.config, Recipe)
-    recipe = _expect(lambda: Recipe(**{**for_recipe, **options}))
-    splits = load(dataset, seed)
-    classes = len(splits.classes) if splits.classes else None
-    model_config = _expect(
-        lambda: family.config.for_data(splits.shape, classes, splits.task, **for_model)
-    )
-    recipe = replace(recipe, epochs=recipe.epochs_for(len(splits.train)))
-    folder = out or _free_folder(f"{model}-{dataset}-seed{seed}")
-    if (folder / CONFIG).exists():
-        raise UsageError(
-            f"{folder} holds a run already: choose another --out, or --resume {folder}"
-        )
-    data = _expect(lambda: load_data(splits, recipe, seed, place))
-    config = RunConfig(
-        model=model,
-        model_config=asdict(model_config),
-        dataset=dataset,
-        seed=seed,
-        device=place,
-        recipe=recipe,
-        task=splits.task,
-        input_transform=data.inputs.config(),
-        target_transform=None if data.targets is None else data.targets.config(),
-        input_range=data.input_range,
-        classes=splits.classes,
-        shape=splits.shape,
-        samples=(len(splits.train), len(splits.test)),
-    )
-    return Plan(config, folder, splits, data)
-
-
-def _place(device: str | None) -> str:
-    """The device's name: of --device, else of FRAMEWORK_DEVICE, else cuda where it works."""
-    from framework.backend.device import choose_device, default_device
-
-    if device is None:
-        return str(_expect(default_device))
-    return str(_expect(lambda: choose_device(device, "--device")))
-
-
-def _free_folder(name: str) -> Path:
-    """runs/name, or runs/name-2, ... where it is taken."""
-    folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
-
-
-def _only_resume(*options: Any) -> None:
-    if any(option not in (None, []) for option in options):
-        raise UsageError(
-            "--resume goes on with the run's own settings: leave out --dataset, --epochs, "
-            "--batch-size, --lr, --seed, --out and --set"
-        )
-
-
-def _resumed(folder: Path, model: str | None, device: str | None) -> Plan:
-    """An interrupted run."""
-    from framework.data import load
-    from framework.trainer.run import LAST, METRICS, MODEL, RunConfig, load_data
-
-    config = RunConfig.read(folder)
-    if model not in (None, config.model):
-        raise UsageError(f"{folder} is a run of {config.model}, not of {model}")
-    if not (folder / LAST).is_file():
-        if (folder / MODEL).is_file():
-            raise UsageError(f"{folder} is complete: there is nothing to go on with")
-        log = folder / METRICS
-        if log.is_file() and log.stat().st_size:
-            raise UsageError(f"{folder} has lost its {LAST}: start the run anew")
-        raise UsageError(f"{folder} was interrupted before its first epoch ended: start it anew")
-    if device is not None:
-        config = replace(config, device=_place(device))
-    splits = load(config.dataset, config.seed)
-    config.check_data(splits)
-    with _damage_of(folder):
-        data = load_data(splits, config.recipe, config.seed, config.device)
-    return Plan(config, folder, splits, data)
-
-
-@contextmanager
-def _damage_of(folder: Path) -> Iterator[None]:
-    """A ValueError within the block is due to what config.json or model.safetensors say."""
-    from framework.interop.atomic import FileError
-    from framework.trainer.run import CONFIG
-
-    try:
-        yield
-    except FileError:
-        raise
-    except ValueError as error:
-        raise FileError(f"{folder / CONFIG} is damaged: {error}") from error
-
-
-def _settings(
-    given: list[str], model_config: type[Any], recipe: type[Recipe]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """--set key=value, sorted into settings of the model and of the recipe."""
-    from models import hint
-
-    for_model, for_recipe = (
-        {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
-        for kind in (model_config, recipe)
-    )
-    for name in ("inputs", "outputs", "task"):  # the data set decides these
-        for_model.pop(name, None)
-    known = [*for_model, *for_recipe]
-    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-    for setting in given:
-        key, equals, text = setting.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
-            raise UsageError(f"--set {setting}: expected key=value, for example --set dropout=0.2")
-        if key not in known:
-            raise UsageError(
-                f"--set {setting}: unknown setting {key!r}{hint(key, known)}; "
-                f"there are: {', '.join(known)}"
-            )
-        side = 0 if key in for_model else 1
-        found[side][key] = _parsed(setting, text.strip(), (for_model | for_recipe)[key])
-    return found
-
-
-def _parsed(setting: str, text: str, kind: Any) -> Any:
-    """`text` as a field's type has it: int, float, bool, str, tuple of ints, a choice, or none."""
-    kinds = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
-    if text.lower() == "none":
-        if type(None) in kinds:
-            return None
-        raise UsageError(f"--set {setting}: this setting cannot be none")
-    kind = next(k for k in kinds if k is not type(None))
-    try:
-        if get_origin(kind) is tuple:
-            return tuple(int(part) for part in text.strip("()[] ").split(",") if part.strip())
-        if get_origin(kind) is Literal:
-            if text not in get_args(kind):
-                raise ValueError
-            return text
-        if kind is bool:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
-                text.lower()
-            ]
-        return kind(text)
-    except (ValueError, KeyError):
-        expected = {bool: "true or false", int: "an integer", float: "a number"}.get(kind)
-        if get_origin(kind) is tuple:
-            expected = "integers with commas between, for example 512,256"
-        if get_origin(kind) is Literal:
-            expected = "one of " + ", ".join(map(str, get_args(kind)))
-            expected += ", none" if type(None) in kinds else ""
-        raise UsageError(f"--set {setting}: expected {expected}") from None
-
-
-def _expect(make: Callable[[], Any]) -> Any:
-    """`make()`, its ValueError being the user's."""
-    from framework.data import DataError
-
-    try:
-        return make()
-    except DataError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 # Training -----------------------------------------------------------------------------------------
@@ -623,7 +421,7 @@ def _opened(
     from framework.trainer.run import RunConfig, load_model
 
     config = RunConfig.read(folder)
-    config = replace(config, device=_place(device))
+    config = replace(config, device=place(device))
     fw.set_default_device(config.device)
     model = _build(config, folder)
     inputs, targets = load_model(folder, model, config)
