@@ -9,13 +9,9 @@ last.safetensors     while it trains, and after Ctrl-C: the state to resume from
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ import numpy as np
 
 from framework import functional as F
 from framework.autograd import Tensor, no_grad
-from framework.backend.device import Device
 from framework.data import (
     Compose,
     DataLoader,
@@ -35,257 +30,26 @@ from framework.data import (
     random_split,
 )
 from framework.interop import safetensors
-from framework.interop.atomic import FileError, read_bytes, write_text
+from framework.interop.atomic import FileError
 from framework.layers import Module
 from framework.optimizers import AdamW, schedules
 from framework.trainer.callbacks import Callback, EarlyStopping
 from framework.trainer.callbacks.model_checkpoint import LAST as LAST
-from framework.trainer.folders import make_folder
+from framework.trainer.config import (
+    CONFIG as CONFIG,
+    Recipe as Recipe,
+    RunConfig as RunConfig,
+    version_of as version_of,
+    versions as versions,
+)
 from framework.trainer.metrics import R2, Accuracy, Metric
 from framework.trainer.trainer import Trainer
 from kernels.registry import has_numba
 
-CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
-FORMAT = 1
+METRICS, MODEL, CURVES = "metrics.jsonl", "model.safetensors", "curves.png"
 
 #: Names in model.safetensors, before the names of a transform's arrays.
 INPUT, TARGET = "input_transform.", "target_transform."
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. Every field is an option of ``train`` or can be given with ``--set``.
-
-    Args:
-        epochs: None: as many as make about 60,000 samples, between 5 and 40.
-        batch_size: samples of a step.
-        lr: the highest learning rate; it warms up, then falls along half a cosine to 0.
-        warmup: the share of the steps in which it warms up.
-        weight_decay: AdamW's.
-        label_smoothing: of the cross-entropy.
-        clip_norm: largest global norm of the gradients, None for no limit.
-        accumulate: batches whose gradients make one step.
-        shift: images are shifted at random by up to so many pixels.
-        validation: the share of the training split to hold out. Then the best epoch's weights by
-            its loss are kept; otherwise the last's. The test split never decides anything.
-        patience: with `validation`: epochs without improvement after which training stops; None:
-            never.
-    """
-
-    epochs: int | None = None
-    batch_size: int = 64
-    lr: float = 3e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.0
-    clip_norm: float | None = None
-    accumulate: int = 1
-    shift: int = 0
-    validation: float = 0.0
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            value, kind = getattr(self, entry.name), str(entry.type).removesuffix(" | None")
-            if value is None:
-                continue
-            if not _is_integer(value) and not (kind == "float" and isinstance(value, float)):
-                expected = "an integer" if kind == "int" else "a number"
-                raise ValueError(f"{entry.name} is {value!r}, expected {expected}")
-        least_of = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 1, "shift": 0}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            optional = name in ("epochs", "patience")
-            if (value is None and not optional) or (value is not None and value < least):
-                raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
-        for name, low, high in (
-            ("lr", 0.0, float("inf")),
-            ("warmup", 0.0, 1.0),
-            ("weight_decay", 0.0, float("inf")),
-            ("label_smoothing", 0.0, 1.0),
-            ("validation", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if value is None or not low <= value < high or (name == "lr" and value == 0):
-                limit = "0 or more" if high > 1 else "from 0 to below 1"
-                limit = "above 0" if name == "lr" else limit
-                raise ValueError(f"{name} is {value!r}, expected a number {limit}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm!r}, expected a number above 0, or none")
-        if self.patience is not None and not self.validation:
-            raise ValueError(
-                f"patience is {self.patience}, but nothing is held out to watch: "
-                "set validation=0.1 too"
-            )
-
-    def epochs_for(self, samples: int) -> int:
-        """The number of epochs for a training split of so many samples."""
-        return self.epochs or max(5, min(40, 60_000 // samples))
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The content of config.json. `recipe` has its final number of epochs; `samples` are the sizes
-    of the training and the test split, the training split with what is held out.
-    """
-
-    model: str
-    model_config: dict[str, Any]
-    dataset: str
-    seed: int
-    device: str
-    recipe: Recipe
-    task: str
-    input_transform: dict[str, Any]
-    target_transform: dict[str, Any] | None
-    input_range: tuple[float, float]
-    classes: tuple[str, ...] | None
-    shape: tuple[int, ...]
-    samples: tuple[int, int]
-    versions: dict[str, str] = field(default_factory=lambda: versions())
-    format: int = FORMAT
-
-    def write(self, folder: Path) -> None:
-        """Make `folder` and write config.json into it; FileError where that cannot be."""
-        make_folder(folder)
-        write_text(folder / CONFIG, json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def read(cls, folder: Path) -> RunConfig:
-        """The configuration of a run folder; FileError with one clear line where it is none."""
-        if not folder.is_dir():
-            raise FileError(f"{folder} is no run folder: there is no such folder")
-        if not (folder / CONFIG).is_file():
-            raise FileError(f"{folder} is no run folder: it has no {CONFIG}")
-        path = folder / CONFIG
-        try:
-            content = json.loads(read_bytes(path))
-            if content.get("format") != FORMAT:
-                raise FileError(
-                    f"{path} has format {content.get('format')!r}, this version reads {FORMAT}"
-                )
-            names = [f.name for f in fields(cls)]
-            if set(content) != set(names):
-                odd = ", ".join(sorted(set(content) ^ set(names)))
-                raise FileError(f"{path} is damaged: wrong or missing entries ({odd})")
-            for name, (fits, expected) in ENTRIES.items():
-                if not fits(content[name]):
-                    raise FileError(
-                        f"{path} is damaged: {name} is {_short(content[name])}, expected {expected}"
-                    )
-            content["recipe"] = Recipe(**content["recipe"])
-            for name in ("input_range", "classes", "shape", "samples"):
-                content[name] = None if content[name] is None else tuple(content[name])
-            return cls(**content)
-        except FileError:
-            raise
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise FileError(f"{path} is damaged: {error}") from error
-
-    def check_data(self, splits: Splits) -> None:
-        """FileError where the data set is not the one that the run was trained on."""
-        for name, now in (
-            ("task", splits.task),
-            ("shape", splits.shape),
-            ("classes", splits.classes),
-            ("samples", (len(splits.train), len(splits.test))),
-        ):
-            then = getattr(self, name)
-            if now != then:
-                raise FileError(
-                    f"{self.dataset} is not the data of this run: {name} was {_short(then)}, "
-                    f"now it is {_short(now)}"
-                )
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (_is_integer(value) or isinstance(value, float)) and abs(value) < float("inf")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_device(value: Any) -> bool:
-    try:
-        Device(value)
-    except ValueError:
-        return False
-    return isinstance(value, str)
-
-
-def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    def check(value: Any) -> bool:
-        if not isinstance(value, list) or not value or not all(map(fits, value)):
-            return False
-        return length is None or len(value) == length
-
-    return check
-
-
-def _is_size(value: Any) -> bool:
-    return _is_integer(value) and 0 < value < 2**63
-
-
-def _is_range(value: Any) -> bool:
-    return _list_of(_is_number, 2)(value) and value[0] <= value[1]
-
-
-#: Entry of config.json -> what it has to be, as a check and in words.
-ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (_is_text, "a name"),
-    "model_config": (_is_mapping, "a model's settings"),
-    "dataset": (_is_text, "a name"),
-    "seed": (lambda v: _is_integer(v) and 0 <= v < 2**63, "an integer of at least 0"),
-    "device": (_is_device, "'cpu', 'cuda' or 'cuda:N'"),
-    "recipe": (
-        lambda v: _is_mapping(v) and v.get("epochs") is not None,
-        "a recipe's settings with its number of epochs",
-    ),
-    "task": (lambda v: v in ("classification", "regression"), "classification or regression"),
-    "input_transform": (_is_mapping, "a transform's settings"),
-    "target_transform": (lambda v: v is None or _is_mapping(v), "a transform's settings or null"),
-    "input_range": (_is_range, "two numbers, the lower one first"),
-    "classes": (lambda v: v is None or _list_of(_is_text)(v), "names or null"),
-    "shape": (_list_of(_is_size), "positive integers"),
-    "samples": (_list_of(_is_size, 2), "two positive integers"),
-    "versions": (_is_mapping, "names with versions"),
-}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide about the numbers."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
-    for name in ("framework-dl", "numpy", "numba", "ml_dtypes", "safetensors", "cupy"):
-        version = version_of(name)
-        if version is not None:
-            found[name] = version
-    return found
-
-
-def version_of(name: str) -> str | None:
-    """The installed version of a distribution, None where there is none. CuPy has a name for each
-    CUDA.
-    """
-    for distribution in [name] if name != "cupy" else ["cupy", "cupy-cuda12x", "cupy-cuda13x"]:
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 # Data ---------------------------------------------------------------------------------------------
@@ -349,13 +113,17 @@ def load_data(
     x = splits.train.batch(np.arange(min(len(splits.train), 10_000)))[0]
     return Data(
         training,
-        None if held_out is None else DataLoader(held_out, 512, **everything),  # type: ignore[arg-type]
-        DataLoader(splits.test, 512, **everything),  # type: ignore[arg-type]
+        None if held_out is None else DataLoader(held_out, EVALUATED, **everything),  # type: ignore[arg-type]
+        DataLoader(splits.test, EVALUATED, **everything),  # type: ignore[arg-type]
         inputs,
         targets,
         (float(x.min()), float(x.max())),
     )
 
+
+#: Samples of a batch in evaluation: few enough for a small model's loops to stay on one thread, so
+#: that a first run compiles no parallel twins (2 s less).
+EVALUATED = 128
 
 # Training -----------------------------------------------------------------------------------------
 
