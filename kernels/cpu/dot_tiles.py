@@ -32,8 +32,9 @@ CACHED = 131_072
 #: Longest inner axis: a tile's R + C rows stay in L1 (32 KiB) up to about 1,000, in L2 beyond.
 LONGEST = 4096
 
-#: Multiply-adds below which one thread does it all.
-SERIAL_BELOW = 262_144
+#: Multiply-adds up to which one thread does it all (40 us): launching a second one saves little, and
+#: on a busy machine it costs a time slice.
+SERIAL_UP_TO = 1 << 21
 
 
 def _tile(rows: int, columns: int) -> Any:
@@ -52,7 +53,7 @@ def _tile(rows: int, columns: int) -> Any:
     return jit(define(f"tile_{rows}x{columns}", "\n".join(lines) + "\n", ZERO=np.float32(0)))
 
 
-_whole, _right, _bottom, _corner = _tile(R, C), _tile(R, 1), _tile(1, C), _tile(1, 1)
+_whole, _bottom, _corner = _tile(R, C), _tile(1, C), _tile(1, 1)
 
 
 @jit
@@ -69,10 +70,8 @@ def _block(a, b, bias, out, top, bottom, left, right):
             for i in range(whole, end):
                 _bottom(a, b, bias, out, i, j)
             j += C
-        while j < right:
-            for i in range(top, whole, R):
-                _right(a, b, bias, out, i, j)
-            for i in range(whole, end):
+        while j < right:  # at most C - 1 columns: not worth the compile time of a tile of their own
+            for i in range(top, end):
                 _corner(a, b, bias, out, i, j)
             j += 1
         top = end
@@ -116,7 +115,7 @@ def product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarr
     bias = np.zeros(n, np.float32) if bias is None else np.ascontiguousarray(bias)
     by_columns = n >= m
     pieces = min(threads(), max(1, (n // C if by_columns else m // R) // 4))
-    if pieces == 1 or m * n * a.shape[1] < SERIAL_BELOW:
+    if pieces == 1 or m * n * a.shape[1] <= SERIAL_UP_TO:
         _block(a, b, bias, out, 0, m, 0, n)
     else:
         with one_launch_at_a_time:

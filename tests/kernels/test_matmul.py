@@ -173,7 +173,7 @@ def test_pieces_are_no_more_than_the_work_deserves(work):
         rows, columns = _grid(m, n, k, batch, threads)
         pieces = rows * columns * batch
         assert pieces <= max(batch, 2 * threads, 1)
-        assert pieces == batch or m * n * k // (rows * columns) >= 60_000
+        assert pieces == batch or m * n * k // (rows * columns) >= 120_000
 
 
 @pytest.mark.parametrize(
