@@ -32,8 +32,8 @@ CACHED = 131_072
 #: Longest inner axis: a tile's R + C rows stay in L1 (32 KiB) up to about 1,000, in L2 beyond.
 LONGEST = 4096
 
-#: Multiply-adds up to which one thread does it all (40 us): launching a second one saves little, and
-#: on a busy machine it costs a time slice.
+#: Multiply-adds up to which one thread does it all (40 us): launching a second one saves little,
+#: and on a busy machine it costs a time slice.
 SERIAL_UP_TO = 1 << 21
 
 
