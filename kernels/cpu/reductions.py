@@ -64,6 +64,12 @@ def row_norms(x, out):
         out[r] = np.float32(math.sqrt(row_deviation(x[r], ZERO)))
 
 
+@jit
+def short_column_sums(x, out):
+    """out (columns,) = sums over the rows of x, at most ROWS: one block of column_sums."""
+    column_sum(x, 0, x.shape[0], 0, x.shape[1], out)
+
+
 @loop("tasks")
 def column_sums(tasks, x, out):
     """out (outer, blocks, inner): sums over each block of ROWS of the middle axis of x."""
