@@ -27,6 +27,7 @@ LAYERS = [
     "framework.interop",
     "framework.trainer",
     "models",
+    "framework.planning",
     "framework.screen",
     "framework.doctor",
     "framework.cli",
