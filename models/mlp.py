@@ -45,7 +45,7 @@ class MLPConfig:
     outputs: int = 10
     activation: str = "relu"
     norm: Literal["batch", "layer", "rms"] | None = "batch"
-    dropout: float = 0.1
+    dropout: float = 0.2
     residual: bool = False
     task: Literal["classification", "regression"] = "classification"
 
