@@ -151,7 +151,12 @@ def kernel_table() -> Any:
 
 def on_cpu(kernel: Any) -> str:
     """The version: "numba", or "reference" where the array maths runs on NumPy."""
-    return "numba" if kernel.version("cpu") is not None else "reference"
+    return "numba" if _tuned(kernel, "cpu") is not None else "reference"
+
+
+def _tuned(kernel: Any, device: str) -> Any:
+    """The tuned version for float32, or for the integers that some draws fill; None without."""
+    return kernel.version(device) or kernel.version(device, "int64")
 
 
 def on_cuda(kernel: Any) -> str:
@@ -160,7 +165,7 @@ def on_cuda(kernel: Any) -> str:
     """
     from kernels.elementwise import Elementwise
 
-    version = kernel.version("cuda")
+    version = _tuned(kernel, "cuda")
     if version is None:
         return "reference"
     generated = isinstance(kernel, Elementwise) and getattr(version, "__self__", None) is kernel

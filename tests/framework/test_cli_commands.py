@@ -309,6 +309,8 @@ def test_every_kernel_is_in_the_doctors_table():
     text = " ".join(str(cell) for cell in table.columns[3].cells)
     for name in all_kernels():
         assert name in text
+    assert doctor.on_cpu(all_kernels()["permutation"]) == "numba"
+    assert doctor.on_cuda(all_kernels()["permutation"]) == "compiled"
     kinds = {doctor.on_cpu(k) for k in all_kernels().values()}
     assert kinds <= {"numba", "reference"}
     assert {doctor.on_cuda(k) for k in all_kernels().values()} <= {
