@@ -96,7 +96,7 @@ def address(x):
     return x.ctypes.data
 
 
-@jit
+@jit(allocates=True)  # as numba sees it: carray makes an array of a pointer
 def _block(m, n, k, a_flag, a, lda, b_flag, b, ldb, bias, c, ldc):
     """One block of the result, all pointers at its corner."""
     beta = np.float32(0)

@@ -168,7 +168,7 @@ def _scale_and_subtract(out, factor, q):
         out[i] = out[i] * factor - q[i]
 
 
-@loop("logits", "p", "losses", "dlogits")
+@loop("logits", "p", "losses", "dlogits", allocates=True)
 def cross_entropy_probabilities(logits, p, weight, smoothing, losses, dlogits):
     """Losses and gradients for target probabilities p, like logits; `weight` (classes,) or
     NO_WEIGHT.

@@ -230,7 +230,7 @@ def column_moments(tasks, x, block, mean, deviation):
             i += 1
 
 
-@jit
+@jit(allocates=True)
 def merge_moments(rows, block, means, deviations, mean, var):
     """Mean and variance of all rows from those of the blocks, in float64 (Chan, Golub, LeVeque
     1979).

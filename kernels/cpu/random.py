@@ -90,7 +90,7 @@ def _chunked(elements: int) -> Any:
     """A loop over chunk numbers, `elements` array elements a chunk."""
 
     def decorate(function: Any) -> Any:
-        fill = loop("chunks", fastmath=False)(function)
+        fill = loop("chunks", allocates=True, fastmath=False)(function)
         fill.elements = elements
         return fill
 

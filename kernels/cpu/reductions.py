@@ -118,7 +118,9 @@ def column_maxima(tasks, x, largest, out):
         stripe, block, o = t % stripes, t // stripes % blocks, t // stripes // blocks
         first, last = stripe * COLUMNS, min((stripe + 1) * COLUMNS, inner)
         target = out[o, block, first:last]
-        target[:] = x[o, block * ROWS, first:last]
+        row = x[o, block * ROWS, first:last]
+        for j in range(target.shape[0]):
+            target[j] = row[j]
         for i in range(block * ROWS + 1, min((block + 1) * ROWS, n)):
             row = x[o, i, first:last]
             if largest:

@@ -226,6 +226,11 @@ def _place(task, inner):
     return task // blocks, first, min(first + COLUMN_BLOCK, inner)
 
 
+@jit(allocates=True)
+def _scratch():
+    return np.empty(COLUMN_BLOCK, np.float32)
+
+
 @jit
 def _max_into(x, m):
     for i in range(m.shape[0]):
@@ -298,11 +303,8 @@ def _divide_masked(s, keep, out):
         out[i] = out[i] / s[i] if keep[i] else ZERO
 
 
-@loop("tasks")
-def softmax_columns(tasks, x, mask, out):
-    """out = softmax of (outer, n, inner) x over n; `mask` is NO_MASK_COLUMNS or like x."""
-    peaks = np.empty(COLUMN_BLOCK, np.float32)
-    sums = np.empty(COLUMN_BLOCK, np.float32)
+@jit
+def _softmax_columns(tasks, x, mask, out, peaks, sums):
     for t in range(tasks.shape[0]):
         o, first, last = _place(tasks[t], x.shape[2])
         m, s = peaks[: last - first], sums[: last - first]
@@ -319,6 +321,12 @@ def softmax_columns(tasks, x, mask, out):
                 _exp_into_masked(x[o, j, first:last], keep, m, s, out[o, j, first:last])
             for j in range(x.shape[1]):
                 _divide_masked(s, mask[o, j, first:last], out[o, j, first:last])
+
+
+@loop("tasks", allocates=True)
+def softmax_columns(tasks, x, mask, out):
+    """out = softmax of (outer, n, inner) x over n; `mask` is NO_MASK_COLUMNS or like x."""
+    _softmax_columns(tasks, x, mask, out, _scratch(), _scratch())
 
 
 @jit
@@ -339,11 +347,8 @@ def _subtract_masked(x, keep, m, log_s, out):
         out[i] = _log_p(x[i], m[i], log_s[i]) if keep[i] else -INF
 
 
-@loop("tasks")
-def log_softmax_columns(tasks, x, mask, out):
-    """out = log-softmax of (outer, n, inner) x over n; `mask` is NO_MASK_COLUMNS or like x."""
-    peaks = np.empty(COLUMN_BLOCK, np.float32)
-    sums = np.empty(COLUMN_BLOCK, np.float32)
+@jit
+def _log_softmax_columns(tasks, x, mask, out, peaks, sums):
     for t in range(tasks.shape[0]):
         o, first, last = _place(tasks[t], x.shape[2])
         m, s = peaks[: last - first], sums[: last - first]
@@ -358,6 +363,12 @@ def log_softmax_columns(tasks, x, mask, out):
                 _subtract_masked(x[o, j, first:last], keep, m, s, out[o, j, first:last])
 
 
+@loop("tasks", allocates=True)
+def log_softmax_columns(tasks, x, mask, out):
+    """out = log-softmax of (outer, n, inner) x over n; `mask` is NO_MASK_COLUMNS or like x."""
+    _log_softmax_columns(tasks, x, mask, out, _scratch(), _scratch())
+
+
 @jit
 def _make_finite(m):
     for i in range(m.shape[0]):
@@ -370,11 +381,8 @@ def _log_plus(s, m, out):
         out[i] = log(s[i]) + m[i]
 
 
-@loop("tasks")
-def logsumexp_columns(tasks, x, mask, out):
-    """out (outer, 1, inner) = log-sum-exp of (outer, n, inner) x over n."""
-    peaks = np.empty(COLUMN_BLOCK, np.float32)
-    sums = np.empty(COLUMN_BLOCK, np.float32)
+@jit
+def _logsumexp_columns(tasks, x, mask, out, peaks, sums):
     for t in range(tasks.shape[0]):
         o, first, last = _place(tasks[t], x.shape[2])
         m, s = peaks[: last - first], sums[: last - first]
@@ -382,6 +390,12 @@ def logsumexp_columns(tasks, x, mask, out):
         _make_finite(m)
         _column_exp_sum(x, mask, o, first, last, m, s)
         _log_plus(s, m, out[o, 0, first:last])
+
+
+@loop("tasks", allocates=True)
+def logsumexp_columns(tasks, x, mask, out):
+    """out (outer, 1, inner) = log-sum-exp of (outer, n, inner) x over n."""
+    _logsumexp_columns(tasks, x, mask, out, _scratch(), _scratch())
 
 
 @jit
@@ -396,10 +410,8 @@ def _softmax_grad_into(dy, y, s, out):
         out[i] = (dy[i] - s[i]) * y[i]
 
 
-@loop("tasks")
-def softmax_grad_columns(tasks, dy, y, out):
-    """out = (dy - sum of dy * y over n) * y of (outer, n, inner) arrays."""
-    sums = np.empty(COLUMN_BLOCK, np.float32)
+@jit
+def _softmax_grad_columns(tasks, dy, y, out, sums):
     for t in range(tasks.shape[0]):
         o, first, last = _place(tasks[t], y.shape[2])
         s = sums[: last - first]
@@ -408,6 +420,12 @@ def softmax_grad_columns(tasks, dy, y, out):
             _dot_into(dy[o, j, first:last], y[o, j, first:last], s)
         for j in range(y.shape[1]):
             _softmax_grad_into(dy[o, j, first:last], y[o, j, first:last], s, out[o, j, first:last])
+
+
+@loop("tasks", allocates=True)
+def softmax_grad_columns(tasks, dy, y, out):
+    """out = (dy - sum of dy * y over n) * y of (outer, n, inner) arrays."""
+    _softmax_grad_columns(tasks, dy, y, out, _scratch())
 
 
 @jit
@@ -422,10 +440,8 @@ def _log_softmax_grad_into(dy, y, s, out):
         out[i] = (ZERO if y[i] == -INF else dy[i]) - _probability(y[i]) * s[i]
 
 
-@loop("tasks")
-def log_softmax_grad_columns(tasks, dy, y, out):
-    """out = dy - e^y * (sum of dy over n) of (outer, n, inner) arrays; 0 where y is -inf."""
-    sums = np.empty(COLUMN_BLOCK, np.float32)
+@jit
+def _log_softmax_grad_columns(tasks, dy, y, out, sums):
     for t in range(tasks.shape[0]):
         o, first, last = _place(tasks[t], y.shape[2])
         s = sums[: last - first]
@@ -436,3 +452,9 @@ def log_softmax_grad_columns(tasks, dy, y, out):
             _log_softmax_grad_into(
                 dy[o, j, first:last], y[o, j, first:last], s, out[o, j, first:last]
             )
+
+
+@loop("tasks", allocates=True)
+def log_softmax_grad_columns(tasks, dy, y, out):
+    """out = dy - e^y * (sum of dy over n) of (outer, n, inner) arrays; 0 where y is -inf."""
+    _log_softmax_grad_columns(tasks, dy, y, out, _scratch())

@@ -86,7 +86,7 @@ def column_sum(x, start, stop, first, last, out):
         i += 1
 
 
-@jit
+@jit(allocates=True)
 def add_partials(partials, out):
     """out = sum of the rows of partials (parts, columns), in their order, in float64."""
     total = np.zeros(partials.shape[1])
