@@ -15,16 +15,20 @@ from bench.peer import Work, threads
 COPY_BYTES = 1 << 27
 
 
-def _keep_freed_memory() -> None:
-    """On every side alike: kernels are compared here, not the allocators of two libraries."""
+def _same_memory() -> None:
+    """On every side alike: kernels are compared here, not the allocators of two libraries, nor
+    arrays that begin at 16 bytes with tensors that begin at 64.
+    """
     from framework.backend.memory import keep_freed_memory
+    from kernels.cpu.alignment import align_arrays
 
     keep_freed_memory()
+    align_arrays()
 
 
 def ours(case: Case) -> Work:
     """The version that a call runs, checked against the float64 reference."""
-    _keep_freed_memory()
+    _same_memory()
     kernel = cases.load()[case.kernel]
     args = cases.arguments(case)
     first = next(a for a in args if isinstance(a, np.ndarray))
@@ -41,7 +45,7 @@ def ours(case: Case) -> Work:
 
 def reference(case: Case) -> Work:
     """The array maths in float32, as it would run without tuned versions."""
-    _keep_freed_memory()
+    _same_memory()
     kernel = cases.load()[case.kernel]
     args = cases.arguments(case)
     function = kernel.reference
@@ -55,7 +59,7 @@ def reference(case: Case) -> Work:
 
 def torch(case: Case) -> Work:
     """PyTorch's operation, with its result compared where it is the same function."""
-    _keep_freed_memory()
+    _same_memory()
     from bench import torch_peers  # noqa: F401  (fills the table)
     from bench.torch_calls import prepare
 
@@ -70,7 +74,7 @@ def torch(case: Case) -> Work:
 
 def copy(n_bytes: int = COPY_BYTES) -> Work:
     """A plain copy on all threads: what the memory gives at best."""
-    _keep_freed_memory()
+    _same_memory()
     count = threads()
     source = np.ones(n_bytes, np.uint8)
     target = np.ones(n_bytes, np.uint8)

@@ -118,17 +118,24 @@ def _(
     logits = np.ascontiguousarray(logits)
     losses = np.empty(N, np.float32)
     dlogits = np.empty((N, C), np.float32) if with_grad else loops.NO_GRADIENT
-    w = loops.NO_WEIGHT if weight is None else np.ascontiguousarray(weight, np.float32)
-    smoothing = np.float32(label_smoothing)
-    if is_floating(targets.dtype):
-        p = np.ascontiguousarray(targets, np.float32)
-        loops.cross_entropy_probabilities(logits, p, w, smoothing, losses, dlogits)
-    else:
+    result = losses, (dlogits if with_grad else None)
+    classes = not is_floating(targets.dtype)
+    if classes:
         t = np.ascontiguousarray(targets, np.int64)
         if loops.first_outside(t, C, ignore_index) >= 0:
             check_indices(targets, C, ignore_index)
-        loops.cross_entropy_indices(logits, t, w, ignore_index, smoothing, losses, dlogits)
-    return losses, (dlogits if with_grad else None)
+        if weight is None and label_smoothing == 0:
+            scratch = np.empty_like(losses)
+            loops.cross_entropy_indices(logits, t, ignore_index, scratch, losses, dlogits)
+            return result
+    w = loops.NO_WEIGHT if weight is None else np.ascontiguousarray(weight, np.float32)
+    smoothing = np.float32(label_smoothing)
+    if classes:
+        loops.cross_entropy_weighted(logits, t, w, ignore_index, smoothing, losses, dlogits)
+    else:
+        p = np.ascontiguousarray(targets, np.float32)
+        loops.cross_entropy_probabilities(logits, p, w, smoothing, losses, dlogits)
+    return result
 
 
 @cross_entropy.cuda

@@ -5,6 +5,7 @@ lists.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ def dense(x: Array) -> Array:
     return np.ascontiguousarray(x, np.float32)
 
 
+@lru_cache(256)
 def row_blocks(rows: int, size: int) -> Any:
     """The task list of a loop over blocks of `size` rows."""
     from kernels.cpu.engine import numbers

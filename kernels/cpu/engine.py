@@ -34,11 +34,12 @@ import numba
 import numpy as np
 
 from kernels.cache import chosen_cache, user_cache
+from kernels.cpu.alignment import align_arrays
 
 log = logging.getLogger("framework")
 
 #: The only files of this folder whose compiled functions may be called from other files.
-SHARED = ("engine.py", "summation.py", "vectormath.py")
+SHARED = ("engine.py", "lanes.py", "rows.py", "summation.py", "vectormath.py")
 
 #: Elements below which a piece of work stays on one thread: a parallel launch costs about 2 us,
 #: which is what one core needs for 16-32 thousand cheap elements.
@@ -64,6 +65,7 @@ def _choose_threading_layer() -> None:
 
 _prefer_wide_vectors()
 _choose_threading_layer()
+align_arrays()
 
 
 @cache
@@ -203,7 +205,8 @@ class Loop:
         if self._parallel is None:
             self._parallel = self._build_parallel()
         with one_launch_at_a_time:
-            self._parallel(min(threads(), lead.shape[0]), *args)
+            # one a core: where fewer threads were asked for, a thread takes several
+            self._parallel(min(numba.config.NUMBA_NUM_THREADS, lead.shape[0]), *args)
 
     @property
     def serial(self) -> Callable[..., Any]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
-from kernels.cpu.vectormath import exp_nonpositive, fast_max, log
+from kernels.cpu.rows import row_exp_sum, row_max, row_softmax
+from kernels.cpu.vectormath import exp_nonpositive, log
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -36,22 +37,6 @@ def first_outside(targets, classes, ignore_index):
 def _minus_log_p(x, m, log_s):
     """Not for `reassoc` to make (m + log_s) - x of: log_s would drown in a large maximum."""
     return log_s - (x - m)
-
-
-@jit
-def _max(x):
-    m = -INF
-    for i in range(x.shape[0]):
-        m = fast_max(m, x[i])
-    return m
-
-
-@jit
-def _exp_sum(x, m):
-    s = ZERO
-    for i in range(x.shape[0]):
-        s += exp_nonpositive(x[i] - m)
-    return s
 
 
 @jit
@@ -110,9 +95,35 @@ def _scale_and_take_weighted(out, factor, w, taken):
         out[i] = out[i] * factor - w[i] * taken
 
 
+@loop("logits", "targets", "shifts", "losses", "dlogits")
+def cross_entropy_indices(logits, targets, ignore_index, shifts, losses, dlogits):
+    """Losses and gradients for class indices in range. `shifts` (rows,) is scratch: the logarithms
+    are taken at the end, of many rows at once.
+    """
+    gradient = dlogits.shape[0] > 0
+    for r in range(logits.shape[0]):
+        t = targets[r]
+        if t == ignore_index:
+            losses[r] = ONE
+            shifts[r] = ZERO
+            if gradient:
+                dlogits[r, :] = ZERO
+            continue
+        x = logits[r]
+        m = row_max(x)
+        shifts[r] = x[t] - m
+        if gradient:
+            losses[r] = row_softmax(x, m, dlogits[r])
+            dlogits[r, t] -= ONE
+        else:
+            losses[r] = row_exp_sum(x, m)
+    for r in range(losses.shape[0]):
+        losses[r] = _minus_log_p(shifts[r], ZERO, log(losses[r]))
+
+
 @loop("logits", "targets", "losses", "dlogits")
-def cross_entropy_indices(logits, targets, weight, ignore_index, smoothing, losses, dlogits):
-    """Losses and gradients for class indices in range; `weight` is (classes,) or NO_WEIGHT."""
+def cross_entropy_weighted(logits, targets, weight, ignore_index, smoothing, losses, dlogits):
+    """The same with class weights, (classes,) or NO_WEIGHT, and label smoothing."""
     classes = logits.shape[1]
     gradient = dlogits.shape[0] > 0
     weighted = weight.shape[0] > 0
@@ -126,8 +137,8 @@ def cross_entropy_indices(logits, targets, weight, ignore_index, smoothing, loss
                 dlogits[r, :] = ZERO
             continue
         x = logits[r]
-        m = _max(x)
-        s = _exp_into(x, m, dlogits[r]) if gradient else _exp_sum(x, m)
+        m = row_max(x)
+        s = _exp_into(x, m, dlogits[r]) if gradient else row_exp_sum(x, m)
         hit = (ONE - smoothing) * (weight[t] if weighted else ONE)
         log_s = log(s)
         # a class of weight 0 counts nothing, even at a logit of -inf
@@ -182,12 +193,12 @@ def cross_entropy_probabilities(logits, p, weight, smoothing, losses, dlogits):
             _distribution(p[r], smoothing, spread, q)
         else:
             _distribution_weighted(p[r], weight, smoothing, spread, q)
-        m = _max(x)
+        m = row_max(x)
         if dlogits.shape[0] > 0:
             s = _exp_into(x, m, dlogits[r])
             _scale_and_subtract(dlogits[r], _total(q) / s, q)
         else:
-            s = _exp_sum(x, m)
+            s = row_exp_sum(x, m)
         losses[r] = _smooth_loss_weighted(x, q, m, log(s))
 
 

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
+from kernels.cpu.lanes import LANES, each, load, store, total, whole
 from kernels.cpu.summation import BLOCK, column_sum, row_deviation, row_sum
 
 ZERO = np.float32(0)
@@ -43,32 +44,105 @@ def layer_norm(x, weight, bias, eps, y, mean, rstd):
         rstd[r] = s
 
 
+@jit(forceinline=True)
+def _row_sums(dy, x, w, m, s, i, count, sums, dw, db):
+    """Adds to the sums over a row, g and g n with g = dy w, n = (x - m) s, and to dw and db."""
+    d = load(dy, i, count)
+    t = d * ((load(x, i, count) - m) * s)
+    return (sums[0] + d * w, sums[1] + t * w), dw + t, db + d
+
+
+@jit(forceinline=True)
+def _row_gradient(dy, x, w, m, s, means, i, count, dx):
+    n = (load(x, i, count) - m) * s
+    store(dx, i, count, (load(dy, i, count) * w - means[0] - n * means[1]) * s)
+
+
+@jit(forceinline=True)
+def _four_sums(dy, x, r, weight, m, s, i, count, sums, dweight, dbias):
+    """`_row_sums` of rows r to r + 3: dweight and dbias are read and written once for the four."""
+    w, dw, db = load(weight, i, count), load(dweight, i, count), load(dbias, i, count)
+    a, dw, db = _row_sums(dy[r], x[r], w, m[0], s[0], i, count, sums[0], dw, db)
+    b, dw, db = _row_sums(dy[r + 1], x[r + 1], w, m[1], s[1], i, count, sums[1], dw, db)
+    c, dw, db = _row_sums(dy[r + 2], x[r + 2], w, m[2], s[2], i, count, sums[2], dw, db)
+    d, dw, db = _row_sums(dy[r + 3], x[r + 3], w, m[3], s[3], i, count, sums[3], dw, db)
+    store(dweight, i, count, dw)
+    store(dbias, i, count, db)
+    return a, b, c, d
+
+
+@jit(forceinline=True)
+def _four_gradients(dy, x, r, weight, m, s, means, i, count, dx):
+    w = load(weight, i, count)
+    _row_gradient(dy[r], x[r], w, m[0], s[0], means[0], i, count, dx[r])
+    _row_gradient(dy[r + 1], x[r + 1], w, m[1], s[1], means[1], i, count, dx[r + 1])
+    _row_gradient(dy[r + 2], x[r + 2], w, m[2], s[2], means[2], i, count, dx[r + 2])
+    _row_gradient(dy[r + 3], x[r + 3], w, m[3], s[3], means[3], i, count, dx[r + 3])
+
+
+@jit(forceinline=True)
+def _means(sums, columns):
+    """mean(g) and mean(g n) of a row."""
+    return total(sums[0]) / np.float32(columns), total(sums[1]) / np.float32(columns)
+
+
+@jit(forceinline=True)
+def _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias):
+    """Gradients of rows r to r + 3, side by side: one waits while another computes."""
+    columns = x.shape[1]
+    full = whole(columns)
+    m = mean[r], mean[r + 1], mean[r + 2], mean[r + 3]
+    s = rstd[r], rstd[r + 1], rstd[r + 2], rstd[r + 3]
+    zero = each(ZERO), each(ZERO)
+    sums = zero, zero, zero, zero
+    for i in range(0, full, LANES):
+        sums = _four_sums(dy, x, r, weight, m, s, i, LANES, sums, dweight, dbias)
+    if full < columns:
+        sums = _four_sums(dy, x, r, weight, m, s, full, columns - full, sums, dweight, dbias)
+    means = (
+        _means(sums[0], columns),
+        _means(sums[1], columns),
+        _means(sums[2], columns),
+        _means(sums[3], columns),
+    )
+    for i in range(0, full, LANES):
+        _four_gradients(dy, x, r, weight, m, s, means, i, LANES, dx)
+    if full < columns:
+        _four_gradients(dy, x, r, weight, m, s, means, full, columns - full, dx)
+
+
+@jit(forceinline=True)
+def _one_row(dy, x, weight, m, s, dx, dweight, dbias):
+    columns = x.shape[0]
+    sums = each(ZERO), each(ZERO)
+    for i in range(0, columns, LANES):
+        count = min(LANES, columns - i)
+        w, dw, db = load(weight, i, count), load(dweight, i, count), load(dbias, i, count)
+        sums, dw, db = _row_sums(dy, x, w, m, s, i, count, sums, dw, db)
+        store(dweight, i, count, dw)
+        store(dbias, i, count, db)
+    means = _means(sums, columns)
+    for i in range(0, columns, LANES):
+        count = min(LANES, columns - i)
+        _row_gradient(dy, x, load(weight, i, count), m, s, means, i, count, dx)
+
+
 @loop("tasks")
 def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, partials):
     """partials (blocks, 2 columns): dweight and dbias of each block of rows."""
     rows, columns = x.shape
     for t in tasks:
-        dw, db = partials[t, :columns], partials[t, columns:]
+        dweight, dbias = partials[t, :columns], partials[t, columns:]
         for j in range(columns):
-            dw[j] = ZERO
-            db[j] = ZERO
-        for r in range(t * ROW_BLOCK, min((t + 1) * ROW_BLOCK, rows)):
-            row, drow, out = x[r], dy[r], dx[r]
-            m, s = mean[r], rstd[r]
-            s0 = ZERO
-            s1 = ZERO
-            for j in range(columns):
-                n = (row[j] - m) * s
-                d = drow[j]
-                g = d * weight[j]
-                dw[j] += d * n
-                db[j] += d
-                s0 += g
-                s1 += g * n
-            a = s0 / np.float32(columns)
-            b = s1 / np.float32(columns)
-            for j in range(columns):
-                out[j] = s * (drow[j] * weight[j] - a - (row[j] - m) * s * b)
+            dweight[j] = ZERO
+            dbias[j] = ZERO
+        r, stop = t * ROW_BLOCK, min((t + 1) * ROW_BLOCK, rows)
+        while r + 4 <= stop:
+            _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias)
+            r += 4
+        while r < stop:
+            _one_row(dy[r], x[r], weight, mean[r], rstd[r], dx[r], dweight, dbias)
+            r += 1
 
 
 @loop("x", "y", "rstd")

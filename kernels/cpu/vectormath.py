@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from kernels.cpu.engine import jit
+from kernels.cpu.lanes import LANES, floats, select
 
 #: Only `contract` (fused multiply-add): reassoc would cancel the compensated sums, arcp replace the
 #: divisions. The instructions keep these flags where they are inlined into a loop with more.
@@ -165,12 +167,16 @@ def _expect(name: str, expected: Any, *given: Any) -> None:
         )
 
 
-def _call(name: str, *arguments: str, flags: tuple[str, ...] = ()) -> Any:
-    """The code generator of a call of LLVM's own `name` on float32 (https://llvm.org/docs/LangRef.html)."""
+def _call(name: str, flags: tuple[str, ...] = ()) -> Any:
+    """The code generator of a call of LLVM's own `name` on float32 or lanes of them
+    (https://llvm.org/docs/LangRef.html).
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * len(args))
-        function = builder.module.declare_intrinsic(name, (ir.FloatType(),), kind)
+        kind = args[0].type
+        suffix = "f32" if kind == ir.FloatType() else f"v{LANES}f32"
+        whole = ir.FunctionType(kind, [kind] * len(args))
+        function = cgutils.get_or_insert_function(builder.module, whole, f"{name}.{suffix}")
         return builder.call(function, args, fastmath=flags)
 
     return generate
@@ -180,10 +186,11 @@ def _call(name: str, *arguments: str, flags: tuple[str, ...] = ()) -> Any:
 def fast_max(context: Any, a: Any, b: Any) -> Any:
     """Larger of two numbers, for row maxima: ``m = fast_max(m, x[i])`` in a loop vectorises.
 
-    Undefined where an operand is NaN: callers look after NaN themselves.
+    Undefined where an operand is NaN: callers look after NaN themselves. Takes lanes as well.
     """
-    _expect("fast_max", types.float32, a, b)
-    return types.float32(types.float32, types.float32), _call("llvm.maxnum", flags=("nnan", "nsz"))
+    if a != floats:
+        _expect("fast_max", types.float32, a, b)
+    return a(a, a), _call("llvm.maxnum", flags=("nnan", "nsz"))
 
 
 @intrinsic
@@ -257,6 +264,33 @@ def _scale(y, rounded):
     return y * _power_of_two(half) * _power_of_two(np.int32(n - half))
 
 
+@intrinsic
+def _power(context: Any, rounded: Any) -> Any:
+    """2^n for n + _ROUND, -127 < n < 128: the bits of n are moved to where the exponent is."""
+    if rounded != floats:
+        _expect("_power", types.float32, rounded)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        lanes = kind != ir.FloatType()
+        whole = ir.VectorType(ir.IntType(32), LANES) if lanes else ir.IntType(32)
+        shift, one = (ir.Constant(whole, [v] * LANES if lanes else v) for v in (23, 0x3F800000))
+        moved = builder.shl(builder.bitcast(args[0], whole), shift)
+        return builder.bitcast(builder.add(moved, one), kind)
+
+    return rounded(rounded), generate
+
+
+@jit(**_EXACT)
+def _exp_tail(r):
+    """e^r - 1 for |r| < ln(2)/2. In halves (Estrin 1960): what waits for a result limits an
+    out-of-order core here, not how many multiplications there are.
+    """
+    s = r * r
+    q = (_EXP[4] * s + (_EXP[3] * r + _EXP[2])) * s + (_EXP[1] * r + _EXP[0])
+    return q * s + r
+
+
 @jit(**_EXACT)
 def exp(x):
     """e^x: Cody-Waite reduction to |r| < ln(2)/2, polynomial of degree 6. 1.1 ulp.
@@ -270,22 +304,20 @@ def exp(x):
     rounded = z * _LOG2E + _ROUND
     n = rounded - _ROUND
     r = (z - n * _LN2_HIGH) - n * _LN2_LOW
-    q = (((_EXP[4] * r + _EXP[3]) * r + _EXP[2]) * r + _EXP[1]) * r + _EXP[0]
-    return _scale((q * r) * r + r + ONE, rounded)
+    return _scale(_exp_tail(r) + ONE, rounded)
 
 
 @jit(**_EXACT)
 def exp_nonpositive(x):
     """e^x for x <= 0, where a maximum was subtracted: `exp` with 0 below e^-87. 1.1 ulp.
 
-    No subnormal results, so one factor 2^n and no clamps: a quarter fewer instructions.
+    No subnormal results, so one factor 2^n and no clamps: a quarter fewer instructions. Takes lanes
+    as well.
     """
     rounded = x * _LOG2E + _ROUND
     n = rounded - _ROUND
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    q = (((_EXP[4] * r + _EXP[3]) * r + _EXP[2]) * r + _EXP[1]) * r + _EXP[0]
-    power = from_bits(np.int32(np.int32(to_bits(rounded) << 23) + _BITS_ONE))
-    return ZERO if x < np.float32(-87) else ((q * r) * r + r + ONE) * power
+    return select(x < np.float32(-87), ZERO, (_exp_tail(r) + ONE) * _power(rounded))
 
 
 @jit(**_EXACT)
@@ -305,8 +337,7 @@ def _expm1(z):
     rounded = z * _LOG2E + _ROUND
     n = rounded - _ROUND
     r = (z - n * _LN2_HIGH) - n * _LN2_LOW
-    q = (((_EXP[4] * r + _EXP[3]) * r + _EXP[2]) * r + _EXP[1]) * r + _EXP[0]
-    p = (q * r) * r + r
+    p = _exp_tail(r)
     # half of the power and of the result: 2^128 is no float32, but needed just below the overflow
     half_power = from_bits(np.int32(np.int32(to_bits(rounded) << 23) + np.int32(0x3F000000)))
     return TWO * (half_power * p + (half_power - HALF))

@@ -1,0 +1,258 @@
+"""Sixteen float32 in one register: for loops over short rows, where LLVM's own vectorisation spends
+more on checks before and remainders after the loop than in it.
+
+    @jit(forceinline=True)
+    def add(a, b, out, i, count):              # `count` elements from index i, at most LANES
+        store(out, i, count, load(a, i, count) + load(b, i, count))
+
+    for i in range(0, whole(n), LANES):
+        add(a, b, out, i, LANES)               # count is a constant: plain loads and stores
+    add(a, b, out, whole(n), n - whole(n))     # the rest: masked ones, nothing beyond is touched
+
+Arrays are 1-D, contiguous, float32. Indices are not checked. Lanes past `count` are 0 when loaded,
+or what is given as `fill`. A number and lanes together in arithmetic means the number in each lane.
+CPUs with narrower registers use several for one value: LLVM splits them.
+
+Arithmetic may fuse a multiplication with an addition (`contract`) and nothing else.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models, register_default
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, overload
+
+from kernels.cpu.engine import jit
+
+LANES = 16
+
+_F32, _I32, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
+_FLOATS, _INTS, _BITS = (ir.VectorType(kind, LANES) for kind in (_F32, _I32, _BIT))
+_FUSE = ("contract",)
+
+
+class LanesType(types.Type):
+    """numba's type of 16 float32, or of as many booleans."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(name=f"Lanes({kind})")
+        self.kind = kind
+
+
+@register_default(LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: LanesType) -> None:
+        super().__init__(manager, kind, {"f": _FLOATS, "b": _BITS}[kind.kind])
+
+
+floats, booleans = LanesType("f"), LanesType("b")
+
+
+def _expect(name: str, *pairs: tuple[Any, Any]) -> None:
+    for given, expected in pairs:
+        if given != expected:
+            raise TypingError(f"lanes.{name} was given {given}, takes {expected}")
+
+
+def _splat(builder: Any, x: Any, kind: Any = _FLOATS) -> Any:
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, None))
+
+
+def _llvm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """LLVM's own function `name` (https://llvm.org/docs/LangRef.html)."""
+    kind = ir.FunctionType(result, arguments)
+    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}")
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), ir.PointerType(_FLOATS))
+
+
+def _within(builder: Any, count: Any) -> Any:
+    """Which lanes are below `count`; LLVM drops the mask where count is the constant LANES."""
+    numbers = ir.Constant(_INTS, list(range(LANES)))
+    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, _I32), _INTS))
+
+
+def _check_array(name: str, array: Any) -> None:
+    if not (
+        isinstance(array, types.Array)
+        and array.dtype == types.float32
+        and array.ndim == 1
+        and array.layout == "C"
+    ):
+        raise TypingError(f"lanes.{name} takes a contiguous 1-D float32 array, got {array}")
+
+
+@intrinsic
+def _load(context: Any, array: Any, index: Any, count: Any, fill: Any) -> Any:
+    _check_array("load", array)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data, index, count, fill = args
+        address = _address(context, builder, signature.args[0], data, index)
+        load = _llvm(builder, "masked.load.v16f32.p0", _FLOATS, address.type, _I32, _BITS, _FLOATS)
+        mask = _within(builder, count)
+        return builder.call(load, [address, ir.Constant(_I32, 4), mask, _splat(builder, fill)])
+
+    return floats(array, types.intp, types.intp, types.float32), generate
+
+
+@intrinsic
+def store(context: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
+    """array[index : index + count] = the first `count` lanes of value."""
+    _check_array("store", array)
+    _expect("store", (value, floats))
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data, index, count, value = args
+        address = _address(context, builder, signature.args[0], data, index)
+        kinds = (_FLOATS, address.type, _I32, _BITS)
+        store = _llvm(builder, "masked.store.v16f32.p0", ir.VoidType(), *kinds)
+        builder.call(store, [value, address, ir.Constant(_I32, 4), _within(builder, count)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, floats), generate
+
+
+ZERO = np.float32(0)
+
+
+@jit(forceinline=True)
+def load(array, index, count, fill=ZERO):
+    """The lanes array[index : index + count]; `fill` in those beyond."""
+    return _load(array, index, count, fill)
+
+
+@jit(forceinline=True)
+def whole(n):
+    """The largest multiple of LANES up to n."""
+    return n // LANES * LANES
+
+
+@intrinsic
+def each(context: Any, x: Any) -> Any:
+    """A float32 in every lane."""
+    _expect("each", (x, types.float32))
+    return floats(types.float32), lambda context, builder, signature, args: _splat(builder, args[0])
+
+
+# Arithmetic ---------------------------------------------------------------------------------------
+
+
+def _mixed(a: Any, b: Any) -> bool:
+    """Lanes and lanes, or lanes and a number in either order?"""
+    return {a, b} in ({floats}, {floats, types.float32})
+
+
+def _as_floats(builder: Any, kind: Any, value: Any) -> Any:
+    return value if kind == floats else _splat(builder, value)
+
+
+def _binary(function: Any, instruction: str) -> None:
+    """lanes and lanes, or lanes and a float32 in either order."""
+
+    @intrinsic
+    def apply(context: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            a, b = (_as_floats(builder, k, v) for k, v in zip(signature.args, args, strict=True))
+            return getattr(builder, instruction)(a, b, flags=_FUSE)
+
+        return floats(a, b), generate
+
+    @overload(function, inline="always")
+    def _(a, b):  # numba compares this signature with the one below: no annotations
+        return (lambda a, b: apply(a, b)) if _mixed(a, b) else None
+
+
+for _function, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _binary(_function, _instruction)
+    _binary(getattr(operator, f"i{_function.__name__}"), _instruction)
+
+
+@intrinsic
+def _negative(context: Any, x: Any) -> Any:
+    return floats(x), lambda context, builder, signature, args: builder.fneg(args[0])
+
+
+@overload(operator.neg, inline="always")
+def _(x):
+    return (lambda x: _negative(x)) if x == floats else None
+
+
+def _comparison(function: Any, sign: str) -> None:
+    @intrinsic
+    def apply(context: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            a, b = (_as_floats(builder, k, v) for k, v in zip(signature.args, args, strict=True))
+            return builder.fcmp_ordered(sign, a, b)
+
+        return booleans(a, b), generate
+
+    @overload(function, inline="always")
+    def _(a, b):
+        return (lambda a, b: apply(a, b)) if _mixed(a, b) else None
+
+
+_comparison(operator.lt, "<")
+_comparison(operator.gt, ">")
+_comparison(operator.eq, "==")
+
+
+@intrinsic
+def select(context: Any, condition: Any, a: Any, b: Any) -> Any:
+    """Lane by lane a where the condition holds, else b; numbers too, without a branch."""
+    if condition == types.boolean:
+        _expect("select", (a, types.float32), (b, types.float32))
+        kind = types.float32
+    else:
+        _expect("select", (condition, booleans))
+        kind = floats
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        condition, a, b = args
+        if kind == floats:
+            a, b = (_as_floats(builder, k, v) for k, v in zip(signature.args[1:], (a, b), strict=True))
+        return builder.select(condition, a, b)
+
+    return kind(condition, a, b), generate
+
+
+def _reduction(name: str, flags: tuple[str, ...], *start: float) -> Callable[..., Any]:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        reduce = _llvm(builder, f"{name}.v16f32", _F32, *(_F32 for _ in start), _FLOATS)
+        return builder.call(reduce, [*(ir.Constant(_F32, v) for v in start), *args], fastmath=flags)
+
+    return generate
+
+
+@intrinsic
+def total(context: Any, x: Any) -> Any:
+    """Sum of the lanes, pair by pair."""
+    _expect("total", (x, floats))
+    return types.float32(floats), _reduction("vector.reduce.fadd", ("reassoc",), -0.0)
+
+
+@intrinsic
+def peak(context: Any, x: Any) -> Any:
+    """Largest of the lanes; undefined if one is NaN."""
+    _expect("peak", (x, floats))
+    return types.float32(floats), _reduction("vector.reduce.fmax", ("nnan", "nsz"))
