@@ -177,7 +177,13 @@ def threads() -> int:
 class Loop:
     """A compiled serial function and its parallel twin; see the module's text."""
 
-    def __init__(self, function: Callable[..., Any], cut: tuple[str, ...], **options: Any) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        cut: tuple[str, ...],
+        finish: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
         parameters = list(inspect.signature(function).parameters)
         unknown = [name for name in cut if name not in parameters]
         if unknown or not cut:
@@ -190,6 +196,7 @@ class Loop:
         self._cut = cut
         self._lead = parameters.index(cut[0])
         self._serial = jit(function, **options)
+        self._finish = finish
         self._parallel: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, work: int | None = None) -> None:
@@ -201,6 +208,8 @@ class Loop:
         # depend on how many there are.
         if (lead.size if work is None else work) < SERIAL_BELOW or lead.shape[0] < 2:
             self._serial(*args)
+            if self._finish is not None:
+                self._finish(*args)
             return
         if self._parallel is None:
             self._parallel = self._build_parallel()
@@ -229,13 +238,23 @@ class Loop:
             f"            stop = n\n"
             f"        serial({', '.join(pieces)})\n"
         )
-        return jit(define(name, source, prange=numba.prange, serial=self._serial), parallel=True)
+        names = {"prange": numba.prange, "serial": self._serial}
+        if self._finish is not None:
+            source += f"    finish({', '.join(self._parameters)})\n"
+            names["finish"] = self._finish
+        return jit(define(name, source, **names), parallel=True)
 
 
 #: numba's fallback pool (workqueue) is not thread-safe; two Python threads must not launch at once.
 one_launch_at_a_time = threading.Lock()
 
 
-def loop(*cut: str, **options: Any) -> Callable[[Callable[..., Any]], Loop]:
-    """Decorate a serial function; `cut` names the array arguments split along their first axis."""
-    return lambda function: Loop(function, cut, **options)
+def loop(
+    *cut: str, finish: Callable[..., Any] | None = None, **options: Any
+) -> Callable[[Callable[..., Any]], Loop]:
+    """Decorate a serial function; `cut` names the array arguments split along their first axis.
+
+    `finish`, compiled and with the same parameters, runs once after all pieces: to add up what they
+    left, without another call from Python.
+    """
+    return lambda function: Loop(function, cut, finish, **options)

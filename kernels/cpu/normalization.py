@@ -13,9 +13,10 @@ import numpy as np
 
 from kernels.cpu.engine import jit, loop
 from kernels.cpu.lanes import LANES, each, load, store, total, whole
-from kernels.cpu.summation import BLOCK, column_sum, row_deviation, row_sum
+from kernels.cpu.summation import BLOCK, add_partials, column_sum, row_deviation, row_sum
 
 ZERO = np.float32(0)
+ONE = np.float32(1)
 
 #: Rows whose weight gradients are summed in one float32 partial.
 ROW_BLOCK = 64
@@ -54,8 +55,8 @@ def _row_sums(dy, x, w, m, s, i, count, sums, dw, db):
 
 @jit(forceinline=True)
 def _row_gradient(dy, x, w, m, s, means, i, count, dx):
-    n = (load(x, i, count) - m) * s
-    store(dx, i, count, (load(dy, i, count) * w - means[0] - n * means[1]) * s)
+    d = load(x, i, count) - m
+    store(dx, i, count, (load(dy, i, count) * w - means[0]) * s - d * means[1])
 
 
 @jit(forceinline=True)
@@ -81,9 +82,10 @@ def _four_gradients(dy, x, r, weight, m, s, means, i, count, dx):
 
 
 @jit(forceinline=True)
-def _means(sums, columns):
-    """mean(g) and mean(g n) of a row."""
-    return total(sums[0]) / np.float32(columns), total(sums[1]) / np.float32(columns)
+def _means(sums, s, columns):
+    """mean(g) and s^2 mean(g n) of a row."""
+    share = ONE / np.float32(columns)
+    return total(sums[0]) * share, total(sums[1]) * share * s * s
 
 
 @jit(forceinline=True)
@@ -100,10 +102,10 @@ def _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias):
     if full < columns:
         sums = _four_sums(dy, x, r, weight, m, s, full, columns - full, sums, dweight, dbias)
     means = (
-        _means(sums[0], columns),
-        _means(sums[1], columns),
-        _means(sums[2], columns),
-        _means(sums[3], columns),
+        _means(sums[0], s[0], columns),
+        _means(sums[1], s[1], columns),
+        _means(sums[2], s[2], columns),
+        _means(sums[3], s[3], columns),
     )
     for i in range(0, full, LANES):
         _four_gradients(dy, x, r, weight, m, s, means, i, LANES, dx)
@@ -121,15 +123,20 @@ def _one_row(dy, x, weight, m, s, dx, dweight, dbias):
         sums, dw, db = _row_sums(dy, x, w, m, s, i, count, sums, dw, db)
         store(dweight, i, count, dw)
         store(dbias, i, count, db)
-    means = _means(sums, columns)
+    means = _means(sums, s, columns)
     for i in range(0, columns, LANES):
         count = min(LANES, columns - i)
         _row_gradient(dy, x, load(weight, i, count), m, s, means, i, count, dx)
 
 
-@loop("tasks")
-def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, partials):
-    """partials (blocks, 2 columns): dweight and dbias of each block of rows."""
+@jit
+def _add_layer_norm_partials(tasks, dy, x, weight, mean, rstd, dx, partials, sums):
+    add_partials(partials, sums)
+
+
+@loop("tasks", finish=_add_layer_norm_partials)
+def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, partials, sums):
+    """dweight and dbias: `partials` (blocks, 2 columns) of each block of rows, `sums` (2 columns,)."""
     rows, columns = x.shape
     for t in tasks:
         dweight, dbias = partials[t, :columns], partials[t, columns:]

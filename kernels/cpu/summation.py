@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cpu.engine import jit
+from kernels.cpu.lanes import LANES, each, load, select, store
 
 #: Elements of a block.
 BLOCK = 4096
@@ -86,13 +87,20 @@ def column_sum(x, start, stop, first, last, out):
         i += 1
 
 
-@jit(allocates=True)
+@jit
 def add_partials(partials, out):
-    """out = sum of the rows of partials (parts, columns), in their order, in float64."""
-    total = np.zeros(partials.shape[1])
-    for p in range(partials.shape[0]):
-        row = partials[p]
-        for j in range(total.shape[0]):
-            total[j] += row[j]
-    for j in range(total.shape[0]):
-        out[j] = np.float32(total[j])
+    """out = sum of the rows of partials (parts, columns), in their order. What each addition
+    rounds off is added up beside it (Knuth's two-sum): as exact as float64.
+    """
+    columns = out.shape[0]
+    for j in range(0, columns, LANES):
+        count = min(LANES, columns - j)
+        s = lost = each(ZERO)
+        for p in range(partials.shape[0]):
+            x = load(partials[p], j, count)
+            t = s + x
+            added = t - s
+            lost += (s - (t - added)) + (x - added)
+            s = t
+        # where s is infinite or NaN, lost is NaN
+        store(out, j, count, select(s - s == ZERO, s + lost, s))
