@@ -33,6 +33,7 @@ from kernels.registry import Function, Kernel
 #: (kernels/cuda/common.cuh).
 FUNCTIONS = {
     "exp": "expf",
+    "exp_nonpositive": "expf",
     "expm1": "expm1f",
     "log": "logf",
     "log1p": "log1pf",

@@ -53,7 +53,7 @@ def gelu_grad(dy: Array, x: Array) -> Array:
 @gelu_grad.formula
 def _(dy, x):
     p = 0.5 + 0.5 * erf(x * 0.7071067811865476)
-    density = 0.3989422804014327 * exp(-0.5 * (x * x))
+    density = 0.3989422804014327 * exp_nonpositive(-0.5 * (x * x))
     return dy * (p + (0.0 if density == 0.0 else x * density))
 
 
@@ -65,7 +65,9 @@ def gelu_tanh(x: Array) -> Array:
 
 @gelu_tanh.formula
 def _(x):
-    p = sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * (x * x)))
+    z = 1.5957691216057308 * x * (1.0 + 0.044715 * (x * x))
+    e = exp_nonpositive(-absolute(z))
+    p = (e if z < 0.0 else 1.0) / (1.0 + e)
     return 0.0 if p == 0.0 else x * p
 
 
@@ -82,7 +84,7 @@ def gelu_tanh_grad(dy: Array, x: Array) -> Array:
 @gelu_tanh_grad.formula
 def _(dy, x):
     z = 1.5957691216057308 * x * (1.0 + 0.044715 * (x * x))
-    e = exp(-absolute(z))
+    e = exp_nonpositive(-absolute(z))
     r = 1.0 / (1.0 + e)
     slope = e * r * r
     rise = 1.5957691216057308 * x * (1.0 + 0.134145 * (x * x))

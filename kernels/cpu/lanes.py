@@ -230,7 +230,9 @@ def select(context: Any, condition: Any, a: Any, b: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         condition, a, b = args
         if kind == floats:
-            a, b = (_as_floats(builder, k, v) for k, v in zip(signature.args[1:], (a, b), strict=True))
+            a, b = (
+                _as_floats(builder, k, v) for k, v in zip(signature.args[1:], (a, b), strict=True)
+            )
         return builder.select(condition, a, b)
 
     return kind(condition, a, b), generate

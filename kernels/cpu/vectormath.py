@@ -75,20 +75,13 @@ _LOG = tuple(
         ]
     )
 )
-# -log(1 - erf(x)) / x on 0 < x < 3.95; 5.1e-8 relative to erf, all of it the rounding of the first
-_ERF = tuple(
-    np.float32(
-        [
-            1.1283792,
-            0.6366153,
-            0.10282679,
-            -0.019367738,
-            0.0002836098,
-            0.0011872108,
-            -0.00035564404,
-            3.695054e-05,
-        ]
-    )
+# erf(x) / x as a quotient of polynomials in x^2 on 0 < x < 3.92; 1.9e-8 relative to erf. Both are
+# scaled by 1.85, which of 60 scales makes the rounding of the coefficients least harmful.
+_ERF_ABOVE = tuple(
+    np.float32([2.0914829, 0.352924, 0.0977713, 0.00697969, 0.00052803935, 3.7999034e-06])
+)
+_ERF_BELOW = tuple(
+    np.float32([1.8535286, 0.9306125, 0.21150458, 0.027745891, 0.0021547973, 7.0604226e-05])
 )
 
 # (sin(r) - r) / r^3 in r^2 on |r| < pi/4; 4.0e-9 relative to sin(r)
@@ -442,15 +435,17 @@ def tanh(x):
 
 @jit(**_EXACT)
 def erf(x):
-    """Error function: 1 - e^-g and the sign of x. 3.0 ulp.
+    """Error function: a quotient of polynomials, cut at -1 and 1. 4.2 ulp.
 
-    g = -log(1 - erf |x|) is |x| times a polynomial of degree 7: smooth, while erf itself flattens.
+    By way of an exponential it was as exact as 3.0 ulp, and took 1.7 times as long.
     """
-    z = absolute(x)
-    z = np.float32(3.95) if z > np.float32(3.95) else z
-    g = ((_ERF[7] * z + _ERF[6]) * z + _ERF[5]) * z + _ERF[4]
-    g = (((g * z + _ERF[3]) * z + _ERF[2]) * z + _ERF[1]) * z + _ERF[0]
-    return copysign(_expm1(-(z * g)), x)
+    z = minimum(maximum(x, np.float32(-3.92)), np.float32(3.92))
+    t = z * z
+    a = ((_ERF_ABOVE[5] * t + _ERF_ABOVE[4]) * t + _ERF_ABOVE[3]) * t + _ERF_ABOVE[2]
+    b = ((_ERF_BELOW[5] * t + _ERF_BELOW[4]) * t + _ERF_BELOW[3]) * t + _ERF_BELOW[2]
+    a = (a * t + _ERF_ABOVE[1]) * t + _ERF_ABOVE[0]
+    b = (b * t + _ERF_BELOW[1]) * t + _ERF_BELOW[0]
+    return minimum(maximum(z * a / b, -ONE), ONE)
 
 
 @jit(**_EXACT)

@@ -26,7 +26,7 @@ UNARY: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "sigmoid": (lambda x: np.exp(-np.logaddexp(0, -x)), 3),
     "softplus": (lambda x: np.logaddexp(0, x), 2.5),
     "tanh": (np.tanh, 3),
-    "erf": (erf, 3.5),
+    "erf": (erf, 4.5),
     "sin": (np.sin, 2),
     "cos": (np.cos, 2),
     "sqrt": (np.sqrt, 0.5),
