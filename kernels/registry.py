@@ -91,7 +91,7 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<kernel {self.name}>"
 
-    def __call__(self, x: Array, *args: Any, **options: Any) -> Any:
+    def __call__(self, x: Array, /, *args: Any, **options: Any) -> Any:
         """Run the version made for the device and dtype of `x`."""
         if isinstance(x, np.ndarray):
             device: DeviceName = "cpu"
@@ -176,10 +176,15 @@ class Kernel:
         for name in self.inplace:
             if wide.get(name) is not given.get(name):
                 given[name][...] = wide[name].astype(given[name].dtype)
-        for name in self.inplace:
-            if name in given and result is wide[name]:
-                return given[name]
-        return _narrowed(result, args[0].dtype)
+
+        def narrow(r: Any) -> Any:
+            """The array given, for one that was written back; else `r` in 16 bits."""
+            for name in self.inplace:
+                if name in given and r is wide[name]:
+                    return given[name]
+            return _narrowed(r, args[0].dtype)
+
+        return tuple(map(narrow, result)) if isinstance(result, tuple) else narrow(result)
 
 
 def _dtype(name: str) -> np.dtype[Any]:
