@@ -153,7 +153,7 @@ class Kernel:
             self._versions[device, _dtype(name)] = function
         return function
 
-    def _in_float32(self, x: Array, *args: Any, **options: Any) -> Any:
+    def _in_float32(self, x: Array, /, *args: Any, **options: Any) -> Any:
         """Widen 16-bit arrays, compute, round the results once."""
         if self.inplace:
             return self._inplace_in_float32(x, *args, **options)
@@ -167,7 +167,7 @@ class Kernel:
             r if i in self.statistics else _narrowed(r, narrow) for i, r in enumerate(results)
         )
 
-    def _inplace_in_float32(self, *args: Any, **options: Any) -> Any:
+    def _inplace_in_float32(self, /, *args: Any, **options: Any) -> Any:
         """As `_in_float32`, with the results written back into the 16-bit arrays given."""
         given = dict(zip(self._parameters, args, strict=False)) | options
         wide = {name: _widened(value) for name, value in given.items()}
