@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 import ml_dtypes
 import numpy as np
 
-from kernels.cuda import cublas, cublaslt as lt
+from kernels.cuda import cublas, cublaslt as lt, plans
 from kernels.gates import gelu_tanh, gelu_tanh_grad
 from kernels.registry import all_kernels
 
@@ -313,8 +313,8 @@ def install(monkeypatch):
     library, cupy = HostCublasLt(), FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(lt, "_found", lambda: library)
-    monkeypatch.setattr(cublas, "_plans", {})
-    monkeypatch.setattr(cublas, "_workspaces", {})
+    monkeypatch.setattr(plans, "_plans", {})
+    monkeypatch.setattr(plans, "_workspaces", {})
     monkeypatch.setattr(ndarray, "memory", [])
     forget()
     for kernel in all_kernels().values():
@@ -326,5 +326,5 @@ def install(monkeypatch):
 
 def forget():
     """What cublas.py has found out about the library."""
-    for function in (cublas._found, cublas._starts, cublas._handle):
+    for function in (cublas._found, cublas._starts, plans.handle):
         function.cache_clear()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kernels import precision
-from kernels.cuda import cublas, cublaslt as lt
+from kernels.cuda import cublaslt as lt, plans
 from kernels.linear import linear_gelu, linear_gelu_grad, linear_weight_grad
 from kernels.matmul import matmul
 from kernels.registry import Draw, all_kernels
@@ -181,7 +181,7 @@ def test_odd_addresses_are_told_to_the_library(dtype, host, library, close):
         ]
         close(matmul(*given[:2], bias=given[2]).get(), exact)
         assert tuple(library.products[-1][0]["aligned"][1::-1]) == aligned
-    assert len(cublas._plans) == 2
+    assert len(plans._plans) == 2
 
 
 # What the library is told -------------------------------------------------------------------------
@@ -293,10 +293,10 @@ def test_choosing_during_a_capture_says_what_to_do(host, library):
 
 
 def test_plans_are_few_and_their_descriptors_freed(host, library, monkeypatch):
-    monkeypatch.setattr(cublas, "_MOST_PLANS", 3)
+    monkeypatch.setattr(plans, "_MOST_PLANS", 3)
     for n in range(1, 9):
         matmul(*on_device(host, normal(2, n), normal(n, 2)))
-    assert len(cublas._plans) == 3
+    assert len(plans._plans) == 3
     assert len(library.objects) == 3 * 4  # description and three layouts; no preference
 
 
