@@ -27,13 +27,13 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 SHAPES = [(0, 5), (1, 1), (3, 5), (7, 129), (33, 64), (65, 600)]
 KERNELS = [k for k in all_kernels().values() if k.family in ("matmul", "linear")]
 CASES = [(k, sample) for k in KERNELS for sample in k.samples]
-#: in the same memory order, in the opposite one, with gaps between elements, with gaps between rows
 LAYOUTS = {
     "rows": lambda x: x,
     "columns": lambda x: np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2),
     "slice of wider rows": lambda x: np.concatenate([x, x + 9], -1)[..., : x.shape[-1]],
     "every second element": lambda x: np.repeat(x, 2, -1)[..., ::2],
     "backwards": lambda x: x[..., ::-1, :],
+    "last matrix first": lambda x: x[(slice(None, None, -1),) * (x.ndim - 2)],
 }
 
 

@@ -59,6 +59,22 @@ def test_enumerators_of_a_header_are_read():
     assert {name: value_of(name, found) for name in found} == {"A": 2, "C": 130, "E": 24}
 
 
+def test_constants_are_what_the_headers_of_12_9_and_13_10_say():
+    """The next test reads them from headers, which most machines lack."""
+    flags = {"GELU": 32, "DGELU": 64 | 128, "AUX": 128, "BIAS": 4, "BGRAD": 16}
+    assert lt.EPILOGUE_GELU_AUX_BIAS == flags["GELU"] | flags["AUX"] | flags["BIAS"]
+    assert lt.EPILOGUE_DGELU_BGRAD == flags["DGELU"] | flags["BGRAD"]
+    assert (lt.EPILOGUE_DEFAULT, lt.EPILOGUE_BIAS, lt.EPILOGUE_BGRADB) == (1, 4, 512)
+    assert (lt.CUDA_R_32F, lt.CUDA_R_64F, lt.CUDA_R_16F, lt.CUDA_R_16BF) == (0, 1, 2, 14)
+    assert (lt.COMPUTE_32F, lt.COMPUTE_64F, lt.COMPUTE_32F_FAST_TF32) == (68, 70, 77)
+    assert (lt.STATUS_SUCCESS, lt.STATUS_INVALID_VALUE, lt.STATUS_NOT_SUPPORTED) == (0, 7, 15)
+    assert (lt.OP_N, lt.OP_T) == (0, 1)
+    assert list(lt.DESC_TYPES) == [3, 4, 7, 8, 11, 12]
+    assert list(lt.LAYOUT_TYPES) == [5, 6]
+    assert list(lt.PREF_TYPES) == [1, 3, 5, 6, 7, 8]
+    assert (lt.REDUCTION_SCHEME_NONE, lt.REDUCTION_SCHEME_COMPUTE_TYPE) == (0, 2)
+
+
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constants_are_the_headers(name):
     prefix = next(p for p in PREFIXES if name.startswith(p))
