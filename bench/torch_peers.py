@@ -342,6 +342,27 @@ def _(a, b, transpose_a=False, transpose_b=False, bias=None):
     return lambda: torch.addmm(bias, a, b)
 
 
+direct("linear_weight_grad", "dy.T @ x, dy.sum(0)", lambda dy, x, out=None: (dy.T @ x, dy.sum(0)))
+
+
+@prepared("linear_gelu", "F.linear, F.gelu(approximate='tanh')")
+def _(x, weight, bias):
+    def step():
+        pre = F.linear(x, weight, bias)
+        return F.gelu(pre, approximate="tanh"), pre
+
+    return step
+
+
+@prepared("linear_gelu_grad", "dy @ W, aten.gelu_backward(approximate='tanh'), sum(0)")
+def _(dy, weight, pre):
+    def step():
+        dpre = aten.gelu_backward(dy @ weight, pre, approximate="tanh")
+        return dpre, dpre.sum(0)
+
+    return step
+
+
 direct("scale_", "Tensor.mul_", lambda x, factor: x.mul_(factor))
 direct("lerp_", "Tensor.lerp_", lambda a, b, weight: a.lerp_(b, weight))
 direct("embedding", "F.embedding", lambda w, i, *_: F.embedding(i, w))

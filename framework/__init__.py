@@ -61,6 +61,10 @@ from framework.backend import (
 )
 from framework.backend.memory import keep_freed_memory
 from framework.backend.random import Generator as Generator, manual_seed as manual_seed
+from kernels.precision import (
+    get_float32_matmul_precision as get_float32_matmul_precision,
+    set_float32_matmul_precision as set_float32_matmul_precision,
+)
 
 __version__ = "0.1.0"
 

@@ -31,6 +31,9 @@ LIBRARIES = {
     "torch": ("a peer for python -m bench", "torch"),
 }
 
+#: The one that is no Python package.
+CUBLASLT = ("matrix products on CUDA; without it CuPy's", "nvidia-cublas")
+
 
 def report() -> None:
     """Print everything."""
@@ -115,9 +118,14 @@ def devices() -> dict[str, str]:
 
 def libraries() -> Any:
     """Found and missing, each missing one with its pip command."""
+    from kernels.cuda import cublaslt
+
     out = table("library", "version", "for")
-    for name, (purpose, package) in LIBRARIES.items():
-        version = version_of(name)
+    rows = [(name, version_of(name), *about) for name, about in LIBRARIES.items()]
+    found = None if cublaslt.missing() else ".".join(map(str, cublaslt.version()))
+    after_cupy = list(LIBRARIES).index("cupy") + 1
+    rows.insert(after_cupy, ("cuBLASLt", found, *CUBLASLT))
+    for name, version, purpose, package in rows:
         if version is None:
             out.add_row(
                 name, "[yellow]missing[/]", f"{purpose}: [bold]pip install {escape(package)}[/]"
@@ -160,14 +168,17 @@ def _tuned(kernel: Any, device: str) -> Any:
 
 
 def on_cuda(kernel: Any) -> str:
-    """The version: "compiled" from a .cu file, "generated" from a formula, or "reference", the
-    array maths on CuPy.
+    """The version: "compiled" from a .cu file, "generated" from a formula, "cuBLASLt" or "CuPy" for
+    matrix products, or "reference", the array maths on CuPy.
     """
+    from kernels.cuda import cublaslt
     from kernels.elementwise import Elementwise
 
     version = _tuned(kernel, "cuda")
     if version is None:
         return "reference"
+    if kernel.family in ("matmul", "linear"):
+        return "CuPy" if cublaslt.missing() else "cuBLASLt"
     generated = isinstance(kernel, Elementwise) and getattr(version, "__self__", None) is kernel
     return "generated" if generated else "compiled"
 

@@ -6,6 +6,7 @@ from kernels import (
     embedding as embedding,
     extremes as extremes,
     group_norm as group_norm,
+    linear as linear,
     losses as losses,
     matmul as matmul,
     normalization as normalization,

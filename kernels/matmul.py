@@ -27,7 +27,7 @@ def matmul(
     which must not overlap the rest. Zeros (plus bias) for k = 0.
     """
     xp = array_module(a)
-    shape = _result_shape(a, b, transpose_a, transpose_b, bias, out)
+    shape = result_shape(a, b, transpose_a, transpose_b, bias, out)
     a = a.swapaxes(-1, -2) if transpose_a else a
     b = b.swapaxes(-1, -2) if transpose_b else b
     y = xp.matmul(a, b) if a.shape[-1] else xp.zeros(shape, a.dtype)
@@ -39,7 +39,7 @@ def matmul(
     return out
 
 
-def _result_shape(
+def result_shape(
     a: Array, b: Array, transpose_a: bool, transpose_b: bool, bias: Any, out: Any
 ) -> tuple[int, ...]:
     """(..., m, n), after checking that everything fits."""
@@ -78,7 +78,7 @@ def _engines() -> Any:
 
 
 @matmul.cpu
-def _(
+def matmul_on_cpu(
     a: Array,
     b: Array,
     transpose_a: bool = False,
@@ -87,7 +87,7 @@ def _(
     out: Array | None = None,
 ) -> Array:
     blas, tiles = _engines()
-    shape = _result_shape(a, b, transpose_a, transpose_b, bias, out)
+    shape = result_shape(a, b, transpose_a, transpose_b, bias, out)
     y = out if out is not None and out.flags.c_contiguous else np.empty(shape, np.float32)
     k = a.shape[-2 if transpose_a else -1]
     if y.size == 0 or k == 0:
@@ -111,7 +111,15 @@ def _(
     return out
 
 
-@matmul.cuda
+@cache
+def _cublas() -> Any:
+    """kernels/cuda/cublas.py."""
+    from kernels.cuda import cublas
+
+    return cublas
+
+
+@matmul.cuda(dtypes=("float32", "float16", "bfloat16", "float64"))
 def _(
     a: Array,
     b: Array,
@@ -120,17 +128,57 @@ def _(
     bias: Array | None = None,
     out: Array | None = None,
 ) -> Array:
-    if is_half(a.dtype) and a.ndim > 2:
-        # CuPy has no batched product in bfloat16 (TypeError) and none in float16 without widening.
-        wide = (x.astype(np.float32) for x in (a, b))
-        wide_bias = None if bias is None else bias.astype(np.float32)
-        _result_shape(a, b, transpose_a, transpose_b, bias, out)
-        y = matmul.reference(*wide, transpose_a, transpose_b, wide_bias).astype(a.dtype)
-        if out is None:
-            return y
-        out[...] = y
-        return out
-    return matmul.reference(a, b, transpose_a, transpose_b, bias, out)
+    cublas = _cublas()
+    shape = result_shape(a, b, transpose_a, transpose_b, bias, out)
+    if not cublas.usable():
+        return _through_cupy(a, b, transpose_a, transpose_b, bias, out)
+    xp = array_module(a)
+    y = out if cublas.writable(out) else xp.empty(shape, a.dtype)
+    if y.size == 0 or a.shape[-2 if transpose_a else -1] == 0:
+        y[...] = 0 if bias is None else bias
+    elif bias is None:
+        cublas.product(a, b, transpose_a, transpose_b, y)
+    else:
+        bias = xp.ascontiguousarray(bias)
+        if not cublas.product(a, b, transpose_a, transpose_b, y, cublas.BIAS, bias):
+            wide = product_for_more(a, b, transpose_a, transpose_b)
+            wide += bias.astype(wide.dtype, copy=False)
+            y[...] = wide.astype(y.dtype, copy=False)
+    if out is None or out is y:
+        return y
+    out[...] = y
+    return out
+
+
+def product_for_more(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> Array:
+    """a b of CUDA arrays, float32 for 16-bit ones: what is made of it is rounded once."""
+    cublas, xp = _cublas(), array_module(a)
+    shape = result_shape(a, b, transpose_a, transpose_b, None, None)
+    y = xp.empty(shape, np.float32 if is_half(a.dtype) else a.dtype)
+    if y.size == 0 or a.shape[-2 if transpose_a else -1] == 0:
+        y[...] = 0
+    elif cublas.usable():
+        cublas.product(a, b, transpose_a, transpose_b, y)
+    else:
+        a, b = (x.astype(y.dtype, copy=False) for x in (a, b))
+        return matmul.reference(a, b, transpose_a, transpose_b)
+    return y
+
+
+def _through_cupy(
+    a: Array, b: Array, transpose_a: bool, transpose_b: bool, bias: Any, out: Any
+) -> Array:
+    """Without cuBLASLt."""
+    if not is_half(a.dtype) or a.ndim == 2:
+        return matmul.reference(a, b, transpose_a, transpose_b, bias, out)
+    # CuPy has no batched product in bfloat16 (TypeError) and none in float16 without widening.
+    y = product_for_more(a, b, transpose_a, transpose_b)
+    if bias is not None:
+        y += bias.astype(np.float32)
+    if out is None:
+        return y.astype(a.dtype)
+    out[...] = y.astype(a.dtype)
+    return out
 
 
 @matmul.sample

@@ -91,7 +91,7 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<kernel {self.name}>"
 
-    def __call__(self, x: Array, *args: Any, **options: Any) -> Any:
+    def __call__(self, x: Array, /, *args: Any, **options: Any) -> Any:
         """Run the version made for the device and dtype of `x`."""
         if isinstance(x, np.ndarray):
             device: DeviceName = "cpu"
@@ -153,7 +153,7 @@ class Kernel:
             self._versions[device, _dtype(name)] = function
         return function
 
-    def _in_float32(self, x: Array, *args: Any, **options: Any) -> Any:
+    def _in_float32(self, x: Array, /, *args: Any, **options: Any) -> Any:
         """Widen 16-bit arrays, compute, round the results once."""
         if self.inplace:
             return self._inplace_in_float32(x, *args, **options)
@@ -167,7 +167,7 @@ class Kernel:
             r if i in self.statistics else _narrowed(r, narrow) for i, r in enumerate(results)
         )
 
-    def _inplace_in_float32(self, *args: Any, **options: Any) -> Any:
+    def _inplace_in_float32(self, /, *args: Any, **options: Any) -> Any:
         """As `_in_float32`, with the results written back into the 16-bit arrays given."""
         given = dict(zip(self._parameters, args, strict=False)) | options
         wide = {name: _widened(value) for name, value in given.items()}
@@ -176,10 +176,15 @@ class Kernel:
         for name in self.inplace:
             if wide.get(name) is not given.get(name):
                 given[name][...] = wide[name].astype(given[name].dtype)
-        for name in self.inplace:
-            if name in given and result is wide[name]:
-                return given[name]
-        return _narrowed(result, args[0].dtype)
+
+        def narrow(r: Any) -> Any:
+            """The array given, for one that was written back; else `r` in 16 bits."""
+            for name in self.inplace:
+                if name in given and r is wide[name]:
+                    return given[name]
+            return _narrowed(r, args[0].dtype)
+
+        return tuple(map(narrow, result)) if isinstance(result, tuple) else narrow(result)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -36,7 +36,11 @@ from framework.autograd.shaping import (
 from framework.functional.activations import *  # noqa: F403
 from framework.functional.dropout import dropout as dropout
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
-from framework.functional.linear import bilinear as bilinear, linear as linear
+from framework.functional.linear import (
+    bilinear as bilinear,
+    feed_forward as feed_forward,
+    linear as linear,
+)
 from framework.functional.losses import (
     binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
     cross_entropy as cross_entropy,

@@ -9,6 +9,7 @@ from framework.autograd.arithmetic import einsum
 from framework.functional.check import array_of, floating, optional_tensor, tensor_argument
 from kernels import reductions
 from kernels.arrays import Array
+from kernels.linear import linear_gelu, linear_gelu_grad, linear_weight_grad
 from kernels.matmul import matmul
 
 
@@ -43,10 +44,55 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     def backward(dy: Array) -> list[Array | None]:
         dy = dy.reshape(rows.shape[0], out_features)
         dx = matmul(dy, w).reshape(shape) if want_x else None
+        if want_w and bias is not None:
+            return [dx, *linear_weight_grad(dy, rows, slot_of(weight))]
         dw = matmul(dy, rows, transpose_a=True, out=slot_of(weight)) if want_w else None
         return [dx, dw] if bias is None else [dx, dw, reductions.sum(dy, 0)]
 
     return record(y.reshape(*shape[:-1], out_features), inputs, backward)
+
+
+def feed_forward(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
+) -> Tensor:
+    """linear, gelu(approximate="tanh"), linear: the MLP of a transformer block as one operation.
+
+    x (*, in), weight1 (hidden, in), bias1 (hidden,), weight2 (out, hidden), bias2 (out,) ->
+    (*, out). On CUDA bias and GELU, forward and backward, are part of the matrix products.
+    """
+    floating("feed_forward", x)
+    inputs = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+    for name, value in inputs.items():
+        tensor_argument("feed_forward", name, value)
+    hidden, out_features = weight1.shape[:1], weight2.shape[:1]
+    expected = (*hidden, *x.shape[-1:]), hidden, (*out_features, *hidden), out_features
+    if x.ndim == 0 or expected != tuple(value.shape for value in inputs.values()):
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in inputs.items())
+        raise ValueError(
+            f"feed_forward: x {x.shape}, {shapes}: expected (*, in), (hidden, in), (hidden,), "
+            "(out, hidden), (out,)"
+        )
+    if any(value.dtype != x.dtype for value in inputs.values()):
+        dtypes = ", ".join(value.dtype.name for value in inputs.values())
+        raise TypeError(f"feed_forward: x is {x.dtype.name}, the rest {dtypes}; use .to(...)")
+    rows = x.data.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # (N, in)
+    w1, w2 = weight1.data, weight2.data
+    h, pre = linear_gelu(rows, w1, bias1.data)  # (N, hidden)
+    y = matmul(h, w2, transpose_b=True, bias=bias2.data)  # (N, out)
+    shape, want_x = x.shape, x.requires_grad
+    # as in `linear`: gradients of one tensor add up, and need a place each
+    distinct = len({id(t) for t in (x, weight1, weight2)}) == 3
+    slot_of = Tensor.free_slot if distinct else lambda _: None
+
+    def backward(dy: Array) -> list[Array | None]:
+        dy = dy.reshape(rows.shape[0], *out_features)
+        dpre, db1 = linear_gelu_grad(dy, w2, pre)
+        dw2, db2 = linear_weight_grad(dy, h, slot_of(weight2))
+        dw1 = matmul(dpre, rows, transpose_a=True, out=slot_of(weight1))
+        dx = matmul(dpre, w1).reshape(shape) if want_x else None
+        return [dx, dw1, db1, dw2, db2]
+
+    return record(y.reshape(*shape[:-1], *out_features), [x, *inputs.values()], backward)
 
 
 def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

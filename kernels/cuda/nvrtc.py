@@ -102,7 +102,7 @@ def _library() -> ctypes.CDLL:
 def _library_path() -> Path | None:
     found = [
         file
-        for root in _roots()
+        for root in cuda_roots()
         for folder in ("lib", "lib64", "bin", "cuda_nvrtc/lib", "bin/x86_64")
         for file in sorted((root / folder).glob(_NAMES))
     ]
@@ -112,14 +112,14 @@ def _library_path() -> Path | None:
 @cache
 def _include() -> Path | None:
     """The first folder that holds every header our sources need."""
-    for root in _roots():
+    for root in cuda_roots():
         for folder in (root / "include", root / "cuda_runtime" / "include"):
             if all((folder / header).exists() for header in _HEADERS):
                 return folder
     return None
 
 
-def _roots() -> list[Path]:
+def cuda_roots() -> list[Path]:
     """Where CUDA may be: the pip wheels' folders, then a toolkit."""
     spec = find_spec("nvidia")
     wheels = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []

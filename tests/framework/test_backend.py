@@ -156,3 +156,16 @@ def test_memory_in_use_grows_with_an_array():
 def test_malloc_setting_can_be_refused(monkeypatch):
     monkeypatch.setenv("FRAMEWORK_MALLOC", "system")
     assert memory.keep_freed_memory() is False
+
+
+def test_the_precision_of_float32_products_is_pytorchs_switch():
+    from kernels.precision import tf32_is_allowed
+
+    assert fw.get_float32_matmul_precision() == "highest"
+    try:
+        for precision, tf32 in (("high", True), ("medium", True), ("highest", False)):
+            fw.set_float32_matmul_precision(precision)
+            assert fw.get_float32_matmul_precision() == precision
+            assert tf32_is_allowed() == tf32
+    finally:
+        fw.set_float32_matmul_precision("highest")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -314,9 +315,30 @@ def test_every_kernel_is_in_the_doctors_table():
     kinds = {doctor.on_cpu(k) for k in all_kernels().values()}
     assert kinds <= {"numba", "reference"}
     assert {doctor.on_cuda(k) for k in all_kernels().values()} <= {
-        "compiled", "generated", "reference",
+        "compiled", "generated", "reference", "cuBLASLt", "CuPy",
     }  # fmt: skip
     assert doctor.on_cuda(all_kernels()["relu"]) == "generated"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_doctor_knows_what_multiplies(installed, monkeypatch, capsys):
+    from framework import doctor, screen
+    from kernels.cuda import cublaslt
+    from kernels.registry import all_kernels
+
+    found = "no cuBLASLt library"
+    if installed:
+        found = SimpleNamespace(cublasLtGetVersion=lambda: 131000)
+    monkeypatch.setattr(cublaslt, "_found", lambda: found)
+    for name in ("matmul", "linear_gelu"):
+        assert doctor.on_cuda(all_kernels()[name]) == ("cuBLASLt" if installed else "CuPy")
+    screen.console.cache_clear()
+    screen.console().print(doctor.libraries())
+    shown = capsys.readouterr().out
+    screen.console.cache_clear()
+    assert "cuBLASLt" in shown
+    assert ("13.10.0" in shown) == installed
+    assert ("pip install nvidia-cublas" in " ".join(shown.split())) != installed
 
 
 def test_help_is_there_at_once(folder):

@@ -72,6 +72,23 @@ CASES = {
     "linear": (F.linear, param(3, 4), param(5, 4), param(5)),
     "linear no bias, 3 axes": (F.linear, param(2, 3, 4), param(5, 4)),
     "linear vector": (F.linear, param(4), param(5, 4), param(5)),
+    "feed_forward": (F.feed_forward, param(3, 4), param(6, 4), param(6), param(2, 6), param(2)),
+    "feed_forward, 3 axes": (
+        F.feed_forward,
+        param(2, 3, 4),
+        param(6, 4),
+        param(6),
+        param(4, 6),
+        param(4),
+    ),
+    "feed_forward vector": (
+        F.feed_forward,
+        param(4),
+        param(5, 4),
+        param(5),
+        param(1, 5),
+        param(1),
+    ),
     "bilinear": (F.bilinear, param(3, 4), param(3, 2), param(5, 4, 2), param(5)),
     "embedding": (lambda w: F.embedding(INDICES, w), param(5, 3)),
     "layer_norm": (lambda x, w, b: F.layer_norm(x, 4, w, b), param(3, 4), param(4), param(4)),
@@ -233,9 +250,44 @@ def test_frozen_weights_cost_and_get_nothing():
     assert w.grad is None and b.grad is not None
 
 
+def test_feed_forward_is_linear_gelu_linear():
+    x, w1, b1, w2, b2 = tensors = [param(*s) for s in ((5, 4), (6, 4), (6,), (3, 6), (3,))]
+    F.feed_forward(*tensors).sum().backward()
+    got = [t.grad.numpy().copy() for t in tensors]
+    for t in tensors:
+        t.grad = None
+    y = F.linear(F.gelu(F.linear(x, w1, b1), "tanh"), w2, b2)
+    np.testing.assert_allclose(F.feed_forward(*tensors).tolist(), y.tolist(), rtol=1e-12)
+    y.sum().backward()
+    for gradient, t in zip(got, tensors, strict=True):
+        np.testing.assert_allclose(gradient, t.grad.numpy(), rtol=1e-12, atol=1e-14)
+
+
+def test_feed_forward_of_one_weight_twice_adds_its_gradients():
+    w, b1, b2, x = param(4, 4), param(4), param(4), values(3, 4)
+    assert fw.gradcheck(lambda w, b1, b2: F.feed_forward(x, w, b1, w, b2), [w, b1, b2])
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (
+            lambda: F.feed_forward(*(fw.ones(*s) for s in ((2, 3), (5, 3), (5,), (3, 4), (3,)))),
+            ValueError,
+            r"feed_forward: x \(2, 3\), weight1 \(5, 3\).* weight2 \(3, 4\).*\(out, hidden\)",
+        ),
+        (
+            lambda: F.feed_forward(fw.ones(2, 2), fw.ones(2, 2), fw.ones(2), None, fw.ones(2)),
+            TypeError,
+            "feed_forward: weight2 must be a Tensor",
+        ),
+        (
+            lambda: F.feed_forward(
+                fw.ones(2, 2), *(fw.tensor(np.ones(s)) for s in ((2, 2), 2, (2, 2), 2))
+            ),
+            TypeError,
+            "feed_forward: x is float32, the rest float64",
+        ),
         (
             lambda: F.relu(fw.tensor([1])),
             TypeError,

@@ -1,6 +1,8 @@
 """How close is close: one table of tolerances by dtype, and the comparison that uses it."""
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +61,16 @@ def assert_close(
 def close() -> Callable[..., None]:
     """`assert_close`."""
     return assert_close
+
+
+@pytest.fixture
+def host_cublas(monkeypatch):
+    """tests/kernels/host_cublas.py with its library and its CuPy in place, as
+    ``(module, library, cupy)``.
+    """
+    path = Path(__file__).with_name("host_cublas.py")
+    spec = importlib.util.spec_from_file_location("host_cublas", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module, *module.install(monkeypatch)
+    module.forget()

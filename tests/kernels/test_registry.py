@@ -138,6 +138,23 @@ def test_16_bit_arrays_are_overwritten_in_place(scratch):
     assert p.tolist() == [0.5, 0.5]
 
 
+def test_several_results_one_of_them_in_place(scratch):
+    @kernel(inplace=("out",))
+    def twice(a, x, out=None):
+        """2 a in `out`, and the sum; `x` is a name like any other."""
+        out = np.empty_like(a) if out is None else out
+        out[...] = 2 * a
+        return out, a.sum(keepdims=True)
+
+    a, out = np.ones(3, np.float16), np.zeros(3, np.float16)
+    y, total = twice(a, a, out)
+    assert y is out
+    assert out.tolist() == [2, 2, 2]
+    assert (total.dtype, total.item()) == (np.float16, 3)
+    y, total = twice(a, x=a)
+    assert (y.dtype, total.dtype) == (np.float16, np.float16)
+
+
 def test_a_0_dimensional_result_is_an_array(scratch):
     @kernel
     def total(x):
