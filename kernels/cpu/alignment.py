@@ -27,8 +27,8 @@ import llvmlite.binding as llvm
 
 ALIGNMENT = 64
 
-#: `room` is what to ask of malloc, `place` where in it the array begins. realloc is for arrays that
-#: grow (np.resize in place, fromiter): malloc's own, and a move, as the beginning will be elsewhere.
+#: `room` is what to ask of malloc, `place` where in it the array begins. realloc is for arrays
+#: that grow (np.resize in place, fromiter): malloc's own, and a move to where the array begins now.
 _CODE = """
 @arrays = internal global i64 0
 declare ptr @malloc(i64)

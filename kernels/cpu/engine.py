@@ -139,14 +139,23 @@ def jit(
         numba.config.CACHE_DIR = previous
 
 
+@cache
+def _file_digest(file: str) -> bytes:
+    return hashlib.sha256(Path(file).read_bytes()).digest()
+
+
 def define(name: str, source: str, **names: Any) -> Callable[..., Any]:
     """Execute generated `source` from a file of its own and return what it calls `name`.
 
     The file (in the cache folder) is what numba's cache needs, and what a debugger or a curious
-    reader opens.
+    reader opens. Another text is another file, and so is another text of a compiled function among
+    `names`: numba does not see that what it calls has changed.
     """
-    # Two checkouts share the folder: another text is another file.
-    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    text = hashlib.sha256(source.encode())
+    for called in names.values():
+        if hasattr(called, "py_func"):
+            text.update(_file_digest(called.py_func.__code__.co_filename))
+    digest = text.hexdigest()[:12]
     file = cache_folder() / f"{name}_{digest}.py"
     if not file.exists():
         scratch = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")

@@ -136,7 +136,7 @@ def _add_layer_norm_partials(tasks, dy, x, weight, mean, rstd, dx, partials, sum
 
 @loop("tasks", finish=_add_layer_norm_partials)
 def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, partials, sums):
-    """dweight and dbias: `partials` (blocks, 2 columns) of each block of rows, `sums` (2 columns,)."""
+    """dweight and dbias of each block of rows: `partials` (blocks, 2 columns); `sums` of all."""
     rows, columns = x.shape
     for t in tasks:
         dweight, dbias = partials[t, :columns], partials[t, columns:]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -48,3 +51,38 @@ def test_a_cache_that_cannot_be_made_is_reported_in_one_line(monkeypatch, tmp_pa
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"cannot write to {tmp_path / 'file'}; kernels go to {folder}")
     assert "set FRAMEWORK_CACHE" in line and "\n" not in line
+
+
+LOOP = """
+import numpy as np
+from kernels.cpu.engine import loop
+
+@loop("x", "out")
+def shifted(x, out):
+    for i in range(x.shape[0]):
+        out[i] = x[i] + np.float32(AMOUNT)
+
+"""
+
+CALLER = """
+import numpy as np
+from loops import shifted
+
+x, out = np.zeros(100_000, np.float32), np.empty(100_000, np.float32)
+shifted(x, out)
+print(out[0], out[-1])
+"""
+
+
+def test_a_changed_loop_is_compiled_again_for_all_threads(monkeypatch, tmp_path):
+    """The parallel twin lives in a generated file, whose own text has not changed."""
+    monkeypatch.setenv("FRAMEWORK_CACHE", str(tmp_path / "cache"))
+    root = Path(engine.__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{tmp_path}")
+    (tmp_path / "caller.py").write_text(CALLER)
+    for amount in ("1", "2"):
+        (tmp_path / "loops.py").write_text(LOOP.replace("AMOUNT", amount))
+        run = subprocess.run(
+            [sys.executable, tmp_path / "caller.py"], capture_output=True, text=True, check=True
+        )
+        assert run.stdout.split() == [f"{amount}.0"] * 2
