@@ -36,6 +36,9 @@ CUDA_KERNELS = (
     "dropout_apply",
 )
 
+#: What those that do not fill floating-point arrays are instantiated for.
+CUDA_TYPES = {"randint_fill": ("long long",), "key_fill": ("unsigned long long",)}
+
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
 

@@ -91,7 +91,7 @@ __global__ void batch_merge(const float* __restrict__ partials, float* __restric
         const float here = static_cast<float>(min(count, total - part * count));
         const float d = partials[(2 * part) * C + c] - m;
         const float share = here / (seen + here);
-        m += d * share;
+        m += fabsf(m) < INFINITY_F ? d * share : partials[(2 * part) * C + c];  // inf stays, where inf - inf is NaN
         q += partials[(2 * part + 1) * C + c] + d * d * (seen * share);
         seen += here;
     }

@@ -29,7 +29,7 @@ def missing() -> str | None:
     """What is not installed, as a sentence; None if `compile` will work."""
     if _library_path() is None:
         return "no NVRTC library: pip install nvidia-cuda-nvrtc"
-    if _include() is None:
+    if include() is None:
         return "no CUDA headers: pip install nvidia-cuda-runtime nvidia-cuda-crt"
     return None
 
@@ -56,7 +56,7 @@ def compile(  # noqa: A001 - the module's one verb
     try:
         for expression in expressions:
             _check(nvrtc.nvrtcAddNameExpression(program, expression.encode()))
-        flags = [f"-arch={arch}", f"-I{_include()}", *options]
+        flags = [f"-arch={arch}", f"-I{include()}", *options]
         c_flags = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
         failed = nvrtc.nvrtcCompileProgram(program, len(flags), c_flags)
         if failed:
@@ -110,7 +110,7 @@ def _library_path() -> Path | None:
 
 
 @cache
-def _include() -> Path | None:
+def include() -> Path | None:
     """The first folder that holds every header our sources need."""
     for root in cuda_roots():
         for folder in (root / "include", root / "cuda_runtime" / "include"):

@@ -1,0 +1,199 @@
+"""`cupy.ndarray` for the emulator: NumPy does the work, CuPy's rules decide what is allowed.
+
+Like CuPy's it is no numpy.ndarray, does not mix with one, does not turn into one but by `get`, and
+gives arrays of no dimensions where NumPy gives scalars. Only what the kernels use is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tests.cuda_emulator.memory import allocate, memory_of
+
+
+class ndarray:  # noqa: N801 - CuPy's name
+    """A view of emulated device memory, `host` in NumPy's terms."""
+
+    def __init__(self, host: np.ndarray) -> None:
+        self.host = host
+
+    # what it is -----------------------------------------------------------------------------------
+
+    shape = property(lambda self: self.host.shape)
+    dtype = property(lambda self: self.host.dtype)
+    ndim = property(lambda self: self.host.ndim)
+    size = property(lambda self: self.host.size)
+    itemsize = property(lambda self: self.host.itemsize)
+    nbytes = property(lambda self: self.host.nbytes)
+    strides = property(lambda self: self.host.strides)
+    T = property(lambda self: ndarray(self.host.T))
+    device = SimpleNamespace(id=0)
+
+    @property
+    def flags(self) -> Any:
+        c, f = self.host.flags.c_contiguous, self.host.flags.f_contiguous
+        return SimpleNamespace(c_contiguous=c, f_contiguous=f)
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.host.ctypes.data if self.size else 0)
+
+    def __repr__(self) -> str:
+        return f"emulated {self.host!r}"
+
+    # to the host: each of these waits for the device, on a real one -------------------------------
+
+    def get(self) -> np.ndarray:
+        return self.host.copy(order="K")
+
+    def item(self) -> Any:
+        return self.host.item()
+
+    def __bool__(self) -> bool:
+        return bool(self.host)
+
+    def __int__(self) -> int:
+        return int(self.host)
+
+    def __float__(self) -> float:
+        return float(self.host)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
+
+    # elements -------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __iter__(self) -> Iterator[ndarray]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, key: Any) -> Any:
+        return wrap(self.host[_index(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.host[_index(key)] = unwrap(value)
+
+    # NumPy's functions and operators come here ----------------------------------------------------
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        if method != "__call__":
+            raise TypeError(f"numpy.{ufunc.__name__}.{method} of a CuPy array")
+        return call(ufunc, *inputs, **options)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return call(function, *args, **kwargs)
+
+
+def _index(key: Any) -> Any:
+    """With an ellipsis at the end, so that one element is a view too."""
+    key = unwrap(key) if isinstance(key, tuple) else (unwrap(key),)
+    return key if any(k is Ellipsis for k in key) else (*key, Ellipsis)
+
+
+def wrap(value: Any) -> Any:
+    """NumPy's arrays and scalars as the emulator's; what is not in device memory goes there."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(wrap, value))
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
+    if not isinstance(value, np.ndarray):
+        return value
+    return ndarray(value if memory_of(value) or not value.size else to_device(value))
+
+
+def to_device(host: np.ndarray, order: str = "K") -> np.ndarray:
+    """A copy of `host` in device memory, its axes in the same order in memory if order is "K"."""
+    if order == "C" or host.flags.c_contiguous:
+        axes = list(range(host.ndim))
+    else:
+        axes = sorted(range(host.ndim), key=lambda axis: -abs(host.strides[axis]))
+    view = allocate(tuple(host.shape[axis] for axis in axes), host.dtype)
+    view = view.transpose(sorted(range(host.ndim), key=axes.__getitem__))
+    view[...] = host
+    return view
+
+
+def unwrap(value: Any) -> Any:
+    """The emulator's arrays as NumPy's; TypeError for NumPy's own, which CuPy does not take."""
+    if isinstance(value, ndarray):
+        return value.host
+    if isinstance(value, np.ndarray):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(unwrap, value))
+    return value
+
+
+def call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """NumPy's `function` on the emulator's arrays."""
+    out = options.get("out")
+    with np.errstate(all="ignore"):
+        result = function(*unwrap(args), **{k: unwrap(v) for k, v in options.items()})
+    if out is not None:
+        return out[0] if isinstance(out, tuple) else out
+    return wrap(result)
+
+
+# Methods ------------------------------------------------------------------------------------------
+
+METHODS = (
+    *("argmax", "argmin", "argsort", "astype", "copy", "cumsum", "fill", "max", "mean", "min"),
+    *("ravel", "reshape", "squeeze", "sum", "swapaxes", "transpose", "view"),
+)
+OPERATORS = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
+    *("lshift", "rshift"),
+)
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert")
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(self: ndarray, *args: Any, **options: Any) -> Any:
+        if {"initial", "where"} & options.keys():
+            raise TypeError(f"{name}() got an unexpected keyword argument: CuPy has none such")
+        if name == "argsort":
+            options = {"kind": "stable"} | options  # CuPy's sort is
+        if name == "transpose" and len(args) == 1:
+            args = (tuple(map(int, args[0])),)  # any sequence
+        return call(getattr(self.host, name), *args, **options)
+
+    method.__name__ = name
+    return method
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def operator(self: ndarray, *other: Any) -> Any:
+        return call(getattr(self.host, f"__{name}__"), *other)
+
+    return operator
+
+
+def _inplace(name: str) -> Callable[..., Any]:
+    def operator(self: ndarray, other: Any) -> ndarray:
+        with np.errstate(all="ignore"):
+            getattr(self.host, f"__i{name}__")(unwrap(other))
+        return self
+
+    return operator
+
+
+for _name in METHODS:
+    setattr(ndarray, _name, _method(_name))
+for _name in OPERATORS:
+    setattr(ndarray, f"__{_name}__", _operator(_name))
+    setattr(ndarray, f"__r{_name}__", _operator(f"r{_name}"))
+    setattr(ndarray, f"__i{_name}__", _inplace(_name))
+for _name in COMPARISONS:
+    setattr(ndarray, f"__{_name}__", _operator(_name))
+
+ndarray.__hash__ = None  # type: ignore[assignment]
+ndarray.__module__ = "cupy"

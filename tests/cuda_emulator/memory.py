@@ -1,0 +1,73 @@
+"""Memory for the emulator's arrays: exactly as long as asked for, never zero, watched at its ends.
+
+Under AddressSanitizer an allocation is the C library's, and an access beyond it ends the process.
+Otherwise bytes of a pattern lie before and after it, and `check` says when one has changed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from tests.cuda_emulator import programs
+
+#: As in CuPy's memory pool.
+ALIGNMENT = 512
+
+#: NaN in every floating type and -1 in the integers: what was never written stands out.
+PATTERN = 0xFF
+
+_GUARD = 512  # before, and 64 bytes after: enough for a pack too many
+
+_c = ctypes.CDLL(None)
+_c.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
+_c.free.argtypes = (ctypes.c_void_p,)
+
+
+class Memory:
+    """One allocation of `size` > 0 bytes at `pointer`."""
+
+    def __init__(self, size: int) -> None:
+        before, after = (0, 0) if programs.SANITIZE else (_GUARD, 64)
+        self.size, self._start, whole = size, ctypes.c_void_p(), before + size + after
+        if _c.posix_memalign(ctypes.byref(self._start), ALIGNMENT, whole):
+            raise MemoryError(f"{whole} bytes for the emulator")
+        ctypes.memset(self._start, PATTERN, whole)
+        start = self._start.value or 0
+        self.pointer = start + before
+        self._guards = ((start, before), (self.pointer + size, after))
+
+    def __del__(self) -> None:
+        _c.free(self._start)
+
+    def check(self) -> str | None:
+        """What was written outside, as a sentence."""
+        for start, length in self._guards:
+            found = np.frombuffer(ctypes.string_at(start, length), np.uint8)
+            changed = np.flatnonzero(found != PATTERN)
+            if changed.size:
+                at = int(changed[0]) + start - self.pointer
+                return f"a write at byte {at} of an array of {self.size} bytes"
+        return None
+
+
+def allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A C-contiguous NumPy view of fresh memory."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if size == 0:
+        return np.empty(shape, dtype)
+    memory = Memory(size)
+    buffer = (ctypes.c_char * size).from_address(memory.pointer)
+    buffer.memory = memory  # type: ignore[attr-defined]  # lives as long as a view does
+    return np.frombuffer(buffer, dtype).reshape(shape)
+
+
+def memory_of(view: np.ndarray) -> Memory | None:
+    """The allocation that `view` looks into; None for NumPy's own memory."""
+    base: Any = view
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return getattr(base, "memory", None)

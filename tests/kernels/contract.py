@@ -1,0 +1,120 @@
+"""The contract of a kernel as data and functions: samples to arguments, layouts, the comparison
+with the float64 reference. The tests of each device ask it of their arrays.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import zlib
+
+import ml_dtypes
+import numpy as np
+
+import kernels
+from kernels.registry import Draw, all_kernels
+from tests.kernels.tolerances import assert_close
+
+for _module in pkgutil.iter_modules(kernels.__path__):
+    importlib.import_module(f"kernels.{_module.name}")
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float64": np.dtype(np.float64),
+}
+
+#: The last is above the size from which loops run on all threads.
+SHAPES = [(0, 5), (1, 1), (3, 5), (7, 129), (33, 64), (65, 600)]
+
+#: Kernels with a wider tolerance: name -> (factor, reason).
+WIDER: dict[str, tuple[float, str]] = {}
+
+#: Kernels whose NaN and infinities reach more elements than the reference's: name -> reason.
+SPREADS: dict[str, str] = {}
+
+CASES = [(k, sample) for k in all_kernels().values() for sample in k.samples]
+NAMES = [k.name if sample == "_" else f"{k.name}-{sample}" for k, sample in CASES]
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def is_float(a) -> bool:
+    return isinstance(a, np.ndarray) and (a.dtype.kind == "f" or a.dtype == ml_dtypes.bfloat16)
+
+
+def arguments(kernel, sample, shape, dtype) -> list:
+    """The sample's arguments, floating arrays cast to `dtype`."""
+    args = kernel.samples[sample](Draw(zlib.crc32(kernel.name.encode())), shape)
+    with np.errstate(all="ignore"):
+        return [a.astype(DTYPES[dtype]) if is_float(a) else a for a in args]
+
+
+def strided(a):
+    """`a` as every second element of a larger array, with NaN between."""
+    shape = (*a.shape[:-1], 2 * a.shape[-1])
+    wide = np.full(shape, np.nan, a.dtype) if is_float(a) else np.ones(shape, a.dtype)
+    wide[..., ::2] = a
+    return wide[..., ::2]
+
+
+def turned(a):
+    """`a` with its axes in the opposite order in memory; backwards, if it has one axis."""
+    return np.asfortranarray(a) if a.ndim > 1 else np.ascontiguousarray(a[::-1])[::-1]
+
+
+LAYOUTS = {"as drawn": lambda a: a.copy(order="K"), "strided": strided, "turned": turned}
+
+
+def laid_out(kernel, args, layout) -> list:
+    """Fresh copies of `args` in a layout; what a kernel overwrites stays as drawn."""
+    names = list(inspect.signature(kernel.reference).parameters)
+    return [
+        LAYOUTS["as drawn" if name in kernel.inplace or a.ndim == 0 else layout](a)
+        if isinstance(a, np.ndarray)
+        else a
+        for name, a in zip(names, args, strict=False)
+    ]
+
+
+def run(kernel, args, function=None) -> list:
+    """The results of a call, and after them what it overwrote."""
+    with np.errstate(all="ignore"):
+        results = (function or kernel)(*args)
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    names = list(inspect.signature(kernel.reference).parameters)
+    overwritten = [a for name, a in zip(names, args, strict=False) if name in kernel.inplace]
+    return [r for r in (*results, *overwritten) if r is not None]
+
+
+def expected(kernel, args) -> list:
+    """The reference in float64."""
+    wide = [a.astype(np.float64) if is_float(a) else a for a in args]
+    wide = [a.copy() if isinstance(a, np.ndarray) else a for a in wide]
+    return run(kernel, wide, kernel.reference)
+
+
+def check(kernel, args, got, what, spreads=False) -> None:
+    """Values and dtypes of `got` against the reference."""
+    truth = expected(kernel, args)
+    assert len(got) == len(truth)
+    for i, (y, r) in enumerate(zip(got, truth, strict=True)):
+        where = f"{kernel.name}, result {i}, {what}"
+        assert_close(
+            y,
+            r,
+            wider=WIDER.get(kernel.name, (1.0,))[0],
+            spreads=spreads or kernel.name in SPREADS,
+            what=where,
+        )
+        floats = [a.dtype for a in args if is_float(a)]
+        if is_float(y) and floats:
+            statistic = i in kernel.statistics and floats[0].itemsize == 2
+            assert y.dtype == (np.float32 if statistic else floats[0]), f"{where}: {y.dtype}"
+        else:
+            assert np.asarray(y).dtype == np.asarray(r).dtype, f"{where}: {np.asarray(y).dtype}"
+
+
+def bits(arrays) -> list[bytes]:
+    return [np.asarray(a).tobytes() for a in arrays]
