@@ -169,9 +169,10 @@ def _through_cupy(
     a: Array, b: Array, transpose_a: bool, transpose_b: bool, bias: Any, out: Any
 ) -> Array:
     """Without cuBLASLt."""
-    if not is_half(a.dtype) or a.ndim == 2:
+    if not is_half(a.dtype) or (a.ndim == 2 and bias is None):
         return matmul.reference(a, b, transpose_a, transpose_b, bias, out)
-    # CuPy has no batched product in bfloat16 (TypeError) and none in float16 without widening.
+    # CuPy has no batched product in bfloat16 (TypeError) and none in float16 without widening; and
+    # product and bias are to be rounded once.
     y = product_for_more(a, b, transpose_a, transpose_b)
     if bias is not None:
         y += bias.astype(np.float32)
