@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.ladder.command import ladder
+
 app = typer.Typer(
     help="Time kernels and training against their references and peers, correctness first.",
     add_completion=False,
@@ -114,6 +116,9 @@ def training(
         if not result.agrees:
             apart = f"{result.loss_difference:.2g}"
             _fail(f"the sides do not train alike: losses differ by {apart} of the first", code=1)
+
+
+app.command()(ladder)
 
 
 # Shared by the commands ---------------------------------------------------------------------------
