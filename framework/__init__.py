@@ -74,13 +74,17 @@ _LAZY = ("functional", "layers", "optimizers", "data", "trainer", "interop")
 
 
 def __getattr__(name: str) -> Any:
-    """Load a subpackage on first use; `fw.save` and `fw.load` are safetensors' own."""
+    """Load a subpackage on first use; `fw.save` and `fw.load` are safetensors' own, `fw.profile`
+    the profiler's.
+    """
     if name in ("save", "load"):
         return getattr(import_module("framework.interop.safetensors"), name)
+    if name == "profile":
+        return import_module("framework.profiler").Profile
     if name in _LAZY:
         return import_module(f"framework.{name}")
     raise AttributeError(f"module 'framework' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY, "save", "load"])
+    return sorted([*globals(), *_LAZY, "save", "load", "profile"])

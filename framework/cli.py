@@ -158,6 +158,12 @@ def train(
             show_default=False,
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Say where the time of some of the first steps goes; write a trace."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -178,7 +184,7 @@ def train(
     else:
         only_resume(dataset, epochs, batch_size, lr, seed, out, settings)
         plan = resumed_run(resume, model, device)
-    _train(plan, resume is not None, quiet)
+    _train(plan, resume is not None, quiet, profile)
 
 
 @app.command()
@@ -272,7 +278,7 @@ def doctor(debug: Debug = False) -> None:
 # Training -----------------------------------------------------------------------------------------
 
 
-def _train(plan: Plan, resumed: bool, quiet: bool) -> None:
+def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
     """Run what `plan` says, from the start or from the last checkpoint."""
     import framework as fw
     from framework import screen
@@ -282,6 +288,7 @@ def _train(plan: Plan, resumed: bool, quiet: bool) -> None:
         LRMonitor,
         ModelCheckpoint,
         NonFiniteError,
+        Profiler,
         Progress,
         TerminateOnNaN,
         checkpoint,
@@ -310,6 +317,9 @@ def _train(plan: Plan, resumed: bool, quiet: bool) -> None:
     ]
     if not quiet:
         callbacks.insert(0, Progress(screen.console()))
+    profiler = Profiler(folder)
+    if profiled:
+        callbacks.insert(0, profiler)
     trainer = make_trainer(model, config, data, callbacks)
     if resumed:
         checkpoint.load_trainer(folder / LAST, trainer)
@@ -330,6 +340,8 @@ def _train(plan: Plan, resumed: bool, quiet: bool) -> None:
         raise NonFiniteError(f"{error}. {_save_last_good(plan, model)}") from error
     (folder / LAST).unlink(missing_ok=True)
     scores = trainer.evaluate(data.test)
+    if profiled and not (quiet and profiler.recorded):
+        screen.show_profile(profiler)
     if not quiet:
         screen.show_files(folder)
     _print_score(config, scores)

@@ -4,6 +4,7 @@ CLI only.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -20,6 +21,7 @@ from rich.text import Text
 from framework.backend.device import Device
 from framework.data import Splits
 from framework.layers import Module
+from framework.trainer import Profiler
 from framework.trainer.run import RunConfig
 
 #: Rows of predictions in a terminal.
@@ -116,6 +118,20 @@ def device_name(name: str) -> str:
     properties = device.module.cuda.runtime.getDeviceProperties(device.index)
     memory = properties["totalGlobalMem"] / 2**30
     return f"{device} ({properties['name'].decode()}, {memory:.0f} GiB)"
+
+
+def show_profile(profiler: Profiler) -> None:
+    """The tables of a profile, the longest rows of each."""
+    if profiler.profile is None or not profiler.recorded:
+        print(
+            f"nothing was profiled: the run has {profiler.seen} steps, the first "
+            f"{profiler.warmup} are warm-up",
+            file=sys.stderr,
+        )
+        return
+    title(f"profile of {profiler.recorded} steps, after {profiler.warmup} of warm-up")
+    for part in profiler.profile.tables(limit=ROWS):
+        console().print(part)
 
 
 def show_files(folder: Path) -> None:

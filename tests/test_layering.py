@@ -25,6 +25,7 @@ LAYERS = [
     "framework.optimizers",
     "framework.data",
     "framework.interop",
+    "framework.profiler",
     "framework.trainer",
     "models",
     "framework.planning",

@@ -10,6 +10,7 @@ from framework.trainer.callbacks import (
     LRMonitor,
     ModelCheckpoint,
     NonFiniteError,
+    Profiler,
     Progress,
     TerminateOnNaN,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "ModelCheckpoint",
     "NonFiniteError",
     "Precision",
+    "Profiler",
     "Progress",
     "R2",
     "Recall",

@@ -4,6 +4,7 @@ config.json          model, data set, seed, recipe, transforms, versions
 metrics.jsonl        a line an epoch
 model.safetensors    weights, buffers and the fitted transforms' arrays
 curves.png           where matplotlib is installed
+profile.txt, trace.json   with --profile: where the time of a few steps went
 last.safetensors     while it trains, and after Ctrl-C: the state to resume from
 """
 

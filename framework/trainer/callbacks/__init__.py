@@ -6,6 +6,7 @@ from framework.trainer.callbacks.early_stopping import EarlyStopping
 from framework.trainer.callbacks.log import CSVLog, JSONLLog
 from framework.trainer.callbacks.lr_monitor import LRMonitor
 from framework.trainer.callbacks.model_checkpoint import ModelCheckpoint
+from framework.trainer.callbacks.profiler import Profiler
 from framework.trainer.callbacks.progress import Progress
 from framework.trainer.callbacks.terminate_on_nan import NonFiniteError, TerminateOnNaN
 
@@ -18,6 +19,7 @@ __all__ = [
     "LRMonitor",
     "ModelCheckpoint",
     "NonFiniteError",
+    "Profiler",
     "Progress",
     "TerminateOnNaN",
     "draw_curves",
