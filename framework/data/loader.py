@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass
 
 import numpy as np
@@ -223,7 +224,9 @@ def _in_order(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="framework-loader")
     try:
         for number in numbers:
-            waiting.append(pool.submit(make, number))
+            # In a copy of the caller's context, to which NumPy's allocator belongs: the batches
+            # are aligned as its own arrays are. A copy each, since one cannot be entered twice.
+            waiting.append(pool.submit(copy_context().run, make, number))
             if len(waiting) > workers * prefetch:
                 yield waiting.popleft().result()
         while waiting:
