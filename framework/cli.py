@@ -91,12 +91,12 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         except MemoryError as error:
             if debug:
                 raise
-            print(f"error: not enough memory ({error})", file=sys.stderr)
+            print(f"error: not enough memory ({_joined(error)})", file=sys.stderr)
             raise typer.Exit(2) from None
         except Exception as error:
             if debug or not isinstance(error, expected):
                 raise
-            print("error:", "; ".join(str(error).splitlines()), file=sys.stderr)
+            print("error:", _joined(error), file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             if debug:
@@ -105,6 +105,10 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def _joined(error: Exception) -> str:
+    return "; ".join(str(error).splitlines())
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from framework.backend.out_of_memory import OutOfMemoryError
 from kernels.arrays import Array, array_module
 
 if TYPE_CHECKING:
@@ -171,6 +172,8 @@ def backward(root: Tensor, dy: Array, retain_graph: bool = False) -> None:
         while pending:
             node = heapq.heappop(pending)
             _visit(node, pending, retain_graph)
+    except MemoryError as error:
+        raise _explained(error, node) from error
     finally:
         for node in pending:  # only after an error: leave nothing half-summed behind
             node.grad, node.owned = None, False
@@ -196,6 +199,25 @@ def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
     for edge, gradient in zip(edges, gradients, strict=True):
         if edge is not None and gradient is not None:
             _deliver(edge, gradient, pending)
+
+
+def _explained(error: MemoryError, node: Node) -> OutOfMemoryError:
+    """Which operation's gradient ran out of memory, and the leaves nearest to it: a layer's
+    parameters, whose names whoever has the model can add.
+    """
+    explained = OutOfMemoryError.of(error)
+    if node.backward is None:
+        explained.where = "the sum of gradients"
+        return explained
+    explained.where = f"the gradient of {node.name}"
+    level, seen = [node], {node}
+    while level and not explained.leaves:
+        edges = [edge for n in level for edge in n.edges]
+        explained.leaves = [e for e in edges if e is not None and not isinstance(e, Node)]
+        explained.relation = "of" if len(seen) == 1 else "after"
+        level = list({e for e in edges if isinstance(e, Node)} - seen)
+        seen.update(level)
+    return explained
 
 
 def _deliver(edge: Node | Tensor, gradient: Array | Partial, pending: list[Node]) -> None:

@@ -173,6 +173,14 @@ class Optimizer(ABC):
         """All gradients, as few flat arrays; changing these changes the gradients."""
         return [array for flats in self._flat for flat in flats for array in flat.gradients()]
 
+    def memory_held(self) -> dict[str, int]:
+        """Bytes of its buffers: "gradients" and "optimizer state"."""
+        flats = [flat for flats in self._flat for flat in flats]
+        return {
+            "gradients": sum(flat.grad.nbytes for flat in flats),
+            "optimizer state": sum(a.nbytes for flat in flats for a in flat.state.values()),
+        }
+
     # State ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

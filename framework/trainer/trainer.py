@@ -18,6 +18,7 @@ from framework.functional import concatenate
 from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer.callbacks.callback import Callback
+from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
 
 #: Inputs and, last, the target.
@@ -162,6 +163,7 @@ class Trainer:
             "samples_per_second": rate,
         }
 
+    @explains_memory
     def _train_step(self, window: list[Batch]) -> None:
         """The textbook: forward, loss, backward, clip, schedule, step."""
         self.window, self.losses = window, []
@@ -212,6 +214,7 @@ class Trainer:
 
     # Evaluation -----------------------------------------------------------------------------------
 
+    @explains_memory
     def evaluate(self, loader: Loader) -> dict[str, Any]:
         """Loss and metrics over a loader: evaluation mode, no gradients, the EMA's weights if there
         is one.
@@ -232,6 +235,7 @@ class Trainer:
             raise ValueError("the loader to evaluate has no batches")
         return {"loss": mean.compute(), **{metric.name: metric.compute() for metric in metrics}}
 
+    @explains_memory
     def predict(
         self, data: Loader | Tensor | np.ndarray[Any, Any], batch_size: int = 256
     ) -> Tensor:
