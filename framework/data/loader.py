@@ -13,6 +13,7 @@ import numpy as np
 
 from framework.autograd.tensor import Tensor
 from framework.backend.device import Device, choose_device, default_device, to_device
+from framework.backend.transfer import send_ahead
 from framework.data.dataset import Dataset
 from framework.data.draws import augmentation_draws, permutation
 from framework.data.errors import LoaderError
@@ -108,11 +109,18 @@ class DataLoader:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return self.batches_on(self.device)
+
+    def batches_on(self, device: Device | str | None) -> Iterator[tuple[Tensor, ...]]:
+        """An epoch, as iterating gives it, with the batches on `device`; None: the default device.
+
+        To CUDA a batch is copied while the one before it is computed with (backend/transfer.py).
+        """
         if self._progress.started:
             self._progress = Progress(self._progress.epoch + 1)
         # The iterator owns its Progress: an older one, if still used, does not disturb it.
         progress, progress.started = self._progress, True
-        return self._epoch(progress)
+        return self._epoch(progress, device)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration epoch `epoch`, from its first batch."""
@@ -163,9 +171,11 @@ class DataLoader:
             "seed": self.seed,
         }
 
-    def _epoch(self, progress: Progress) -> Iterator[tuple[Tensor, ...]]:
+    def _epoch(
+        self, progress: Progress, where: Device | str | None
+    ) -> Iterator[tuple[Tensor, ...]]:
         """The batches of an epoch from ``progress.position`` on."""
-        device = default_device() if self.device is None else choose_device(self.device)
+        device = default_device() if where is None else choose_device(where)
         samples, epoch = len(self.dataset), progress.epoch
         order = np.arange(samples)
         if self.shuffle:
@@ -181,7 +191,10 @@ class DataLoader:
             return self._make(indices, draws, f"batch {number} of epoch {epoch}")
 
         numbers = range(progress.position, len(self))
-        with closing(_in_order(make, numbers, self.workers, self.prefetch)) as batches:
+        with (
+            closing(_in_order(make, numbers, self.workers, self.prefetch)) as made,
+            closing(_placed(made, device)) as batches,
+        ):
             for batch in batches:
                 tensors = tuple(Tensor(to_device(array, device)) for array in batch)
                 progress.position += 1  # before the yield: a state saved in the loop counts it
@@ -211,6 +224,13 @@ class DataLoader:
             raise LoaderError(
                 f"{where} (samples {shown}): {step} failed: {type(error).__name__}: {error}{notes}"
             ) from error
+
+
+def _placed(
+    batches: Generator[tuple[np.ndarray, ...], None, None], device: Device
+) -> Generator[tuple[np.ndarray, ...], None, None]:
+    """`batches`, to CUDA one batch ahead."""
+    return batches if device.kind == "cpu" else send_ahead(batches, device)
 
 
 def _in_order(

@@ -14,6 +14,7 @@ import numpy as np
 from framework.autograd import Tensor, no_grad
 from framework.backend.device import Device, choose_device
 from framework.backend.random import default_generator
+from framework.data.prefetch import batches_on
 from framework.functional import concatenate
 from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
@@ -147,7 +148,7 @@ class Trainer:
         start = time.perf_counter()
         self._reset()
         self.model.train()
-        for window in _windows(loader, self.accumulate):
+        for window in _windows(batches_on(loader, self.device), self.accumulate):
             self._train_step(window)
             if self.should_stop:
                 break
@@ -225,7 +226,7 @@ class Trainer:
         for metric in metrics:
             metric.reset()
         with self.evaluating():
-            for batch in loader:
+            for batch in batches_on(loader, self.device):
                 *inputs, target = self._here(batch)
                 output = self.model(*inputs)
                 mean.update(self.loss(output, target), len(target))
@@ -254,7 +255,7 @@ class Trainer:
         with self.evaluating():
             outputs = [
                 self.model(*self._here(batch[:-1] if len(batch) > 1 else batch))
-                for batch in batches
+                for batch in batches_on(batches, self.device)
             ]
         if not outputs:
             raise ValueError("there is nothing to predict: the data is empty")
@@ -343,9 +344,8 @@ class Trainer:
             self.train_loader.load_state_dict(state)
 
 
-def _windows(loader: Loader, size: int) -> Iterator[list[Batch]]:
+def _windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """Batches in groups of `size`; the last group of an epoch may be smaller."""
-    batches = iter(loader)
     while window := list(islice(batches, size)):
         yield window
 

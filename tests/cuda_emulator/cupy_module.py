@@ -22,8 +22,19 @@ from tests.cuda_emulator.memory import allocate
 
 FUNCTIONS = (
     *("abs", "absolute", "argmax", "argmin", "argsort", "broadcast_to", "concatenate"),
-    *("copysign", "exp", "expand_dims", "expm1", "flip", "full_like", "isfinite", "isnan"),
-    *("log", "log1p", "matmul", "maximum", "minimum", "moveaxis", "ones_like", "reshape"),
+    *("copysign", "count_nonzero", "exp", "expand_dims", "expm1", "flip", "full_like"),
+    *(
+        "isfinite",
+        "isnan",
+        "log",
+        "log1p",
+        "matmul",
+        "maximum",
+        "minimum",
+        "moveaxis",
+        "ones_like",
+        "reshape",
+    ),
     *("rint", "sign", "split", "sqrt", "square", "stack", "tanh", "where", "zeros_like"),
 )
 VALUES = (
@@ -35,8 +46,11 @@ VALUES = (
 MULTIPROCESSORS = 1
 
 
-def empty(shape: Any, dtype: Any = float) -> ndarray:
-    return ndarray(allocate(_shape(shape), dtype))
+def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
+    if order not in ("C", "F"):
+        raise TypeError(f"order not understood. order={order}")
+    sizes = _shape(shape)
+    return ndarray(allocate(sizes, dtype) if order == "C" else allocate(sizes[::-1], dtype).T)
 
 
 def empty_like(a: ndarray, dtype: Any = None) -> ndarray:

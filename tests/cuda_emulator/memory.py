@@ -26,21 +26,48 @@ _c.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, 
 _c.free.argtypes = (ctypes.c_void_p,)
 
 
+class Source:
+    """Where allocations come from: the C library. Counts those that live, and all that were made.
+
+    copies.py has one that hands out freed blocks again, as CuPy's pool does.
+    """
+
+    def __init__(self) -> None:
+        self.live, self.live_bytes, self.made = 0, 0, 0
+
+    def take(self, size: int) -> tuple[int, bool]:
+        """Address of a block, and whether it is fresh: filled with the pattern then."""
+        start = ctypes.c_void_p()
+        if _c.posix_memalign(ctypes.byref(start), ALIGNMENT, size):
+            raise MemoryError(f"{size} bytes for the emulator")
+        return start.value or 0, True
+
+    def give(self, start: int, size: int) -> None:
+        _c.free(start)
+
+
+source = Source()
+
+
 class Memory:
     """One allocation of `size` > 0 bytes at `pointer`."""
 
     def __init__(self, size: int) -> None:
         before, after = (0, 0) if programs.SANITIZE else (_GUARD, 64)
-        self.size, self._start, whole = size, ctypes.c_void_p(), before + size + after
-        if _c.posix_memalign(ctypes.byref(self._start), ALIGNMENT, whole):
-            raise MemoryError(f"{whole} bytes for the emulator")
-        ctypes.memset(self._start, PATTERN, whole)
-        start = self._start.value or 0
-        self.pointer = start + before
-        self._guards = ((start, before), (self.pointer + size, after))
+        self.size, self._whole, self._source = size, before + size + after, source
+        self._start, fresh = source.take(self._whole)
+        if fresh:
+            ctypes.memset(self._start, PATTERN, self._whole)
+        self.pointer = self._start + before
+        self._guards = ((self._start, before), (self.pointer + size, after))
+        source.live, source.made = source.live + 1, source.made + 1
+        source.live_bytes += size
 
     def __del__(self) -> None:
-        _c.free(self._start)
+        if hasattr(self, "_guards"):
+            self._source.live -= 1
+            self._source.live_bytes -= self.size
+            self._source.give(self._start, self._whole)
 
     def check(self) -> str | None:
         """What was written outside, as a sentence."""
