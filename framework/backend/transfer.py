@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from framework.backend.device import Device
+from framework.backend.out_of_memory import OutOfMemoryError
 from kernels.arrays import Array
 
 
@@ -123,7 +124,12 @@ class Transfer:
             blocks, self.spare = self.spare, None
             if blocks is None or blocks.forms != forms:
                 blocks = None  # its memory may do for the new ones
-                blocks = self._take(forms)
+                try:
+                    blocks = self._take(forms)
+                except MemoryError as error:
+                    explained = OutOfMemoryError.of(error)
+                    explained.where = "a batch on its way to the device"
+                    raise explained from error
             buffer = self.pinned[0]
             self.pinned.rotate(-1)
             staged = buffer.fill(hosts, forms)
@@ -141,8 +147,11 @@ class Transfer:
             with self.device.context():
                 self.module.cuda.get_current_stream().wait_event(sent.copied)
                 # Taken before the kernels of this batch are launched: the next copy need not wait
-                # for them.
-                self.spare = self._take(sent.forms)
+                # for them. Where memory is short, it waits.
+                try:
+                    self.spare = self._take(sent.forms)
+                except MemoryError:
+                    self.spare = None
         return tuple(sent.batch)
 
     def close(self) -> None:

@@ -144,6 +144,7 @@ class Trainer:
             self.window, self.losses = [], []
         return self.history
 
+    @explains_memory
     def _train_epoch(self, loader: Loader) -> Record:
         start = time.perf_counter()
         self._reset()
@@ -164,7 +165,6 @@ class Trainer:
             "samples_per_second": rate,
         }
 
-    @explains_memory
     def _train_step(self, window: list[Batch]) -> None:
         """The textbook: forward, loss, backward, clip, schedule, step."""
         self.window, self.losses = window, []

@@ -128,15 +128,25 @@ class Event:
             self.ticket.stream.step()
 
 
+class OutOfMemoryError(MemoryError):
+    """`cupy.cuda.memory.OutOfMemoryError`."""
+
+    def __init__(self, size: int, total: int, limit: int = 0) -> None:
+        self._size, self._total, self._limit = size, total, limit
+        super().__init__(f"Out of memory allocating {size:,} bytes (limit set to: {limit:,} bytes)")
+
+
 class Pool(memory.Source):
     """Hands out the block that was freed last, as it was left: the worst that CuPy's could do."""
 
     def __init__(self, device: Device) -> None:
         super().__init__()
-        self.device, self.fresh = device, 0
+        self.device, self.fresh, self.limit = device, 0, 0
         self.free: dict[int, list[int]] = {}
 
     def take(self, size: int) -> tuple[int, bool]:
+        if self.limit and self.live_bytes + size > self.limit:
+            raise OutOfMemoryError(size, self.live_bytes, self.limit)
         if self.free.get(size):
             return self.free[size].pop(), False
         self.fresh += 1
@@ -226,7 +236,8 @@ class Device:
         return Stream(self, f"stream {len(self.streams)}")
 
     def empty_pinned(self, shape: Any, dtype: Any = float) -> np.ndarray:
-        pinned = np.full(shape, 0xAA, np.uint8).view(dtype)
+        pinned = np.empty(shape, dtype)
+        pinned.reshape(-1).view(np.uint8).fill(0xAA)
         self.pinned.append(pinned)  # kept, as a copy may come late
         return pinned
 
@@ -291,7 +302,7 @@ def _add_cuda(cupy: ModuleType, device: Device) -> None:
     cupy.get_default_memory_pool = lambda: SimpleNamespace(  # type: ignore[attr-defined]
         used_bytes=lambda: pool.live_bytes,
         total_bytes=lambda: pool.live_bytes,
-        get_limit=lambda: 0,
+        get_limit=lambda: pool.limit,
         free_all_blocks=lambda: None,
     )
     runtime = {"getDeviceCount": lambda: 1, "getDevice": lambda: 0}
@@ -302,6 +313,6 @@ def _add_cuda(cupy: ModuleType, device: Device) -> None:
         Stream=device.new_stream,
         get_current_stream=lambda: device.current,
         is_available=lambda: True,
-        memory=SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (MemoryError,), {})),
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(**runtime),
     )
