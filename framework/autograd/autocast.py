@@ -25,12 +25,13 @@ float64 is left alone. Outside of a block all this costs one look at `state.dtyp
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from framework.autograd.graph import record
+from framework.autograd.graph import in_dtype, record
 from kernels.arrays import Array, address, is_array, is_floating, is_half
 
 if TYPE_CHECKING:
@@ -119,13 +120,13 @@ def product_dtype(*tensors: Tensor | None) -> np.dtype[Any] | None:
     return dtype
 
 
-def array_in(x: Tensor, dtype: np.dtype[Any]) -> Array:
+def compute_copy(x: Tensor, dtype: np.dtype[Any]) -> Array:
     """The array of `x` in `dtype`; of a leaf that wants a gradient, a copy that is kept."""
     a = x.data
-    if a.dtype == dtype or not is_floating(a.dtype):
+    if a.dtype == dtype:
         return a
     if x.node is not None or not x.requires_grad or not state.depth:
-        return narrowed(a, dtype)
+        return in_dtype(a, dtype)
     kept = state.copies.get((id(a), dtype))
     if kept is None:
         kept = state.copies[id(a), dtype] = a, _part_of_a_copy(x, dtype)
@@ -137,18 +138,30 @@ def _part_of_a_copy(x: Tensor, dtype: np.dtype[Any]) -> Array:
     a = x.data
     base = a.base if x.slot is not None and a.flags.c_contiguous else None
     if base is None or not is_array(base) or base.ndim != 1 or base.dtype != a.dtype:
-        return narrowed(a, dtype)
+        return in_dtype(a, dtype)
     kept = state.copies.get((id(base), dtype))
     if kept is None:
-        kept = state.copies[id(base), dtype] = base, narrowed(base, dtype)
+        kept = state.copies[id(base), dtype] = base, in_dtype(base, dtype)
     start = (address(a) - address(base)) // a.itemsize
     return kept[1][start : start + a.size].reshape(a.shape)
 
 
-def narrowed(a: Array, dtype: np.dtype[Any]) -> Array:
-    """`a` in `dtype`; what is beyond float16 is infinite, silently."""
-    with np.errstate(all="ignore"):
-        return a.astype(dtype)
+def lowered_arrays(values: Sequence[Any], arrays: Sequence[Any]) -> Sequence[Any]:
+    """The operands of a product, `arrays` made of `values` (tensors, arrays, numbers), in the
+    block's 16 bits; as they are outside of a block, and where one of them is float64.
+    """
+    dtype = state.dtype
+    if dtype is None or any(getattr(a, "dtype", None) == np.float64 for a in arrays):
+        return arrays
+    lower: list[Any] = []
+    for value, a in zip(values, arrays, strict=True):
+        if not is_array(a) or not is_floating(a.dtype):
+            lower.append(a)
+        elif getattr(value, "data", None) is a:
+            lower.append(compute_copy(value, dtype))
+        else:
+            lower.append(in_dtype(a, dtype))
+    return lower
 
 
 def lowered(*tensors: Any) -> Any:
@@ -165,7 +178,7 @@ def _lowered(x: Tensor | None, dtype: np.dtype[Any]) -> Tensor | None:
     if x is None or x.dtype == dtype or not is_floating(x.dtype):
         return x
     before = x.dtype
-    return record(array_in(x, dtype), [x], lambda dy: [dy.astype(before)])
+    return record(compute_copy(x, dtype), [x], lambda dy: [dy.astype(before)])
 
 
 def widened(x: _T) -> _T:
