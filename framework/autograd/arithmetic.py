@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from framework.autograd.autocast import forget_copies, lowered_arrays, state, widened
+from framework.autograd.casting import forget_copies, lowered_arrays, state, widened
 from framework.autograd.graph import (
     Gradients,
     as_array,

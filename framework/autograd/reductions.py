@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from framework.autograd.autocast import state, widened
+from framework.autograd.casting import state, widened
 from framework.autograd.graph import as_array, record
 from kernels import reductions
 from kernels.arrays import Array, array_module, is_floating

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from framework.autograd import Tensor, record
-from framework.autograd.autocast import lowered, state
+from framework.autograd.casting import lowered, state
 from framework.functional.check import floating, tensor_argument
 from kernels import activations as kernels
 from kernels.elementwise import Elementwise

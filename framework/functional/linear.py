@@ -12,7 +12,7 @@ import numpy as np
 
 from framework.autograd import Tensor, record
 from framework.autograd.arithmetic import einsum
-from framework.autograd.autocast import compute_copy, lowered, product_dtype, state
+from framework.autograd.casting import compute_copy, lowered, product_dtype, state
 from framework.autograd.graph import in_dtype
 from framework.functional.check import array_of, floating, optional_tensor, tensor_argument
 from kernels import reductions

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from framework.autograd import Tensor, is_grad_enabled, record
-from framework.autograd.autocast import state, widened
+from framework.autograd.casting import state, widened
 from framework.autograd.graph import as_array
 from framework.functional.check import (
     array_of,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from framework.autograd import Tensor, record
-from framework.autograd.autocast import state, widened
+from framework.autograd.casting import state, widened
 from framework.functional.check import (
     array_of,
     at_least_zero,

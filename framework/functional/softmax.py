@@ -5,7 +5,7 @@ booleans that broadcast to the input's shape. Under `framework.autocast` the res
 from __future__ import annotations
 
 from framework.autograd import Tensor, record
-from framework.autograd.autocast import state, widened
+from framework.autograd.casting import state, widened
 from framework.functional.check import (
     array_of,
     axis_of,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from framework.autograd import Parameter, Tensor
-from framework.autograd.autocast import forget_copies
+from framework.autograd.casting import forget_copies
 from framework.autograd.tensor import as_dtype
 from framework.backend.device import Device, choose_device, device_of, to_device
 from framework.layers.errors import note_place

@@ -88,11 +88,13 @@ class LossScaler:
         self._unscaled.append(optimizer)
         self._known = None
         for g in optimizer.flat_gradients():
-            self.state = to_device(self.state, device_of(g))
-            state = self.state.astype(g.dtype, copy=False)  # a copy for float64 parameters
-            unscale_(g, state)
-            if state is not self.state:
-                self.state[FOUND] = state[FOUND]
+            device = device_of(g)
+            self.state = to_device(self.state, device)
+            with device.context():
+                state = self.state.astype(g.dtype, copy=False)  # a copy for float64 parameters
+                unscale_(g, state)
+                if state is not self.state:
+                    self.state[FOUND] = state[FOUND]
 
     def overflowed(self) -> bool:
         """Did gradients that were unscaled since the last `update` overflow? Waits for the device,
@@ -126,7 +128,8 @@ class LossScaler:
         if not self._unscaled:
             raise RuntimeError("update() without a step() or unscale_() before it")
         factors = self.growth_factor, self.backoff_factor, self.growth_interval, self.min_scale
-        update_scale_(self.state, *factors)
+        with device_of(self.state).context():
+            update_scale_(self.state, *factors)
         self._unscaled, self._known = [], None
 
     def get_scale(self) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from framework.autograd import Tensor
-from framework.autograd.autocast import forget_copies
+from framework.autograd.casting import forget_copies
 from framework.backend.device import device_of, to_device
 from framework.layers.storage import forget_grad
 from framework.optimizers.flat import FlatParameters, check_dtype, place_of

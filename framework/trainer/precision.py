@@ -7,7 +7,7 @@
 | bf16-mixed | bfloat16, summed in float32 | float32 | the same numbers, slowly |
 | fp16-mixed | float16, summed in float32, the loss scaled | float32 | the same numbers, slowly |
 
-The design is a policy for each function (framework/autograd/autocast.py), not a model whose
+The design is a policy for each function (framework/autograd/casting.py), not a model whose
 parameters are cast: the parameters that the user sees, saves and optimizes stay float32, in the
 optimizer's flat buffer. A step opens one autocast block around its forward and backward passes;
 within it, the first product casts that buffer to 16 bits, whole, and all products of the step read
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from framework.autograd import Tensor, autocast
-from framework.autograd.autocast import widened
+from framework.autograd.casting import widened
 from framework.layers import Module
 from framework.optimizers import LossScaler, Optimizer
 from kernels.arrays import Array
@@ -82,17 +82,9 @@ class ComputePrecision:
             return nullcontext()
         return _tf32() if self.half is None else _halves(self.half)
 
-    def widened(self, output: Any) -> Any:
-        """A model's output, or a tuple, list or dict of them, in float32 where it has 16 bits."""
-        if self.half is None:
-            return output
-        if isinstance(output, Tensor):
-            return widened(output)
-        if isinstance(output, Mapping):
-            return {name: self.widened(value) for name, value in output.items()}
-        if type(output) in (tuple, list):
-            return type(output)(map(self.widened, output))
-        return output
+    def widened(self, output: Tensor) -> Tensor:
+        """A model's output, in float32 where it has 16 bits."""
+        return output if self.half is None else widened(output)
 
     # Scaling -------------------------------------------------------------------------------------
 
