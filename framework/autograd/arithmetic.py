@@ -402,8 +402,11 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
         raise TypeError(f"where: condition has dtype {c.dtype}, expected bool")
     try:
         out = xp.where(c, x, y)
-        if out.dtype == np.float64 and not hasattr(x, "dtype") and not hasattr(y, "dtype"):
+        kinds = [v.dtype for v in (x, y) if hasattr(v, "dtype")]
+        if out.dtype == np.float64 and not kinds:
             out = out.astype(np.float32)  # two Python numbers
+        elif len(kinds) == 1 and is_half(kinds[0]):
+            out = in_dtype(out, kinds[0])  # a number changes no dtype
     except ValueError:
         shapes = ", ".join(str(getattr(v, "shape", ())) for v in (c, x, y))
         raise ValueError(f"where: shapes {shapes} do not broadcast together") from None
@@ -545,6 +548,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     if high is not None:
         inside &= a <= high
     y = as_array(xp.clip(a, low, high))
+    y = in_dtype(y, a.dtype) if is_half(a.dtype) else y
     return _single(x, y, lambda dy: xp.where(inside, dy, 0))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from framework.autograd.casting import state, widened
-from framework.autograd.graph import as_array, record
+from framework.autograd.graph import as_array, in_dtype, record
 from kernels import reductions
 from kernels.arrays import Array, array_module, is_floating
 
@@ -62,8 +62,10 @@ class Reductions:
         shape = x.shape
         axis = _checked("mean", shape, axis)
         out = reductions.mean(_floats(x), axis, keepdims)
-        share = 1 / max(1, count(shape, axis))
-        return record(out, [x], lambda dy: [_spread(dy * share, shape, axis, keepdims)])
+        share, dtype = 1 / max(1, count(shape, axis)), out.dtype
+        return record(
+            out, [x], lambda dy: [_spread(in_dtype(dy * share, dtype), shape, axis, keepdims)]
+        )
 
     @_torch_words
     def var(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:

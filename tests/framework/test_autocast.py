@@ -209,13 +209,20 @@ def load(net, optimizer):
     net.load_state_dict({name: x.data + 1 for name, x in net.state_dict().items()})
 
 
+def average(net, optimizer):
+    ema = optimizers.EMA(net, decay=0.0)
+    load(net, optimizer)
+    with ema.swap():
+        net(normal(2, 4, grad=False))  # makes copies of the averages
+
+
 def in_place(net, optimizer):
     with fw.no_grad():
         for p in net.parameters():
             p -= 0.5 * p
 
 
-@pytest.mark.parametrize("change", [step, load, in_place])
+@pytest.mark.parametrize("change", [step, load, average, in_place])
 def test_changed_weights_are_cast_again(change):
     net = layers.Linear(4, 3)
     optimizer = optimizers.SGD(net.parameters(), lr=0.5)
@@ -286,6 +293,36 @@ def test_beyond_float16_is_infinite_without_a_warning():
     assert np.isinf(y.data).all()
     y.float().backward(np.float32([[1e6]]))
     assert np.isinf(x.grad.data).all()
+
+
+@each_half
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: 0.5 * x + 0.25,
+        lambda x: 1.0 / x - x / 3.0,
+        lambda x: x**1.5,
+        lambda x: x.clip(0.2, 0.7),
+        lambda x: fw.where(x > 0.3, x, 0.5),
+        lambda x: fw.maximum(0.4, x),
+        lambda x: x.mean(1),
+        lambda x: x.std(0),
+    ],
+)
+def test_python_numbers_leave_sixteen_bits_alone(function, half):
+    """Outside of a block too: a gradient of another dtype than its tensor would reach a kernel."""
+    wide = fw.tensor(np.linspace(0.1, 0.9, 12).reshape(3, 4), requires_grad=True)
+    x = fw.tensor(wide.data, half, requires_grad=True)
+    inner, seen = x * 1, []
+    inner.register_hook(lambda dy: seen.append(dy.dtype))
+    y, expected = function(inner), function(wide)
+    assert y.dtype == HALVES[half]
+    np.testing.assert_allclose(y.data.astype("float64"), expected.data, rtol=4 * EPS[half])
+    y.backward(np.ones(y.shape))
+    expected.backward(np.ones(y.shape))
+    assert seen == [HALVES[half]]
+    got = x.grad.data.astype("float64")
+    np.testing.assert_allclose(got, wide.grad.data, rtol=4 * EPS[half], atol=4 * EPS[half])
 
 
 def test_einsum_of_sixteen_bits():
