@@ -4,15 +4,15 @@
         loss = cross_entropy(net(x), y)
     loss.backward()
 
-Each function decides for itself, as in PyTorch, and asks three questions of this file:
+Each function decides for itself, as in PyTorch, with one line at its start:
 
-- products (linear, matmul, einsum, ...): `lowered` inputs, 16-bit results;
-- what adds up or spreads far (losses, softmax, layer norm, sum, exp, ...): `widened` inputs,
-  float32 results;
+- products (linear, feed_forward, bilinear, matmul, prelu) take `lowered` inputs and give 16 bits;
+- what adds up or spreads far (losses, softmax, layer norm, sum, mean, exp, log, powers, ...) takes
+  `widened` inputs and gives float32;
 - everything else takes what comes. Where the two meet, float32 wins.
 
-The alternative, a module whose parameters are cast, was left: there the user's parameters, their
-``state_dict`` and their gradients change dtype, and each norm and loss needs an exception.
+A model whose parameters are cast would be the other way. There the user's parameters, their
+``state_dict`` and their gradients change dtype, and each norm and loss is an exception.
 
 Parameters stay float32. Their 16-bit copies are made at first use and kept until the outermost
 block ends: one cast for all the parameters that an optimizer holds in a flat buffer. What changes
