@@ -20,6 +20,7 @@ from typing import Any
 from framework.autograd import (
     Parameter as Parameter,
     Tensor as Tensor,
+    autocast as autocast,
     from_dlpack as from_dlpack,
     gradcheck as gradcheck,
     is_grad_enabled as is_grad_enabled,

@@ -143,6 +143,10 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="The highest learning rate.", show_default="0.003")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32, tf32, bf16-mixed or fp16-mixed.", show_default="float32"),
+    ] = None,
     device: Device = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides all that is random.", show_default="0")
@@ -174,13 +178,13 @@ def train(
     if model is not None:
         expect(lambda: entry(model))
     if resume is None:
-        given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+        given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
         options = {name: value for name, value in given.items() if value is not None}
         plan = plan_run(
             model or "mlp", dataset or "digits", seed or 0, device, out, options, settings or []
         )
     else:
-        only_resume(dataset, epochs, batch_size, lr, seed, out, settings)
+        only_resume(dataset, epochs, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device)
     _train(plan, resume is not None, quiet)
 
@@ -239,7 +243,7 @@ def predict(
     _say_if_elsewhere(x, config)
     with damage_of(run):
         x = inputs(x)
-    output = outputs_for(model, x, config.device)
+    output = outputs_for(model, x, config.device, config.recipe.precision)
     if config.task == "classification":
         output = F.softmax(output, -1)
     values = invert(targets, output.cpu().numpy())

@@ -31,6 +31,7 @@ from kernels.channels import (
     is_columns,
     other_axes,
 )
+from kernels.lazy import Lazy
 from kernels.moments import (
     Triple,
     added,
@@ -46,6 +47,8 @@ from kernels.moments import (
     vector,
 )
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.normalization")
 
 CUDA_KERNELS = (
     "batch_moments_planes",
@@ -84,8 +87,6 @@ def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
 
 @batch_norm.cpu
 def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> Triple:
-    from kernels.cpu import normalization as loops
-
     check_channels("batch_norm", x, weight=weight, bias=bias)
     C = x.shape[1]
     w, b = vector(weight, C, 1), vector(bias, C, 0)
@@ -190,8 +191,6 @@ def _(
 def _batch_grad(
     dy: Array, x: Array, weight: Array | None, mean: Array, var: Array, eps: float, training: bool
 ) -> Triple:
-    from kernels.cpu import normalization as loops
-
     C = x.shape[1]
     if x.size == 0:
         return np.empty_like(x), np.zeros(C, np.float32), np.zeros(C, np.float32)
@@ -308,8 +307,6 @@ def batch_norm_inference(
 def _(
     x: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, eps: float = 1e-5
 ) -> Array:
-    from kernels.cpu import normalization as loops
-
     check_channels("batch_norm_inference", x, weight=weight, bias=bias, mean=mean, var=var)
     C = x.shape[1]
     w, b, mean, var = vector(weight, C, 1), vector(bias, C, 0), dense(mean), dense(var)

@@ -7,7 +7,10 @@ import math
 import numpy as np
 
 from kernels.arrays import Array, array_module, is_cuda
+from kernels.lazy import Lazy
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.embedding")
 
 CUDA_KERNELS = ("embedding_gather", "embedding_sum")
 
@@ -72,8 +75,6 @@ def _(weight: Array, indices: Array) -> Array:
 
 @embedding.cpu
 def _(weight: Array, indices: Array) -> Array:
-    from kernels.cpu import embedding as loops
-
     _check_table("embedding", weight)
     weight = np.ascontiguousarray(weight)
     flat = _flat_indices("embedding", indices, weight.shape[0])
@@ -84,8 +85,6 @@ def _(weight: Array, indices: Array) -> Array:
 
 def _flat_indices(name: str, indices: Array, rows: int) -> Array:
     """Indices as a flat int64 array, checked."""
-    from kernels.cpu import embedding as loops
-
     if indices.dtype.kind not in "iu":
         raise TypeError(f"{name}: indices are {indices.dtype}, expected an integer dtype")
     flat = np.ascontiguousarray(indices, np.int64).reshape(-1)
@@ -147,7 +146,6 @@ def embedding_grad(dy: Array, indices: Array, rows: int, padding_idx: int | None
 
 @embedding_grad.cpu
 def _(dy: Array, indices: Array, rows: int, padding_idx: int | None = None) -> Array:
-    from kernels.cpu import embedding as loops
     from kernels.cpu.engine import numbers, threads
 
     _check_gradient(dy, indices)

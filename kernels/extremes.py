@@ -30,7 +30,10 @@ from kernels.axes import (
     sample_rows,
     spread,
 )
+from kernels.lazy import Lazy
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.reductions")
 
 # Largest, smallest --------------------------------------------------------------------------------
 
@@ -76,8 +79,6 @@ def _(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def _extreme(name: str, x: Array, axis: Axis, keepdims: bool, sign: np.float32) -> Array:
-    from kernels.cpu import reductions as loops
-
     axes = axes_of(name, x, axis)
     needs_elements(name, x, axes)
     if x.size == 0:
@@ -182,8 +183,6 @@ def _(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 
 def _position(name: str, x: Array, axis: int | None, keepdims: bool, sign: np.float32) -> Array:
-    from kernels.cpu import reductions as loops
-
     axes = _position_axes(name, x, axis)
     rows = rows_of(x, axes)
     out = np.empty(rows.shape[0], np.int64)

@@ -18,6 +18,7 @@ from kernels.channels import (
     check_channels,
     other_axes,
 )
+from kernels.lazy import Lazy
 from kernels.moments import (
     Triple,
     added,
@@ -32,6 +33,8 @@ from kernels.moments import (
     vector,
 )
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.normalization")
 
 
 def _check_groups(name: str, x: Array, groups: int) -> None:
@@ -64,8 +67,6 @@ def group_norm(
 
 @group_norm.cpu
 def _(x: Array, groups: int, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> Triple:
-    from kernels.cpu import normalization as loops
-
     check_channels("group_norm", x, weight=weight, bias=bias)
     _check_groups("group_norm", x, groups)
     planes = as_planes(x)
@@ -149,8 +150,6 @@ def group_norm_grad(
 
 @group_norm_grad.cpu
 def _(dy: Array, x: Array, groups: int, weight: Array | None, mean: Array, rstd: Array) -> Triple:
-    from kernels.cpu import normalization as loops
-
     check_channels("group_norm_grad", x, weight=weight)
     _check_groups("group_norm_grad", x, groups)
     check_dy("group_norm_grad", dy, x)

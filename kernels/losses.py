@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernels.arrays import Array, array_module, is_cuda, is_floating
+from kernels.lazy import Lazy
 from kernels.pointwise_losses import (
     binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_grad as binary_cross_entropy_with_logits_grad,
@@ -33,6 +34,8 @@ from kernels.pointwise_losses import (
     smooth_l1_grad as smooth_l1_grad,
 )
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.losses")
 
 #: Templates of kernels/cuda/losses.cu, each with one type parameter.
 CUDA_KERNELS = ("cross_entropy_rows", "cross_entropy_grad_rows", "nll_rows", "nll_grad_rows")
@@ -111,8 +114,6 @@ def _(
     label_smoothing: float = 0.0,
     with_grad: bool = True,
 ) -> tuple[Array, Array | None]:
-    from kernels.cpu import losses as loops
-
     _check_cross_entropy(logits, targets, weight)
     N, C = logits.shape
     logits = np.ascontiguousarray(logits)
@@ -223,8 +224,6 @@ def cross_entropy_grad(dy: Array, dlogits: Array) -> Array:
 
 @cross_entropy_grad.cpu
 def _(dy: Array, dlogits: Array) -> Array:
-    from kernels.cpu import losses as loops
-
     if dlogits.dtype != np.float32:  # 16-bit logits have float32 losses, so dy is float32
         return (dlogits.astype(np.float32) * dy[:, None]).astype(dlogits.dtype)
     dlogits = np.ascontiguousarray(dlogits)

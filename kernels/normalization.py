@@ -22,6 +22,7 @@ from kernels.channel_norm import (
     batch_norm_inference_grad as batch_norm_inference_grad,
 )
 from kernels.group_norm import group_norm as group_norm, group_norm_grad as group_norm_grad
+from kernels.lazy import Lazy
 from kernels.moments import (
     Triple,
     added,
@@ -39,6 +40,8 @@ from kernels.moments import (
     vector,
 )
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.normalization")
 
 CUDA_KERNELS = (
     "layer_norm_warp",
@@ -76,8 +79,6 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
 
 @layer_norm.cpu
 def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> Triple:
-    from kernels.cpu import normalization as loops
-
     _check_rows("layer_norm", x, weight=weight, bias=bias)
     x = dense(x)
     rows, D = x.shape
@@ -139,8 +140,6 @@ def layer_norm_grad(dy: Array, x: Array, weight: Array | None, mean: Array, rstd
 
 @layer_norm_grad.cpu
 def _(dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Triple:
-    from kernels.cpu import normalization as loops
-
     _check_rows("layer_norm_grad", x, weight=weight)
     check_dy("layer_norm_grad", dy, x)
     dy, x, mean, rstd = dense(dy), dense(x), dense(mean), dense(rstd)
@@ -217,8 +216,6 @@ def rms_norm(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, 
 
 @rms_norm.cpu
 def _(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, Array]:
-    from kernels.cpu import normalization as loops
-
     _check_rows("rms_norm", x, weight=weight)
     x = dense(x)
     y, rstd = np.empty_like(x), np.empty(x.shape[0], np.float32)
@@ -263,8 +260,6 @@ def rms_norm_grad(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tup
 
 @rms_norm_grad.cpu
 def _(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tuple[Array, Array]:
-    from kernels.cpu import normalization as loops
-
     _check_rows("rms_norm_grad", x, weight=weight)
     check_dy("rms_norm_grad", dy, x)
     dy, x, rstd = dense(dy), dense(x), dense(rstd)

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from kernels.arrays import Array, array_module
+from kernels.lazy import Lazy
 from kernels.registry import Draw, kernel
+
+loops = Lazy("kernels.cpu.prelu")
 
 #: Templates of kernels/cuda/prelu.cu over the element type.
 CUDA_KERNELS = ("prelu_forward", "prelu_backward")
@@ -82,8 +85,6 @@ def _planes(weight: Array, *arrays: Array) -> tuple[Array, list[list[Array]]]:
 
 @prelu.cpu
 def _(x: Array, weight: Array) -> Array:
-    from kernels.cpu import prelu as loops
-
     _slopes(x, weight)
     last = _channels_last(x, weight)
     weight = np.ascontiguousarray(weight)
@@ -102,8 +103,6 @@ def _(x: Array, weight: Array) -> Array:
 
 @prelu_grad.cpu
 def _(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
-    from kernels.cpu import prelu as loops
-
     _slopes(x, weight)
     last = _channels_last(x, weight)
     channels = weight.shape[0]

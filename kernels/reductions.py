@@ -45,7 +45,10 @@ from kernels.extremes import (
     max_grad as max_grad,
     min as min,  # noqa: A004
 )
+from kernels.lazy import Lazy
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.reductions")
 
 CUDA_KERNELS = (
     "reduce_rows",
@@ -104,8 +107,6 @@ def _(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 @cache
 def _loops() -> Any:
     """kernels/cpu/reductions.py; the import statement itself would cost 1 us a call."""
-    from kernels.cpu import reductions as loops
-
     return loops
 
 
@@ -183,7 +184,6 @@ def _divisor(n: int, correction: int) -> float:
 
 @var.cpu
 def _(x: Array, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Array:
-    from kernels.cpu import reductions as loops
     from kernels.cpu.engine import numbers
 
     axes = axes_of("var", x, axis)
@@ -281,8 +281,6 @@ def _(dy: Array, axis: int = -1) -> Array:
 
 
 def _running(x: Array, axis: int, reverse: bool) -> Array:
-    from kernels.cpu import reductions as loops
-
     rows, shape = as_rows(x, axis)
     out = np.empty_like(rows)
     loops.row_cumsums(rows, reverse, out)
@@ -333,8 +331,6 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 @norm.cpu
 def _(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    from kernels.cpu import reductions as loops
-
     axes = axes_of("norm", x, axis)
     if len(axes) == x.ndim:
         out = np.asarray(math.sqrt(_square(memory_order(x).reshape(-1))), np.float32)
@@ -354,7 +350,6 @@ def _(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 def _square(flat: Array) -> float:
     """Sum of squares of a flat float32 array, float64."""
-    from kernels.cpu import reductions as loops
     from kernels.cpu.engine import numbers
 
     blocks = numbers(-(-flat.size // loops.BLOCK))

@@ -20,7 +20,10 @@ import numpy as np
 
 from kernels.along_axis import NULL, check_mask, mask_rows, one_per_row, run_cpu, run_cuda
 from kernels.arrays import Array, array_module, as_rows, from_rows
+from kernels.lazy import Lazy
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.softmax")
 
 #: Templates of kernels/cuda/softmax.cu, each with one type parameter.
 CUDA_KERNELS = (
@@ -50,8 +53,6 @@ def softmax(x: Array, axis: int = -1, mask: Array | None = None) -> Array:
 
 @softmax.cpu
 def _(x: Array, axis: int = -1, mask: Array | None = None) -> Array:
-    from kernels.cpu import softmax as loops
-
     return run_cpu(loops.softmax, loops.softmax_columns, (x,), axis, mask)
 
 
@@ -83,8 +84,6 @@ def softmax_grad(dy: Array, y: Array, axis: int = -1) -> Array:
 
 @softmax_grad.cpu
 def _(dy: Array, y: Array, axis: int = -1) -> Array:
-    from kernels.cpu import softmax as loops
-
     return run_cpu(loops.softmax_grad, loops.softmax_grad_columns, (dy, y), axis)
 
 
@@ -115,8 +114,6 @@ def log_softmax(x: Array, axis: int = -1, mask: Array | None = None) -> Array:
 
 @log_softmax.cpu
 def _(x: Array, axis: int = -1, mask: Array | None = None) -> Array:
-    from kernels.cpu import softmax as loops
-
     return run_cpu(loops.log_softmax, loops.log_softmax_columns, (x,), axis, mask)
 
 
@@ -142,8 +139,6 @@ def log_softmax_grad(dy: Array, y: Array, axis: int = -1) -> Array:
 
 @log_softmax_grad.cpu
 def _(dy: Array, y: Array, axis: int = -1) -> Array:
-    from kernels.cpu import softmax as loops
-
     return run_cpu(loops.log_softmax_grad, loops.log_softmax_grad_columns, (dy, y), axis)
 
 
@@ -180,8 +175,6 @@ def logsumexp(x: Array, axis: int = -1, keepdims: bool = False, mask: Array | No
 
 @logsumexp.cpu
 def _(x: Array, axis: int = -1, keepdims: bool = False, mask: Array | None = None) -> Array:
-    from kernels.cpu import softmax as loops
-
     return run_cpu(
         loops.logsumexp, loops.logsumexp_columns, (x,), axis, mask, reduces=True, keepdims=keepdims
     )
@@ -235,8 +228,6 @@ def _(
     keepdims: bool = False,
     mask: Array | None = None,
 ) -> Array:
-    from kernels.cpu import softmax as loops
-
     rows, shape = as_rows(x, axis)
     out = np.empty_like(rows)
     loops.logsumexp_grad(

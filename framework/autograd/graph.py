@@ -232,6 +232,16 @@ def _deliver(edge: Node | Tensor, gradient: Array | Partial, pending: list[Node]
         edge.owned = isinstance(gradient, Partial)
         edge.grad = _spelled_out(gradient) if isinstance(gradient, Partial) else gradient
         return
+    if edge.grad.dtype.itemsize == 2:  # of a scaled loss float16 gradients may overflow, silently
+        with np.errstate(all="ignore"):
+            _add_to(edge, gradient)
+    else:
+        _add_to(edge, gradient)
+
+
+def _add_to(edge: Node, gradient: Array | Partial) -> None:
+    """Add a further gradient to a node's."""
+    assert edge.grad is not None
     if not edge.owned:  # the first arrival may be shared with another node: leave it as it is
         edge.owned = True
         if not isinstance(gradient, Partial):
@@ -301,6 +311,14 @@ def apply_hooks(hooks: dict[int, Callable[[Tensor], Any]], dy: Array) -> Array:
 def as_array(x: Any) -> Array:
     """NumPy reductions and 0-d arithmetic return scalars; a Tensor holds arrays only."""
     return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def in_dtype(a: Array, dtype: np.dtype[Any]) -> Array:
+    """`a` in `dtype`; what is beyond float16 becomes infinite, silently."""
+    if a.dtype == dtype:
+        return a
+    with np.errstate(all="ignore"):
+        return a.astype(dtype)
 
 
 def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:

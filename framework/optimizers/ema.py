@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from framework.autograd import Tensor
+from framework.autograd.casting import forget_copies
 from framework.backend.device import device_of, to_device
 from framework.layers import Module
 from framework.layers.checks import in_range
@@ -55,11 +56,13 @@ class EMA:
         Changes made to the weights inside are lost.
         """
         kept = [theirs.copy() for _, theirs in self._pairs()]
+        forget_copies()
         for mine, theirs in self._pairs():
             theirs[...] = mine
         try:
             yield self.model
         finally:
+            forget_copies()
             for (_, theirs), own in zip(self._pairs(), kept, strict=True):
                 theirs[...] = to_device(own, device_of(theirs))
 

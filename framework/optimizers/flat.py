@@ -15,7 +15,7 @@ from typing import Any
 
 from framework.autograd import Tensor
 from framework.backend.device import Device, device_of, to_device
-from kernels.arrays import Array, is_array, is_cuda, is_floating
+from kernels.arrays import Array, address, is_array, is_floating
 
 _ALIGNMENT = 64  # bytes
 
@@ -191,7 +191,7 @@ def joined(parameters: Iterable[Tensor]) -> list[Array]:
             buffer = None
             out.append(array)
             continue
-        at = (_address(array) - _address(base)) // base.itemsize
+        at = (address(array) - address(base)) // base.itemsize
         if base is buffer and 0 <= at - end < _ALIGNMENT // base.itemsize:
             if at > end:
                 buffer[end:at] = 0
@@ -201,11 +201,6 @@ def joined(parameters: Iterable[Tensor]) -> list[Array]:
             buffer, start, end = base, at, at + array.size
             out.append(array)
     return out
-
-
-def _address(array: Array) -> int:
-    pointer = array.data.ptr if is_cuda(array) else array.__array_interface__["data"][0]
-    return int(pointer)
 
 
 def place_of(parameter: Tensor) -> tuple[Device, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from framework.autograd import Tensor
+from framework.autograd.casting import forget_copies
 from framework.backend.device import device_of, to_device
 from framework.layers.storage import forget_grad
 from framework.optimizers.flat import FlatParameters, check_dtype, place_of
@@ -151,6 +152,7 @@ class Optimizer(ABC):
         """
         for group in self.param_groups:
             self._check_options(group)
+        forget_copies()
         if isinstance(scale, Tensor):
             scale = scale.data
         for group, flats in zip(self.param_groups, self._flat, strict=True):

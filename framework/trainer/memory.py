@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from framework.backend import cuda
 from framework.backend.out_of_memory import OutOfMemoryError, release
 from framework.layers.errors import held_by, name_leaves
+from framework.optimizers import Optimizer
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -43,7 +44,9 @@ def explains_memory(method: Method) -> Method:
 
 def _explain(error: OutOfMemoryError, trainer: Trainer) -> None:
     name_leaves(error, trainer.model)
-    error.held = held_by(trainer.model) | trainer.optimizer.memory_held()
+    error.held = held_by(trainer.model)
+    if isinstance(trainer.optimizer, Optimizer):
+        error.held |= trainer.optimizer.memory_held()
     error.advice = _advice(trainer)
     trainer.optimizer.zero_grad()
     release(error)
@@ -54,7 +57,11 @@ def _explain(error: OutOfMemoryError, trainer: Trainer) -> None:
 
 def _advice(trainer: Trainer) -> list[str]:
     samples = max((len(batch[-1]) for batch in trainer.window), default=None)
-    batch = "the batch size" if samples is None else f"the batch size ({samples} samples)"
-    dtypes = {p.dtype.name for p in trainer.model.parameters()}
-    more = f" with accumulate={2 * trainer.accumulate} for the same steps" if samples else ""
-    return [batch + more, "the model's size", f"its precision ({', '.join(sorted(dtypes))})"]
+    batch = "the batch size"
+    if samples is not None:
+        batch += (
+            f" ({samples} samples), with accumulate={2 * trainer.accumulate} for the same steps"
+        )
+    precision = trainer.precision
+    halves = ["the precision (precision='bf16-mixed')"] if precision.half is None else []
+    return [batch, *halves, "the model's size"]

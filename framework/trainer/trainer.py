@@ -21,6 +21,7 @@ from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
+from framework.trainer.precision import ComputePrecision
 
 #: Inputs and, last, the target.
 Batch = Sequence[Tensor]
@@ -50,6 +51,8 @@ class Trainer:
         clip_value: every gradient element is brought into [-clip_value, clip_value], before
             `clip_norm`.
         ema: an average of the weights, updated after each step; evaluation and prediction use it.
+        precision: "float32"; "tf32", on CUDA; "bf16-mixed" or "fp16-mixed", products in 16 bits
+            with float32 weights. See framework/trainer/precision.py, also for skipped steps.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         ema: EMA | None = None,
+        precision: str = "float32",
     ) -> None:
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise ValueError(f"accumulate is {accumulate!r}, expected an integer of at least 1")
@@ -79,9 +83,12 @@ class Trainer:
         self.device = _device_of(model, device)
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.ema = ema
+        self.precision = ComputePrecision(precision)
+        self.precision.check(model, optimizer)
 
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
+        self.skipped = 0  # steps left out because float16 gradients overflowed
         self.history: list[Record] = []  # a record for each epoch
         self.should_stop = False  # a callback sets it to end training after this step
         self.running = Mean()  # the loss of this epoch so far
@@ -146,7 +153,7 @@ class Trainer:
 
     @explains_memory
     def _train_epoch(self, loader: Loader) -> Record:
-        start = time.perf_counter()
+        start, skipped = time.perf_counter(), self.skipped
         self._reset()
         self.model.train()
         for window in _windows(batches_on(loader, self.device), self.accumulate):
@@ -157,27 +164,37 @@ class Trainer:
             raise ValueError("the training loader has no batches")
         seconds = time.perf_counter() - start
         scores = {metric.name: metric.compute() for metric in self.metrics}
-        rate = self.samples / seconds
-        return {
+        record: Record = {
             "loss": self.running.compute(),
             **scores,
             "seconds": seconds,
-            "samples_per_second": rate,
+            "samples_per_second": self.samples / seconds,
         }
+        if self.precision.scaler is not None:
+            record |= {"scale": self.precision.scaler.get_scale()}
+            record |= {"skipped": self.skipped - skipped}
+        return record
 
     def _train_step(self, window: list[Batch]) -> None:
         """The textbook: forward, loss, backward, clip, schedule, step."""
         self.window, self.losses = window, []
         self._call("on_step_start")
         self.optimizer.zero_grad()
+        self.precision.begin(self.model)
         in_window = sum(len(batch[-1]) for batch in window)
-        for batch in window:
-            *inputs, target = self._here(batch)
-            output = self.model(*inputs)
-            loss = self.loss(output, target)
-            share = len(target) / in_window
-            (loss if share == 1 else loss * share).backward()
-            self._observe(output, target, loss)
+        with self.precision.computing():  # 16-bit copies of the weights live as long as this
+            for batch in window:
+                *inputs, target = self._here(batch)
+                output = self.precision.widened(self.model(*inputs))
+                loss = self.loss(output, target)
+                share = len(target) / in_window
+                self.precision.scaled(loss if share == 1 else loss * share).backward()
+                self._observe(output, target, loss)
+        if not self.precision.unscale(self.optimizer):
+            self.skipped += 1
+            self._call("on_step_skipped")
+            self.precision.update()
+            return
         if self.clip_value is not None:
             clip_grad_value_(self.optimizer, self.clip_value)
         if self.clip_norm is not None:
@@ -186,6 +203,7 @@ class Trainer:
         if self.schedule is not None:
             self.optimizer.scale_lr(self.schedule(self.step))
         self.optimizer.step()
+        self.precision.update()
         self.step += 1
         if self.ema is not None:
             self.ema.update()
@@ -228,8 +246,10 @@ class Trainer:
         with self.evaluating():
             for batch in batches_on(loader, self.device):
                 *inputs, target = self._here(batch)
-                output = self.model(*inputs)
-                mean.update(self.loss(output, target), len(target))
+                with self.precision.computing():
+                    output = self.precision.widened(self.model(*inputs))
+                    loss = self.loss(output, target)
+                mean.update(loss, len(target))
                 for metric in metrics:
                     metric.update(output, target)
         if not mean.weight:
@@ -242,7 +262,8 @@ class Trainer:
     ) -> Tensor:
         """The model's outputs (N, ...) for an array or Tensor of N inputs, or for a loader's.
 
-        Of a loader's batches the last array, the target, is left out (unless it is the only one).
+        They are float32 in every precision. Of a loader's batches the last array, the target, is
+        left out (unless it is the only one).
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
@@ -252,11 +273,12 @@ class Trainer:
             batches = ((x[i : i + batch_size],) for i in range(0, len(x), batch_size))
         else:
             batches = data
+        outputs = []
         with self.evaluating():
-            outputs = [
-                self.model(*self._here(batch[:-1] if len(batch) > 1 else batch))
-                for batch in batches_on(batches, self.device)
-            ]
+            for batch in batches_on(batches, self.device):
+                inputs = self._here(batch[:-1] if len(batch) > 1 else batch)
+                with self.precision.computing():
+                    outputs.append(self.precision.widened(self.model(*inputs)))
         if not outputs:
             raise ValueError("there is nothing to predict: the data is empty")
         return concatenate(outputs)
@@ -296,6 +318,8 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "skipped": self.skipped,
+            "precision": self.precision.state_dict(),
             "should_stop": self.should_stop,
             "generator": default_generator.state(),
             "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
@@ -307,7 +331,7 @@ class Trainer:
         """Take over what `state_dict` gave; the next `fit` goes on from there.
 
         Raises ValueError where the run that gave it had another make: other callbacks, an EMA, a
-        plateau schedule.
+        plateau schedule, another precision.
         """
         saved = [name for name, _ in state["callbacks"]]
         here = [type(callback).__name__ for callback in self._stateful()]
@@ -320,6 +344,9 @@ class Trainer:
             if mine != (state[name] is not None):
                 has, other = ("one", "none") if mine else ("none", "one")
                 raise ValueError(f"this run has {has} for {name!r}, the saved one {other}")
+        # states of before there were precisions have none
+        self.precision.load_state_dict(state.get("precision", {"name": "float32"}))
+        self.skipped = int(state.get("skipped", 0))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.schedule, ReduceOnPlateau):

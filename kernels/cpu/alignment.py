@@ -28,6 +28,7 @@ import llvmlite.binding as llvm
 
 ALIGNMENT = 64
 
+#: Linux is asked for huge pages from 4 MiB on, as NumPy's own allocator does (MADV_HUGEPAGE is 14).
 #: `room` is what to ask of malloc, `place` where in it the array begins. realloc is for arrays
 #: that grow (np.resize in place, fromiter): malloc's own, and a move to where the array begins now.
 _CODE = """
@@ -36,6 +37,7 @@ declare ptr @malloc(i64)
 declare ptr @calloc(i64, i64)
 declare ptr @realloc(ptr, i64)
 declare void @free(ptr)
+declare i32 @madvise(ptr, i64, i32)
 declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)
 
 define private i64 @room(i64 %size) {
@@ -62,6 +64,16 @@ some:
   %array = inttoptr i64 %shifted to ptr
   %note = getelementptr i8, ptr %array, i64 -8
   store ptr %block, ptr %note
+  %huge = icmp uge i64 %size, HUGE
+  br i1 %huge, label %pages, label %done
+pages:
+  %next_page = add i64 %shifted, 4095
+  %page = and i64 %next_page, -4096
+  %first = inttoptr i64 %page to ptr
+  %bytes = sub i64 %size, 4096
+  %ignored = call i32 @madvise(ptr %first, i64 %bytes, i32 14)
+  br label %done
+done:
   ret ptr %array
 }
 define ptr @array_malloc(ptr %context, i64 %size) {
@@ -143,7 +155,8 @@ def _capsule() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_CODE), target)
+    code = _CODE.replace("HUGE", str(1 << 22 if sys.platform == "linux" else (1 << 63) - 1))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(code), target)
     engine.finalize_object()
     functions = (
         engine.get_function_address(f"array_{name}")

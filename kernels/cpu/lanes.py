@@ -128,6 +128,21 @@ def store(context: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
     return types.void(array, types.intp, types.intp, floats), generate
 
 
+@intrinsic
+def prefetch(context: Any, array: Any, index: Any) -> Any:
+    """Begin to fetch the cache line of array[index] into L1; it may lie past the end."""
+    _check_array("prefetch", array)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], *args)
+        fetch = _llvm(builder, "prefetch.p0", ir.VoidType(), address.type, _I32, _I32, _I32)
+        read, keep, data = (ir.Constant(_I32, v) for v in (0, 3, 1))
+        builder.call(fetch, [address, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
 ZERO = np.float32(0)
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
+from kernels.cpu.lanes import LANES, load, store, whole
+from kernels.cpu.rows import row_dot, row_exp_sum, row_max, row_softmax
 from kernels.cpu.vectormath import absolute, exp, exp_nonpositive, fast_max, log
 
 ZERO = np.float32(0)
@@ -39,14 +41,6 @@ def _log_p(x, m, log_s):
 
 
 @jit
-def _max(x):
-    m = -INF
-    for i in range(x.shape[0]):
-        m = fast_max(m, x[i])
-    return m
-
-
-@jit
 def _max_masked(x, keep):
     m = -INF
     for i in range(x.shape[0]):
@@ -55,32 +49,11 @@ def _max_masked(x, keep):
 
 
 @jit
-def _exp_sum(x, m):
-    s = ZERO
-    for i in range(x.shape[0]):
-        s += exp(x[i] - m)
-    return s
-
-
-@jit
 def _exp_sum_masked(x, m, keep):
     s = ZERO
     for i in range(x.shape[0]):
         s += exp(x[i] - m) if keep[i] else ZERO
     return s
-
-
-@jit
-def _softmax(x, out):
-    m = _max(x)
-    s = ZERO
-    for i in range(x.shape[0]):
-        e = exp_nonpositive(x[i] - m)
-        out[i] = e
-        s += e
-    scale = ONE / s
-    for i in range(x.shape[0]):
-        out[i] *= scale
 
 
 @jit
@@ -101,18 +74,21 @@ def softmax(x, mask, out):
     """out = softmax of each row of x; `mask` is NO_MASK or like x."""
     if mask.shape[0] == 0:
         for r in range(x.shape[0]):
-            _softmax(x[r], out[r])
+            row_softmax(x[r], row_max(x[r]), out[r])
     else:
         for r in range(x.shape[0]):
             _softmax_masked(x[r], mask[r], out[r])
 
 
-@jit
+@jit(forceinline=True)
 def _log_softmax(x, out):
-    m = _max(x)
-    log_s = log(_exp_sum(x, m))
-    for i in range(x.shape[0]):
-        out[i] = _log_p(x[i], m, log_s)
+    full = whole(x.shape[0])
+    m = row_max(x)
+    log_s = log(row_exp_sum(x, m))
+    for i in range(0, full, LANES):
+        store(out, i, LANES, (load(x, i, LANES) - m) - log_s)
+    rest = x.shape[0] - full
+    store(out, full, rest, (load(x, full, rest) - m) - log_s)
 
 
 @jit
@@ -135,6 +111,15 @@ def log_softmax(x, mask, out):
 
 
 @jit
+def _exp_sum(x, m):
+    """For any m: the sum of a row with an infinity is infinite."""
+    s = ZERO
+    for i in range(x.shape[0]):
+        s += exp(x[i] - m)
+    return s
+
+
+@jit
 def _finite(m):
     return m if absolute(m) < INF else ZERO
 
@@ -144,7 +129,7 @@ def logsumexp(x, mask, out):
     """out (rows,) = log-sum-exp of each row of x; `mask` is NO_MASK or like x."""
     for r in range(x.shape[0]):
         if mask.shape[0] == 0:
-            m = _finite(_max(x[r]))
+            m = _finite(row_max(x[r]))
             s = _exp_sum(x[r], m)
         else:
             m = _finite(_max_masked(x[r], mask[r]))
@@ -175,13 +160,14 @@ def logsumexp_grad(dy, y, x, mask, out):
             _logsumexp_grad_masked(dy[r], x[r], y[r], mask[r], out[r])
 
 
-@jit
+@jit(forceinline=True)
 def _softmax_grad(dy, y, out):
-    s = ZERO
-    for i in range(y.shape[0]):
-        s += dy[i] * y[i]
-    for i in range(y.shape[0]):
-        out[i] = (dy[i] - s) * y[i]
+    full = whole(y.shape[0])
+    rest = y.shape[0] - full
+    s = row_dot(dy, y)
+    for i in range(0, full, LANES):
+        store(out, i, LANES, (load(dy, i, LANES) - s) * load(y, i, LANES))
+    store(out, full, rest, (load(dy, full, rest) - s) * load(y, full, rest))
 
 
 @loop("dy", "y", "out")

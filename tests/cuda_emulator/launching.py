@@ -19,7 +19,7 @@ from tests.cuda_emulator.programs import CompiledKernel, find, stacks
 #: Every instantiation launched so far: (program, name expression).
 launched: set[tuple[str, str]] = set()
 
-#: 0: each thread runs until it waits. Otherwise the seed of a random order.
+#: 0: the first thread that can run does. Otherwise the seed of a random order.
 _seed = 0
 
 BLOCK_LIMITS = (1024, 1024, 64)

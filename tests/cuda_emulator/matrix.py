@@ -16,9 +16,6 @@ from tests.kernels import contract
 #: float64 has no CUDA versions.
 DTYPES = ("float32", "float16", "bfloat16")
 
-#: What CuPy computes by itself, in 16 bits not as NumPy does.
-NOT_OURS = ("matmul",)
-
 #: Kernels with NaN in place of an infinity or the other way round, in more elements than the
 #: reference: name -> reason. See SPREADS of the contract, which is for both devices.
 SPREADS = {
@@ -28,7 +25,7 @@ SPREADS = {
 CASES = [
     (kernel, sample)
     for kernel, sample in contract.CASES
-    if any(device == "cuda" for device, _ in kernel._versions) and kernel.name not in NOT_OURS
+    if any(device == "cuda" for device, _ in kernel._versions)
 ]
 NAMES = [k.name if sample == "_" else f"{k.name}-{sample}" for k, sample in CASES]
 

@@ -166,18 +166,18 @@ def find(text: str, expression: str) -> CompiledKernel:
 
 def _program(text: str, expression: str) -> Program:
     """The program that `text` belongs to; a text of a test's own is a program of one kernel."""
-    program = _known().get(text)
+    program = known_programs().get(text)
     if program is None or expression not in program.expressions:
         return Program("own", text, (expression,))
     return program
 
 
 @cache
-def _known() -> dict[str, Program]:
+def known_programs() -> dict[str, Program]:
     """The program of each text that the launching code hands over."""
-    known = {p.text: p for p in programs()}
+    families = {p.text: p for p in programs()}
     (together,) = (p for p in programs() if p.name == "elementwise")
-    return known | {compiler.common() + k.cuda_source(): together for k in elementwise_kernels()}
+    return families | {compiler.common() + k.cuda_source(): together for k in elementwise_kernels()}
 
 
 @cache

@@ -305,8 +305,8 @@ def test_after_the_error_the_trainer_has_the_last_good_weights_and_no_activation
     text = str(caught.value)
     assert "held by weights 196 bytes, gradients " in text and "optimizer state " in text
     assert text.splitlines()[-1] == (
-        "lower the batch size (6 samples) with accumulate=2 for the same steps or the model's size "
-        "or its precision (float32)"
+        "lower the batch size (6 samples), with accumulate=2 for the same steps "
+        "or the precision (precision='bf16-mixed') or the model's size"
     )
     trainer.hungry.when, trainer.callbacks, trainer.loss = "never", [], F.mse_loss
     trainer.fit(BATCHES[2:], epochs=1)

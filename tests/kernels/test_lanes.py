@@ -10,7 +10,7 @@ if not has_numba():
 
 from kernels.cpu.engine import jit
 from kernels.cpu.lanes import LANES, each, load, peak, select, store, total, whole
-from kernels.cpu.rows import row_exp_sum, row_max, row_softmax
+from kernels.cpu.rows import row_dot, row_exp_sum, row_max, row_softmax
 from kernels.cpu.summation import add_partials
 
 SIZES = [1, 2, 15, 16, 17, 31, 64, 65, 130, 1000]
@@ -47,6 +47,8 @@ def apply(name, x, out):
         out[0] = m
     elif name == 1:
         out[0] = row_exp_sum(x, m)
+    elif name == 3:
+        out[0] = row_dot(x, x)
     else:
         row_softmax(x, m, out)
 
@@ -98,6 +100,8 @@ def test_rows(size):
     assert out[0] == x.max()
     apply(1, x, out)
     np.testing.assert_allclose(out[0], e.sum(), rtol=1e-6)
+    apply(3, x, out)
+    np.testing.assert_allclose(out[0], (x.astype(np.float64) ** 2).sum(), rtol=1e-6)
     frame, y = framed(size)
     apply(2, x, y)
     np.testing.assert_allclose(y, e / e.sum(), rtol=1e-5)  # x - max is rounded

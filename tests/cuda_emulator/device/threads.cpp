@@ -1,7 +1,8 @@
 // The threads of a block, each on its own stack, switched where one has to wait for others. Blocks run one after another.
 //
-// Two schedules: greedy (seed 0) runs the threads in order, each until it waits; otherwise the next thread is drawn at
-// random from those that can run, and blocks come in random order. Either shows a missing barrier that the other may not.
+// Two schedules: greedy (seed 0) always runs the first thread that can run, so that a warp goes as far as it may before
+// the next one starts. Otherwise warps take precedence in a random order that changes now and then, lanes and blocks come
+// at random. Either may show a missing barrier that the other does not; a uniform choice would hold no warp back for long.
 //
 // A stack is taken when a thread starts and given back when it ends: a kernel that never waits needs one for all threads.
 #include <stdio.h>
@@ -55,11 +56,12 @@ struct Thread {
 
 Thread threads[MOST];
 int count;  // threads of a block
-unsigned alive[MOST / WARP], in_warp[MOST / WARP];  // lanes that have not returned, lanes that wait for their warp
+int warps;  // of a block
+// Lanes that have not returned, that wait for their warp, that can run.
+unsigned alive[MOST / WARP], in_warp[MOST / WARP], ready[MOST / WARP];
+int precedence[MOST / WARP];  // the warps, the first to run first
 Thread* current;
 Context scheduler;
-std::vector<int> ready;
-size_t head;
 uint64_t random_state;  // 0: greedy
 char* stacks;
 std::vector<int> free_stacks;
@@ -139,24 +141,31 @@ void complete(int t) {
     for (int lane = 0; lane < WARP; ++lane) {
         if (!(there >> lane & 1)) continue;
         threads[first + lane].state = READY;
-        ready.push_back(first + lane);
     }
     in_warp[warp] &= ~there;
+    ready[warp] |= there;
 }
 
 // --- the scheduler ------------------------------------------------------------------------------------
 
+void shuffle_warps() {
+    for (int i = warps; i > 1; --i) std::swap(precedence[i - 1], precedence[draw() % i]);
+}
+
+// The next thread to run; -1 if none can.
 int next_ready() {
-    if (random_state) {
-        const size_t i = head + draw() % (ready.size() - head);
-        std::swap(ready[head], ready[i]);
+    if (random_state && draw() % 64 == 0) shuffle_warps();
+    for (int i = 0; i < warps; ++i) {
+        const int warp = precedence[i];
+        unsigned lanes = ready[warp];
+        if (!lanes) continue;
+        if (random_state)  // leave out a random number of them from the low end
+            for (uint64_t skip = draw() % __builtin_popcount(lanes); skip > 0; --skip) lanes &= lanes - 1;
+        const int lane = __builtin_ctz(lanes);
+        ready[warp] &= ~(1u << lane);
+        return warp * WARP + lane;
     }
-    const int t = ready[head++];
-    if (head == ready.size()) {
-        ready.clear();
-        head = 0;
-    }
-    return t;
+    return -1;
 }
 
 void run(int t) {
@@ -174,10 +183,8 @@ void run(int t) {
 void release_barrier() {
     barrier_count = 0;
     for (int t = 0; t < count; ++t) barrier_count += threads[t].predicate;
-    for (int t = 0; t < count; ++t) {
-        threads[t].state = READY;
-        ready.push_back(t);
-    }
+    for (int t = 0; t < count; ++t) threads[t].state = READY;
+    memcpy(ready, alive, sizeof ready);
     arrived_at_barrier = 0;
 }
 
@@ -212,8 +219,6 @@ bool one_barrier() {
 }
 
 void run_block() {
-    ready.clear();
-    head = 0;
     arrived_at_barrier = finished = 0;
     memset(alive, 0, sizeof alive);
     memset(in_warp, 0, sizeof in_warp);
@@ -222,10 +227,10 @@ void run_block() {
         const unsigned x = t % blockDim.x, y = t / blockDim.x % blockDim.y, z = t / (blockDim.x * blockDim.y);
         threads[t].index = uint3{x, y, z};
         threads[t].state = NEW;
-        ready.push_back(t);
     }
-    while (!ready.empty() && failure.empty()) {
-        const int t = next_ready();
+    memcpy(ready, alive, sizeof ready);
+    if (random_state) shuffle_warps();
+    for (int t = next_ready(); t >= 0; t = next_ready()) {
         run(t);
         if (!failure.empty()) break;
         Thread& self = threads[t];
@@ -308,6 +313,8 @@ extern "C" __attribute__((visibility("default"))) int emulator_launch(void (*cal
     gridDim = dim3(grid[0], grid[1], grid[2]);
     blockDim = dim3(block[0], block[1], block[2]);
     count = static_cast<int>(block[0] * block[1] * block[2]);
+    warps = (count + WARP - 1) / WARP;
+    for (int i = 0; i < warps; ++i) precedence[i] = i;
     random_state = seed;
     failure.clear();
     // exactly as long as asked for: AddressSanitizer sees what is beyond
