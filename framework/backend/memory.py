@@ -58,9 +58,9 @@ def reset_peak_memory(device: Device | str | None = None) -> None:
     """Let `peak_memory` count from what is in use now.
 
     On CUDA this installs a memory hook of CuPy for the calling thread: from then on each of its
-    allocations takes a pass over the pool's live blocks longer (1 us and, with a thousand of them,
-    some more). It sees CuPy's default pool and that thread's allocations. On the CPU only Linux can
-    forget a peak; NotImplementedError elsewhere.
+    allocations takes a call of Python and a pass over the pool's live blocks longer. It sees CuPy's
+    default pool and that thread's allocations. On the CPU only Linux can forget a peak;
+    NotImplementedError elsewhere.
     """
     place = _place(device)
     if place.kind == "cuda":

@@ -12,7 +12,8 @@ Three orders make that safe, and each is an event:
   recorded on the compute stream when the block was taken, `consumed`.
 
 Device blocks come from CuPy's pool, one batch ahead and in the sizes of the last batch: after the
-first batches nothing is allocated, and a batch that somebody keeps is simply not reused.
+first batches the device is asked for nothing, and a batch that somebody keeps (a list of a loader's
+batches, a window of accumulated ones) is not overwritten, as it would be in buffers of our own.
 """
 
 from __future__ import annotations
