@@ -12,6 +12,7 @@ from tests.cuda_emulator.conftest import require_emulator
 def device(monkeypatch):
     require_emulator()
     monkeypatch.setattr(backend, "probe_cuda", lambda: backend.Probe(True, hardware=True))
+    monkeypatch.setattr(backend, "_default", backend.CPU)  # chosen once for all tests
     with copies.installed("late", immediate=True) as device:
         yield device
 

@@ -30,6 +30,7 @@ def emulate(monkeypatch):
     """Makes `copies.installed` one of the framework's devices."""
     require_emulator()
     monkeypatch.setattr(backend, "probe_cuda", lambda: backend.Probe(True, hardware=True))
+    monkeypatch.setattr(backend, "_default", backend.CPU)  # chosen once for all tests
     return copies.installed
 
 

@@ -126,6 +126,7 @@ def pool(monkeypatch):
     pool = FakePool()
     monkeypatch.setitem(sys.modules, "cupy", pool.module)
     monkeypatch.setattr(backend, "probe_cuda", lambda: backend.Probe(True, hardware=True))
+    monkeypatch.setattr(backend, "_default", backend.CPU)  # chosen once for all tests
     monkeypatch.setattr(fw.backend.memory, "_peaks", {})
     return pool
 
