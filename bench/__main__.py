@@ -9,12 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.sizes import Device
+
 app = typer.Typer(
     help="Time kernels and training against their references and peers, correctness first.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="cpu or cuda; cuda where there is a GPU.")
+]
 Threads = Annotated[
     int | None, typer.Option(help="Threads of each side; all cores by default.", min=1)
 ]
@@ -37,8 +42,11 @@ def kernels(
         list[str] | None,
         typer.Option(help="Sizes like 768x128 4096x1024, in place of each kernel's own."),
     ] = None,
+    device: DeviceName = None,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on cuda.")] = "float32",
     against: Annotated[
-        str, typer.Option(help="Sides to compare with: reference, torch, both, or none.")
+        str,
+        typer.Option(help="Sides to compare with: reference, torch, compile (on cuda), or none."),
     ] = "reference,torch",
     json: Json = None,
     threads: Threads = None,
@@ -49,26 +57,28 @@ def kernels(
     ] = False,
 ) -> None:
     """Time every kernel, forward and gradient. About 5 minutes for all, after they are compiled."""
-    from bench import cases, kernel_bench, machine
+    from bench import cases, kernel_bench, kernel_table, machine
     from bench.kernel_bench import KernelBench
 
     with _clear_errors():
         shapes = [cases.parse_size(s) for text in sizes or () for s in text.split()]
-        chosen = cases.find(names or (), shapes, quick)
+        where = _device(device)
+        _check_dtype(dtype, where)
+        chosen = cases.find(names or (), shapes, quick, where, dtype)
         _check_writable(json)
-        sides = _sides(against, kernel_bench.SIDES)
+        sides = _sides(against, kernel_bench.SIDES[where])
         if quick:
             seconds, turns = min(seconds, 0.03), min(turns, 5)
-        facts = machine.describe(threads)
+        facts = machine.describe(threads, where)
         rows: list[Any] = []
         with (
             _progress(len(chosen)) as progress,
-            KernelBench(sides, seconds, turns, threads) as bench,
+            KernelBench(sides, seconds, turns, threads, where) as bench,
         ):
             for case in chosen:
                 progress(str(case))
                 rows.append(bench.run(case))
-        _show(machine.headline(facts), kernel_bench.table(rows, bench.copy_bandwidth, sides))
+        _show(machine.headline(facts), kernel_table.table(rows, bench.copy_bandwidth, sides))
         _warn_of_company(sum(row.turns is not None and row.turns.disturbed for row in rows))
         if json is not None:
             facts |= {"kind": "kernels", "copy_bandwidth": bench.copy_bandwidth}
@@ -119,6 +129,28 @@ def training(
 # Shared by the commands ---------------------------------------------------------------------------
 
 
+def _device(name: str | None) -> Device:
+    """The device named, or what the framework takes by itself (FRAMEWORK_DEVICE counts)."""
+    from framework.backend.device import default_device, require_cuda
+
+    if name is None:
+        return "cuda" if default_device().kind == "cuda" else "cpu"
+    if name == "cpu":
+        return "cpu"
+    if name != "cuda":
+        _fail(f"--device {name}: expected cpu or cuda")
+    require_cuda()
+    return "cuda"
+
+
+def _check_dtype(dtype: str, device: Device) -> None:
+    from bench.cases import DTYPES
+
+    known = list(DTYPES) if device == "cuda" else ["float32"]
+    if dtype not in known:
+        _fail(f"--dtype {dtype}: on {device} there is {' or '.join(known)}")
+
+
 def _sides(text: str, known: Sequence[str]) -> list[str]:
     """The sides named in "a,b"; torch is left out, with a word, where it is not installed."""
     from bench import machine
@@ -127,9 +159,9 @@ def _sides(text: str, known: Sequence[str]) -> list[str]:
     for side in chosen:
         if side not in known:
             _fail(f"unknown peer {side!r} in --against: there are {', '.join(known)}, none")
-    if "torch" in chosen and not machine.has_torch():
+    if {"torch", "compile"} & set(chosen) and not machine.has_torch():
         typer.echo(machine.TORCH_IS_MISSING, err=True)
-        chosen.remove("torch")
+        chosen = [side for side in chosen if side not in ("torch", "compile")]
     return list(dict.fromkeys(chosen))
 
 
@@ -166,10 +198,11 @@ def _clear_errors() -> Iterator[None]:
     """One line and exit code 2 for what the user can mend."""
     from bench.cases import UnknownCase
     from bench.peer import PeerError
+    from framework.backend.device import DeviceError
 
     try:
         yield
-    except (UnknownCase, PeerError, OSError) as error:
+    except (UnknownCase, PeerError, DeviceError, OSError) as error:
         _fail(str(error))
 
 
