@@ -93,7 +93,11 @@ def kernels(
 @app.command()
 def training(
     model: Annotated[str, typer.Option(help="What to train: mlp.")] = "mlp",
-    against: Annotated[str, typer.Option(help="torch, or none.")] = "torch",
+    device: DeviceName = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="torch; on cuda also captured, compile, graph; all by default; or none."),
+    ] = None,
     json: Json = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(help="Time on each side.", min=0.01)] = 15.0,
@@ -110,13 +114,18 @@ def training(
         if model not in TASKS:
             _fail(f"unknown model {model!r}: there are {', '.join(TASKS)}")
         _check_writable(json)
-        sides = _sides(against, ("torch",))
+        where = _device(device)
+        known = bench.SIDES[where]
+        sides = _sides(",".join(known) if against is None else against, known)
         if quick:
             seconds, turns = min(seconds, 2.0), min(turns, 20)
-        facts = machine.describe(threads)
+        facts = machine.describe(threads, where)
         with _progress(turns) as progress:
-            result = bench.run(model, sides, seconds, turns, lambda: progress(model), threads)
+            done = lambda: progress(model)  # noqa: E731
+            result = bench.run(model, sides, seconds, turns, done, threads, where)
         _show(machine.headline(facts), bench.table(result))
+        for reason in result.missing.values():
+            typer.echo(reason, err=True)
         _warn_of_company(int(result.turns.disturbed))
         if json is not None:
             facts |= {"kind": "training", "result": result.as_dict()}
@@ -159,9 +168,10 @@ def _sides(text: str, known: Sequence[str]) -> list[str]:
     for side in chosen:
         if side not in known:
             _fail(f"unknown peer {side!r} in --against: there are {', '.join(known)}, none")
-    if {"torch", "compile"} & set(chosen) and not machine.has_torch():
+    torchs = {"torch", "compile", "graph"}
+    if torchs & set(chosen) and not machine.has_torch():
         typer.echo(machine.TORCH_IS_MISSING, err=True)
-        chosen = [side for side in chosen if side not in ("torch", "compile")]
+        chosen = [side for side in chosen if side not in torchs]
     return list(dict.fromkeys(chosen))
 
 
