@@ -135,6 +135,58 @@ def training(
             _fail(f"the sides do not train alike: losses differ by {apart} of the first", code=1)
 
 
+@app.command()
+def gpu(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; bench/results/<GPU>-<date>.json by default."),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="The end, whatever is done.", min=0.1)] = 8.0,
+    only: Annotated[
+        str, typer.Option(help="Parts of it: tests, sanitizer, kernels, training.")
+    ] = "tests,sanitizer,kernels,training",
+) -> None:
+    """All that a machine with a GPU can tell: tests, sanitizer, kernels, training. 8 minutes."""
+    from bench import gpu as bench, machine, summary
+    from bench.budget import Budget
+    from framework.backend.device import require_cuda
+
+    with _clear_errors():
+        parts = list(dict.fromkeys(part.strip() for part in only.split(",") if part.strip()))
+        for part in parts or [""]:
+            if part not in bench.PARTS:
+                _fail(f"unknown part {part!r} in --only: there are {', '.join(bench.PARTS)}")
+        budget = Budget(minutes * 60)
+        require_cuda()
+        facts = machine.describe(None, "cuda")
+        path = out or machine.result_path(facts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(path, "--out")
+        typer.echo(machine.headline(facts))
+        run = bench.Run(path, budget, typer.echo, facts)
+        run.all(parts)
+        typer.echo("\n" + "\n".join(summary.of_gpu(run.record)))
+        typer.echo(f"\n{budget.spent:.0f} s; every figure is in {path}")
+        if run.failures:
+            _fail("; ".join(run.failures), code=1)
+
+
+@app.command()
+def summary(
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; code 1 if README is out of date.")
+    ] = False,
+) -> None:
+    """Write the newest figures of bench/results/ into README."""
+    from bench import summary as bench
+
+    with _clear_errors():
+        changed = bench.update(write=not check)
+        if changed and check:
+            _fail("README.md is out of date: python -m bench summary", code=1)
+        typer.echo(f"README.md: {'written' if changed else 'nothing to change'}")
+
+
 # Shared by the commands ---------------------------------------------------------------------------
 
 
@@ -175,7 +227,7 @@ def _sides(text: str, known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def _check_writable(json: Path | None) -> None:
+def _check_writable(json: Path | None, option: str = "--json") -> None:
     """Find out before minutes of measuring, not after."""
     if json is None:
         return
@@ -183,7 +235,7 @@ def _check_writable(json: Path | None) -> None:
     try:
         json.open("a").close()
     except OSError as error:
-        _fail(f"--json {json}: cannot be written ({error.strerror})")
+        _fail(f"{option} {json}: cannot be written ({error.strerror})")
     if not existed:
         json.unlink()
 
@@ -208,11 +260,12 @@ def _clear_errors() -> Iterator[None]:
     """One line and exit code 2 for what the user can mend."""
     from bench.cases import UnknownCase
     from bench.peer import PeerError
+    from bench.summary import UnreadableResult
     from framework.backend.device import DeviceError
 
     try:
         yield
-    except (UnknownCase, PeerError, DeviceError, OSError) as error:
+    except (UnknownCase, UnreadableResult, PeerError, DeviceError, OSError) as error:
         _fail(str(error))
 
 

@@ -52,6 +52,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 #: them.
 _STATISTICS = ("mean", "var", "rstd")
 
+#: Families of matrix products.
+PRODUCTS = ("matmul", "linear")
+
 _SEED = 20
 
 
@@ -150,8 +153,9 @@ def _cases(
     kernel: Kernel, sizes: Sequence[Shape], quick: bool, device: Device, dtype: str
 ) -> list[Case]:
     def case(variant: str, shape: Shape) -> Case:
-        itemsize = 4 if sizes else DTYPES[dtype].itemsize
-        return Case(kernel.name, variant, sizes_of.as_large(shape, itemsize), dtype)
+        if not sizes and kernel.family not in PRODUCTS:  # products are bound by arithmetic
+            shape = sizes_of.as_large(shape, DTYPES[dtype].itemsize)
+        return Case(kernel.name, variant, shape, dtype)
 
     made = [
         case(variant, shape)
@@ -195,7 +199,7 @@ def arguments(case: Case) -> list[Any]:
     kernel = load()[case.kernel]
     pairs = named(kernel, _drawn(case.kernel, case.variant, case.shape))
     return [
-        _cast(a, np.dtype(np.float32) if name in _STATISTICS else DTYPES[case.dtype])
+        cast(a, np.dtype(np.float32) if name in _STATISTICS else DTYPES[case.dtype])
         for name, a in pairs
     ]
 
@@ -208,7 +212,7 @@ def _drawn(kernel: str, variant: str, shape: Shape) -> tuple[Any, ...]:
     return tuple(load()[kernel].samples[variant](draw, shape))
 
 
-def _cast(a: Any, dtype: Any) -> Any:
+def cast(a: Any, dtype: Any) -> Any:
     """A copy of floating arrays as `dtype`; other arrays and numbers as they are."""
     is_float = is_array(a) and is_floating(a.dtype)
     return a.astype(dtype) if is_float else a
@@ -240,7 +244,7 @@ def truth(case: Case, args: Sequence[Any] | None = None) -> list[Any]:
     With `args`, which are those arguments on another device, it is computed there.
     """
     kernel = load()[case.kernel]
-    wide = [_cast(a, np.float64) for a in (arguments(case) if args is None else args)]
+    wide = [cast(a, np.float64) for a in (arguments(case) if args is None else args)]
     return to_host(results(kernel, wide, kernel.reference))
 
 
@@ -295,5 +299,5 @@ def _nbytes(a: Any) -> int:
 
 def flops(case: Case) -> int | None:
     """Multiplications and additions of a matrix product of m x k x n; None for what is none."""
-    products = load()[case.kernel].family in ("matmul", "linear") and len(case.shape) == 3
+    products = load()[case.kernel].family in PRODUCTS and len(case.shape) == 3
     return 2 * math.prod(case.shape) if products else None

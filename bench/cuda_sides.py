@@ -41,7 +41,7 @@ def together(case: Case, sides: Sequence[str]) -> Work:
     import cupy
 
     cupy.get_default_memory_pool().free_all_blocks()
-    args = [_to_device(a) if isinstance(a, np.ndarray) else a for a in cases.arguments(case)]
+    args = [to_device(a) if isinstance(a, np.ndarray) else a for a in cases.arguments(case)]
     facts: dict[str, dict[str, Any]] = {}
     steps: dict[str, Callable[[], Any]] = {}
     expected, where = _truth(case, args)
@@ -72,7 +72,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
-def _to_device(a: np.ndarray) -> Any:
+def to_device(a: np.ndarray) -> Any:
     """With the strides of `a`: CuPy would turn channels-last images into C order."""
     import cupy
 

@@ -122,6 +122,17 @@ TORCH_IS_MISSING = (
 )
 
 
+#: Where results that README shows are kept.
+RESULTS = Path(__file__).parent / "results"
+
+
+def result_path(facts: dict[str, Any]) -> Path:
+    """A file for results of the machine that `facts` describe."""
+    name = facts["gpu"]["name"] if "gpu" in facts else facts["cpu"]
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return RESULTS / f"{words}-{facts['date'][:19].replace(':', '')}.json"
+
+
 def commit() -> str | None:
     """The commit of this tree, with "+" if it has been changed since; None outside git."""
     root = Path(__file__).parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ CUDA_TIMEOUT = 120.0
 class Pool(Protocol):
     """The sides of one case after another."""
 
-    def prepare(self, case: Case) -> tuple[Facts, list[str]]:
+    def prepare(self, case: Case, without: Collection[str] = ()) -> tuple[Facts, list[str]]:
         """What the sides say of the case, and the problems of those that say nothing."""
 
     def runners(self, sides: Iterable[str]) -> Mapping[str, Runner]:
@@ -62,14 +62,15 @@ class Separate:
                 worker = self._start_worker(side, f"bench.sides:{side}", self._threads)
                 self._workers[side] = self._stack.enter_context(worker)
 
-    def prepare(self, case: Case) -> tuple[Facts, list[str]]:
+    def prepare(self, case: Case, without: Collection[str] = ()) -> tuple[Facts, list[str]]:
         """All sides at once: each draws its arguments and computes its first result."""
         self._start()
-        for worker in self._workers.values():
-            worker.send("prepare", case)
+        asked = [side for side in self._workers if side not in without]
+        for side in asked:
+            self._workers[side].send("prepare", case)
         facts: Facts = {}
         problems = []
-        for side in list(self._workers):
+        for side in asked:
             try:
                 facts[side] = self._workers[side].receive()
             except PeerError as error:
@@ -116,16 +117,17 @@ class Together:
             self._worker = self._start_worker("cuda", factory, timeout=CUDA_TIMEOUT)
         return self._worker
 
-    def prepare(self, case: Case) -> tuple[Facts, list[str]]:
+    def prepare(self, case: Case, without: Collection[str] = ()) -> tuple[Facts, list[str]]:
         """All sides; if one of them ended the process, ours alone once more."""
         problems = []
-        for sides in (self.sides, ["ours"]):
+        asked = [side for side in self.sides if side not in without]
+        for sides in (asked, ["ours"]):
             try:
                 facts: Facts = dict(self._running().call("prepare", case, sides))
             except PeerError as error:
                 problems.append(str(error))
                 self.restart(sides)
-                if len(self.sides) == 1:
+                if len(asked) == 1:
                     break
                 continue
             problems += [f["problem"] for f in facts.values() if "problem" in f]

@@ -7,6 +7,7 @@ ones that show what a launch costs.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 Device = Literal["cpu", "cuda"]
@@ -69,9 +70,5 @@ def as_large(shape: Shape, itemsize: int) -> Shape:
     """`shape`, which is meant for float32, with its first axis as much longer as elements are
     shorter: a large array of 16-bit elements has as many bytes.
     """
-    large = 1 << 22
-    elements = 1
-    for n in shape:
-        elements *= n
-    grow = 4 // itemsize if itemsize < 4 and elements >= large else 1
+    grow = 4 // itemsize if math.prod(shape) >= 1 << 22 else 1
     return (shape[0] * grow, *shape[1:])

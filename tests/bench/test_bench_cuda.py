@@ -64,7 +64,7 @@ def test_products_have_operations_a_second(bench):
 
 def test_layouts_come_over_as_they_are(cupy):
     drawn = cases.arguments(Case("batch_norm", "channels_last", (2, 3, 4, 5)))[0]
-    moved = cuda_sides._to_device(drawn)
+    moved = cuda_sides.to_device(drawn)
     assert moved.strides == drawn.strides
     assert moved.get().tobytes() == drawn.tobytes()
     assert moved.shape == drawn.shape
