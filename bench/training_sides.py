@@ -134,11 +134,12 @@ def our_task(task: Task, device: Device) -> tuple[Build, Any]:
         model = MLP(config)
         for p, w in zip(model.parameters(), task.weights(), strict=True):
             _same_shape(p.shape, w)
-            p.data[...] = fw.tensor(w).data
+            p.data[...] = fw.tensor(w, device=device).data
         optimizer = optimizers.Adam(model.parameters(), lr=task.lr)
         return lambda x, y: F.cross_entropy(model(x), y), optimizer
 
-    return build, [(fw.tensor(x), fw.tensor(y)) for x, y in task.data()]
+    batches = task.data()
+    return build, [(fw.tensor(x, device=device), fw.tensor(y, device=device)) for x, y in batches]
 
 
 def torch(name: str) -> Work:
