@@ -353,7 +353,7 @@ def test_errors_show_shapes_and_values():
     with pytest.raises(ValueError, match=r"matmul: \(1, 2\) @ \(3, 1\): 2 columns meet 3 rows"):
         x @ fw.tensor([[1.0], [2.0], [3.0]])
     with pytest.raises(TypeError, match="float32 and float64 differ"):
-        x @ fw.tensor(np.ones((2, 2)))
+        x @ fw.ones(2, 2, dtype="float64")
     with pytest.raises(ValueError, match=r"cannot reshape \(1, 2\) \(2 elements\) to \(3,\)"):
         x.reshape(3)
     with pytest.raises(IndexError, match=r"index 5 into shape \(1, 2\)"):
