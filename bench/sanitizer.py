@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu_tests import ROOT
+from kernels.cuda.nvrtc import cuda_roots
 
 TOOLS = ("memcheck", "racecheck")
 
 MISSING = (
     "compute-sanitizer is not installed, so memory accesses are not checked: it comes with the "
-    "CUDA toolkit, or pip install nvidia-cuda-sanitizer-api-cu12 (or its CUDA 13 twin)"
+    "CUDA toolkit, or pip install nvidia-cuda-sanitizer-api (nvidia-cuda-sanitizer-api-cu12)"
 )
 
 #: Lines of the tool that are kept.
@@ -28,9 +28,9 @@ PROGRAM = (sys.executable, "-m", "bench.every_kernel")
 
 
 def find() -> str | None:
-    """The tool: on the path, or in a toolkit's folder."""
-    toolkit = os.environ.get("CUDA_PATH") or os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    folders = [None, f"{toolkit}/bin", f"{toolkit}/compute-sanitizer"]
+    """The tool: on the path, in a pip wheel or in a toolkit."""
+    inside = ("compute-sanitizer", "bin", "cuda_sanitizer_api/bin")
+    folders = [None, *(str(root / folder) for root in cuda_roots() for folder in inside)]
     found = (shutil.which("compute-sanitizer", path=folder) for folder in folders)
     return next((path for path in found if path), None)
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from bench.measure import Spread, Turns, measure
-from bench.peer import PeerError, Worker
+from bench.peer import TIMEOUT, PeerError, Worker
 from bench.pools import Start
 from bench.sizes import Device
 from bench.training_cuda import SIDES as CUDA_SIDES
@@ -23,6 +23,9 @@ SIDES: dict[Device, tuple[str, ...]] = {"cpu": ("torch",), "cuda": CUDA_SIDES}
 
 #: Steps from equal weights whose losses are compared, and with which the peak memory is taken.
 STEPS = 50
+
+#: Seconds a side may take to answer: on CUDA a run has few minutes in all.
+TIMEOUTS: dict[Device, float] = {"cpu": TIMEOUT, "cuda": 60.0}
 
 #: How far the losses may be apart, relative to the first loss: rounding grows along the steps.
 LOSS_TOLERANCE = 5e-3
@@ -105,18 +108,20 @@ def run(
     device: Device = "cpu",
     start: Start = Worker,
 ) -> Result:
-    """Check that all sides train alike, time them `seconds` each, and take their memory afterwards.
+    """Check that all sides train alike, time them `seconds` each, and take their memory.
 
     Each side has a process of its own on either device: a small model's step is mostly Python's
-    work, and memory is counted by process. The memory is that of fresh ones: by then every kernel
-    lies compiled in the cache. A side other than ours that fails is missing, with its reason.
+    work, and memory is counted by process. On the CPU the memory is that of fresh ones: by then
+    every kernel lies compiled in the cache. On CUDA a compiler's memory is not the card's, and what
+    is free there is asked before the next side begins. A side other than ours that fails is
+    missing, with its reason.
     """
     module = "bench.training_sides" if device == "cpu" else "bench.training_cuda"
 
     def worker(side: str) -> Worker:
-        return start(side, f"{module}:{side}", threads)
+        return start(side, f"{module}:{side}", threads, timeout=TIMEOUTS[device])
 
-    losses, missing = {}, {}
+    losses, missing, memory = {}, {}, {}
     with ExitStack() as stack:
         workers = {}
         for side in ("ours", *against):
@@ -124,6 +129,8 @@ def run(
             try:
                 made.call("prepare", model)
                 losses[side] = made.call("ask", "losses", STEPS)
+                if device == "cuda":
+                    memory[side] = made.call("ask", "memory")
                 workers[side] = made
             except PeerError as error:
                 if side == "ours":
@@ -131,8 +138,7 @@ def run(
                 missing[side] = str(error)
                 made.close()
         timed = measure(workers, seconds, turns, after_turn)
-    memory = {}
-    for side in losses:
+    for side in losses if device == "cpu" else ():
         with worker(side) as fresh:
             fresh.call("prepare", model)
             fresh.call("ask", "losses", STEPS)

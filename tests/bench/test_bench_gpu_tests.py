@@ -153,6 +153,16 @@ def test_a_missing_tool_is_said(monkeypatch):
     assert sanitizer.run("memcheck", 1) == {"tool": "memcheck", "problem": sanitizer.MISSING}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the fake tool is a shell script")
+def test_the_tool_of_a_pip_wheel_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.setattr(sanitizer, "cuda_roots", lambda: [tmp_path / "cu13"])
+    assert sanitizer.find() is None
+    folder = tmp_path / "cu13" / "compute-sanitizer"
+    folder.mkdir(parents=True)
+    assert sanitizer.find() == fake(folder, "true")
+
+
 def test_every_kernel_runs_once(cupy):
     from bench import every_kernel
     from bench.cases import load
