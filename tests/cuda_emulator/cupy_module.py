@@ -8,6 +8,7 @@ A function that is not listed here is an AttributeError: add it after a look int
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -31,6 +32,9 @@ VALUES = (
     *("bool_", "float16", "float32", "float64", "int32", "int64", "uint16", "uint32", "uint64"),
     *("inf", "nan", "newaxis", "pi"),
 )
+
+#: Bytes of a second-level cache that there is none of.
+L2_CACHE = 1 << 16
 
 #: Few, so that the loops of grid-stride kernels are taken more than once.
 MULTIPROCESSORS = 1
@@ -126,6 +130,21 @@ class RawModule:
         return launching.Function(self._code, name)
 
 
+class Event:
+    """A moment of the stream, which here is the host's."""
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    """Milliseconds."""
+    return (end.time - start.time) * 1e3
+
+
 def module() -> ModuleType:
     """A fresh module."""
     cupy = ModuleType("cupy")
@@ -137,11 +156,16 @@ def module() -> ModuleType:
     for name in VALUES:
         setattr(cupy, name, getattr(np, name))
     cupy.add, cupy.ndarray, cupy.RawModule = _AddUfunc(), ndarray, RawModule  # type: ignore
-    attributes = {"MultiProcessorCount": MULTIPROCESSORS}
+    attributes = {"MultiProcessorCount": MULTIPROCESSORS, "L2CacheSize": L2_CACHE}
+    device = SimpleNamespace(id=0, attributes=attributes, synchronize=lambda: None)
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
-        Device=lambda _=0: SimpleNamespace(id=0, attributes=attributes),
+        Device=lambda _=0: device,
+        Event=Event,
+        get_elapsed_time=get_elapsed_time,
         is_available=lambda: True,
     )
+    pool = SimpleNamespace(free_all_blocks=lambda: None, used_bytes=lambda: 0)
+    cupy.get_default_memory_pool = lambda: pool  # type: ignore[attr-defined]
     return cupy
 
 

@@ -1,5 +1,5 @@
-"""The kernels' contract on the emulator: every sample with a CUDA version, by dtype, size and
-layout.
+"""The kernels' contract on CUDA: every sample with a CUDA version, by dtype, size and layout. For
+the emulator, and for tests/kernels/test_contract_on_gpu.py on a real one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ FEW = [(3, 5), (9, 136)]
 
 
 def dense(a: np.ndarray) -> Any:
-    return sys.modules["cupy"].asarray(a)
+    """With its axes in the order they have in memory: CuPy's asarray would turn channels-last
+    images into C order.
+    """
+    order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
+    moved = sys.modules["cupy"].asarray(a.transpose(order).copy())
+    return moved.transpose(sorted(range(a.ndim), key=order.__getitem__)) if a.ndim else moved
 
 
 def unaligned(a: np.ndarray) -> Any:
