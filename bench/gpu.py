@@ -58,6 +58,7 @@ class Run:
         self.record: dict[str, Any] = facts or machine.describe(None, "cuda")
         self.record |= {"kind": "gpu", "minutes": budget.seconds / 60}
         self.rows: list[Row] = []
+        self._broken: list[str] = []
         self.save()
 
     def save(self) -> None:
@@ -100,6 +101,7 @@ class Run:
         except (PeerError, OSError, RuntimeError, ValueError, AttributeError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}".splitlines()[0]
             self.say(f"{name}: {problem}")
+            self._broken.append(f"{name}: {problem}")
             result = self.record.get(name, {}) | {"problem": problem}
         self.record[name] = result
         self.save()
@@ -126,7 +128,7 @@ class Run:
 
         torch.compile takes seconds a case: with `compiled` it is asked for each kernel's first.
         """
-        known = self.record.setdefault("kernels", {"rows": [], "not_reached": []})
+        known: dict[str, Any] = self.record.setdefault("kernels", {"rows": [], "not_reached": []})
         known["not_reached"] = []
         torch = ["torch", *["compile"] * compiled] if machine.has_torch() else []
         if not torch:
@@ -191,7 +193,7 @@ class Run:
     @property
     def failures(self) -> list[str]:
         """What was wrong, in a few words each; a part that is missing is not wrong."""
-        tests, found = self.record.get("tests", {}), []
+        tests, found = self.record.get("tests", {}), list(self._broken)
         if tests.get("failed"):
             found.append(f"{tests['failed']} tests failed")
         if tests.get("problem") and "passed" in tests:

@@ -200,7 +200,7 @@ def test_parts_come_in_order_and_a_failing_one_stops_nothing(run, monkeypatch, s
     assert sum(sanitizer.MISSING in line for line in said) == 1
     assert figures["tests"]["failures"][0]["reason"] == "AssertionError: off by 1"
     assert figures["kernels"]["rows"]
-    assert "1 tests failed" in made.failures
+    assert made.failures == ["training: PeerError: ours: OutOfMemoryError: no", "1 tests failed"]
     assert clock.now <= 8 * 60
 
 

@@ -160,7 +160,8 @@ def test_the_tool_of_a_pip_wheel_is_found(tmp_path, monkeypatch):
     assert sanitizer.find() is None
     folder = tmp_path / "cu13" / "compute-sanitizer"
     folder.mkdir(parents=True)
-    assert sanitizer.find() == fake(folder, "true")
+    path = fake(folder, "true")
+    assert sanitizer.find() == path
 
 
 def test_every_kernel_runs_once(cupy):
