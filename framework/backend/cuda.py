@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from framework.backend.device import Device, probe_cuda
+from framework.backend.graph import CapturedStep as CapturedStep, graph as graph
+from framework.backend.live import CaptureError as CaptureError
 
 
 def is_available() -> bool:

@@ -18,6 +18,7 @@ from framework.functional import concatenate
 from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer.callbacks.callback import Callback
+from framework.trainer.capture import captured_training
 from framework.trainer.metrics import Mean, Metric
 
 #: Inputs and, last, the target.
@@ -48,6 +49,10 @@ class Trainer:
         clip_value: every gradient element is brought into [-clip_value, clip_value], before
             `clip_norm`.
         ema: an average of the weights, updated after each step; evaluation and prediction use it.
+        capture: replay the steps as CUDA graphs (see `framework.cuda.graph`), which leaves out what
+            Python and the launches take. "auto": on CUDA, unless something in a step cannot be
+            captured, which is said once. True: that is a CaptureError. False: never, for a model or
+            loss that does something else from step to step, such as drawing NumPy's random numbers.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         ema: EMA | None = None,
+        capture: bool | str = "auto",
     ) -> None:
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise ValueError(f"accumulate is {accumulate!r}, expected an integer of at least 1")
@@ -77,6 +83,7 @@ class Trainer:
         self.device = _device_of(model, device)
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.ema = ema
+        self._captured = captured_training(self, capture)
 
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
@@ -166,6 +173,18 @@ class Trainer:
         """The textbook: forward, loss, backward, clip, schedule, step."""
         self.window, self.losses = window, []
         self._call("on_step_start")
+        if self._captured is None or not self._captured.step(window):
+            self.compute_gradients(window, self._observe)
+            self._call("on_gradients")
+            self.apply_schedule()
+            self.move_weights()
+        self.step += 1
+        self._call("on_step_end")
+
+    def compute_gradients(
+        self, window: list[Batch], observe: Callable[[Tensor, Tensor, Tensor], None]
+    ) -> None:
+        """Forward, loss, backward, clip; `observe` gets output, target and loss of each batch."""
         self.optimizer.zero_grad()
         in_window = sum(len(batch[-1]) for batch in window)
         for batch in window:
@@ -174,19 +193,22 @@ class Trainer:
             loss = self.loss(output, target)
             share = len(target) / in_window
             (loss if share == 1 else loss * share).backward()
-            self._observe(output, target, loss)
+            observe(output, target, loss)
         if self.clip_value is not None:
             clip_grad_value_(self.optimizer, self.clip_value)
         if self.clip_norm is not None:
             clip_grad_norm_(self.optimizer, self.clip_norm)
-        self._call("on_gradients")
+
+    def apply_schedule(self) -> None:
+        """Set the learning rates of this step."""
         if self.schedule is not None:
             self.optimizer.scale_lr(self.schedule(self.step))
+
+    def move_weights(self) -> None:
+        """Step, and take the new weights into the average."""
         self.optimizer.step()
-        self.step += 1
         if self.ema is not None:
             self.ema.update()
-        self._call("on_step_end")
 
     def _observe(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
         """Running loss and metrics. Sums stay on the device: no waiting for it in a step."""
