@@ -10,21 +10,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from kernels.cuda import compiler, launch
-from tests.cuda_emulator import launching
-from tests.cuda_emulator.arrays import call, ndarray, to_device, unwrap, wrap
+from tests.cuda_emulator import launching, streams
+from tests.cuda_emulator.arrays import call, ndarray, to_device, unwrap
 from tests.cuda_emulator.memory import allocate
 
 FUNCTIONS = (
-    *("abs", "absolute", "argmax", "argmin", "argsort", "broadcast_to", "concatenate"),
+    *("abs", "absolute", "argmax", "argmin", "argsort", "bincount", "broadcast_to", "clip"),
+    *("concatenate", "square", "take_along_axis"),
     *("copysign", "exp", "expand_dims", "expm1", "flip", "full_like", "isfinite", "isnan"),
     *("log", "log1p", "matmul", "maximum", "minimum", "moveaxis", "ones_like", "reshape"),
-    *("rint", "sign", "split", "sqrt", "square", "stack", "tanh", "where", "zeros_like"),
+    *("rint", "sign", "split", "sqrt", "stack", "tanh", "where", "zeros_like"),
 )
 VALUES = (
     *("bool_", "float16", "float32", "float64", "int32", "int64", "uint16", "uint32", "uint64"),
@@ -40,7 +42,7 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
 
 
 def empty_like(a: ndarray, dtype: Any = None) -> ndarray:
-    return wrap(to_device(np.empty_like(unwrap(a), dtype)))
+    return ndarray(to_device(np.empty_like(unwrap(a), dtype)))
 
 
 def full(shape: Any, value: Any, dtype: Any = None) -> ndarray:
@@ -58,19 +60,21 @@ def ones(shape: Any, dtype: Any = float) -> ndarray:
 
 
 def arange(*args: Any, dtype: Any = None) -> ndarray:
-    return wrap(np.arange(*args, dtype=dtype))
+    return call(np.arange, *args, dtype=dtype)
 
 
 def asarray(a: Any, dtype: Any = None) -> ndarray:
     """From anything: the one way from the host to the device."""
     if isinstance(a, ndarray):
         return a if dtype is None or a.dtype == dtype else a.astype(dtype)  # type: ignore
+    streams.waits("asarray() of the host's memory")
     return ndarray(to_device(np.asarray(a, dtype)))
 
 
 def array(a: Any, dtype: Any = None) -> ndarray:
-    host = a.host if isinstance(a, ndarray) else np.asarray(a)
-    return ndarray(to_device(host.astype(dtype or host.dtype, copy=False)))
+    if isinstance(a, ndarray):
+        return a.astype(dtype or a.dtype)  # type: ignore[attr-defined]
+    return asarray(a, dtype)
 
 
 def ascontiguousarray(a: ndarray, dtype: Any = None) -> ndarray:
@@ -83,6 +87,11 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return tuple(map(int, shape)) if isinstance(shape, Sequence) else (int(shape),)
 
 
+def count_nonzero(a: ndarray, axis: Any = None) -> ndarray:
+    """An array where NumPy gives a number."""
+    return call(lambda x: np.asarray(np.count_nonzero(x, axis)), a)
+
+
 class _AddUfunc:
     """`cupy.add`, whose `at` adds to the same element as often as it is named."""
 
@@ -90,7 +99,27 @@ class _AddUfunc:
         return call(np.add, *args, **options)
 
     def at(self, a: ndarray, indices: Any, b: Any) -> None:
-        np.add.at(a.host, unwrap(indices), unwrap(b))
+        call(np.add.at, a, indices, b)
+
+
+class Device:
+    """`cupy.cuda.Device`, of which there is one."""
+
+    attributes = MappingProxyType({"MultiProcessorCount": MULTIPROCESSORS})
+
+    def __init__(self, device: int = 0) -> None:
+        if device != 0:
+            raise streams.CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.id = device
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        streams.waits("synchronize()")
 
 
 class RawModule:
@@ -113,17 +142,31 @@ def module() -> ModuleType:
     """A fresh module."""
     cupy = ModuleType("cupy")
     made = (empty, empty_like, full, zeros, ones, arange, asarray, array, ascontiguousarray)
-    for function in made:
+    for function in (*made, count_nonzero):
         setattr(cupy, function.__name__, function)
     for name in FUNCTIONS:
         setattr(cupy, name, _function(name))
     for name in VALUES:
         setattr(cupy, name, getattr(np, name))
     cupy.add, cupy.ndarray, cupy.RawModule = _AddUfunc(), ndarray, RawModule  # type: ignore
-    attributes = {"MultiProcessorCount": MULTIPROCESSORS}
+    cupy.RawKernel = launching.Function  # type: ignore[attr-defined]
+    cupy.__spec__ = ModuleSpec("cupy", None)
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
-        Device=lambda _=0: SimpleNamespace(id=0, attributes=attributes),
+        Device=Device,
+        Event=streams.Event,
+        Memory=streams.Plain,
+        MemoryPool=streams.MemoryPool,
+        Stream=streams.Stream,
+        get_current_stream=streams.current,
+        get_default_memory_pool=lambda: streams.default_pool,
         is_available=lambda: True,
+        runtime=SimpleNamespace(
+            CUDARuntimeError=streams.CUDARuntimeError,
+            getDevice=lambda: 0,
+            getDeviceCount=lambda: 1,
+            runtimeGetVersion=lambda: 13000,
+        ),
+        using_allocator=streams.using_allocator,
     )
     return cupy
 

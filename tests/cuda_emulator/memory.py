@@ -7,6 +7,8 @@ Otherwise bytes of a pattern lie before and after it, and `check` says when one 
 from __future__ import annotations
 
 import ctypes
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,11 @@ ALIGNMENT = 512
 
 #: NaN in every floating type and -1 in the integers: what was never written stands out.
 PATTERN = 0xFF
+
+#: Told of every allocation (streams.py): a capture allows some only.
+listeners: list[Callable[[Memory], None]] = []
+
+_live: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 
 _GUARD = 512  # before, and 64 bytes after: enough for a pack too many
 
@@ -38,6 +45,23 @@ class Memory:
         start = self._start.value or 0
         self.pointer = start + before
         self._guards = ((start, before), (self.pointer + size, after))
+        #: The array that was made of it, and the pool that it is from if not the common one.
+        self.owner: weakref.ref[Any] | None = None
+        self.pool: weakref.ref[Any] | None = None
+        _live[self.pointer] = self
+
+    def is_kept(self) -> bool:
+        """Is there an array, or a pool, that this belongs to? What only an operation of a graph
+        still knows has been freed.
+        """
+        owned = self.owner is not None and self.owner() is not None
+        return owned or (self.pool is not None and self.pool() is not None)
+
+    def read(self) -> bytes:
+        return ctypes.string_at(self.pointer, self.size)
+
+    def write(self, content: bytes) -> None:
+        ctypes.memmove(self.pointer, content, self.size)
 
     def __del__(self) -> None:
         _c.free(self._start)
@@ -60,9 +84,21 @@ def allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     if size == 0:
         return np.empty(shape, dtype)
     memory = Memory(size)
-    buffer = (ctypes.c_char * size).from_address(memory.pointer)
-    buffer.memory = memory  # type: ignore[attr-defined]  # lives as long as a view does
-    return np.frombuffer(buffer, dtype).reshape(shape)
+    for listener in listeners:
+        listener(memory)
+    return np.frombuffer(buffer_of(memory), dtype).reshape(shape)
+
+
+def buffer_of(memory: Memory) -> Any:
+    """The bytes; `memory` lives as long as a view of them does."""
+    buffer = (ctypes.c_char * memory.size).from_address(memory.pointer)
+    buffer.memory = memory  # type: ignore[attr-defined]
+    return buffer
+
+
+def live() -> list[Memory]:
+    """Every allocation."""
+    return list(_live.values())
 
 
 def memory_of(view: np.ndarray) -> Memory | None:
