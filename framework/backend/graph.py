@@ -150,8 +150,7 @@ class CapturedStep:
 
     def _as_it_is(self, inputs: tuple[Any, ...]) -> Any:
         with self.device.context():
-            moved = [_like(x, to_device(_array(x), self.device)) for x in inputs]
-            return _detached(self.step(*moved))
+            return _detached(self.step(*(_moved(x, self.device) for x in inputs)))
 
 
 class _Captured:
@@ -289,6 +288,12 @@ def _like(x: Any, array: Array) -> Any:
     return type(x)(array)
 
 
+def _moved(x: Any, device: Device) -> Any:
+    """`x` on `device`, if it is a Tensor or an array."""
+    array = _array(x)
+    return _like(x, to_device(array, device)) if is_array(array) else x
+
+
 def _signature(x: Any) -> Any:
     array = _array(x)
     return (type(x), array.shape, array.dtype) if is_array(array) else (type(x), x)
@@ -334,10 +339,12 @@ def _reason(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """The last line of code outside of this framework that the error came through, if any."""
-    ours = Path(__file__).resolve().parents[2]
-    folders = tuple(str(ours / name) for name in ("framework", "kernels"))
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(folders) and "cupy" not in frame.filename:
-            return f" at {Path(frame.filename).name}:{frame.lineno}"
-    return ""
+    """The line that called into this framework, or else into CuPy, before the error: its user's."""
+    here = Path(__file__).resolve().parents[2]
+    ours = tuple(str(here / name) for name in ("framework", "kernels"))
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame.filename.startswith(ours) for frame in frames]
+    users = [i for i, mine in enumerate(inside) if not mine and "cupy" not in frames[i].filename]
+    callers = [i for i in users if i + 1 < len(frames) and inside[i + 1]]
+    last = (callers or users)[-1:]
+    return f" at {Path(frames[last[0]].filename).name}:{frames[last[0]].lineno}" if last else ""

@@ -32,10 +32,10 @@ class CaptureError(RuntimeError):
 
 
 class _Entry(NamedTuple):
-    """Numbers of one place."""
+    """Numbers of one place, or what the host counts beside the step."""
 
-    host: np.ndarray[Any, Any]
-    make: Callable[[], Sequence[Any]]
+    host: np.ndarray[Any, Any] | None  # None: counted on the host only
+    make: Callable[[], Any]
     undo: Callable[[], None]
     fits: Callable[[], bool]
 
@@ -62,8 +62,8 @@ class Recording:
     ) -> Array:
         """An array on the device with what ``make()`` gives now, and again before every replay.
 
-        `make` counts whatever it counts; `undo` takes one such call back. `fits` says before a
-        replay, and without changing what is counted, whether the captured step is still right.
+        `make` counts whatever it counts, unless it raises; `undo` takes one such call back. `fits`
+        says before a replay, and without counting, whether the captured step is still right.
         """
         values = np.asarray(make(), dtype)
         start, end = self._used, self._used + values.nbytes
@@ -75,6 +75,11 @@ class Recording:
         self._entries.append(_Entry(host, make, undo, fits))
         self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
         return self._device[start:end].view(values.dtype)
+
+    def each_time(self, count: Callable[[], None], undo: Callable[[], None]) -> None:
+        """Count now, and at every replay; `undo` takes one such call back."""
+        count()
+        self._entries.append(_Entry(None, count, undo, lambda: True))
 
     def note_leaf(self, leaf: Any) -> None:
         """A backward pass is about to add to ``leaf.grad``."""
@@ -110,8 +115,10 @@ class Recording:
         made: list[_Entry] = []
         try:
             for entry in self._entries:
-                entry.host[...] = entry.make()
+                values = entry.make()
                 made.append(entry)
+                if entry.host is not None:
+                    entry.host[...] = values
         except BaseException:
             for entry in reversed(made):
                 entry.undo()

@@ -204,8 +204,9 @@ class Optimizer(ABC):
 
         def make() -> list[np.float32]:
             self._check_options(group)
+            made = self.numbers(group, flat.steps[run.start] + 1)
             flat.count(run, 1)
-            return self.numbers(group, flat.steps[run.start])
+            return made
 
         def shape() -> tuple[Any, ...]:
             """What decides which kernels run, and over what."""

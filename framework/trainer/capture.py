@@ -1,9 +1,9 @@
 """Training steps as CUDA graphs: the textbook of the Trainer, captured once and replayed.
 
-Forward, loss, backward, clipping, optimizer and EMA are one graph for each shape of batch (of a
-window of batches, where gradients are accumulated). The schedule is asked on the host before; loss
-and metrics are gathered after, from the graph's outputs. Where a callback looks at the gradients
-there are two graphs, one up to them and one after.
+Forward, loss, backward, clipping, optimizer, EMA and the sums of loss and metrics are one graph for
+each shape of batch (of a window of batches, where gradients are accumulated). The schedule is asked
+on the host before; a metric that is more than sums is told after, from the graph's outputs. Where a
+callback looks at the gradients there are two graphs, one up to them and one after.
 """
 
 from __future__ import annotations
@@ -82,15 +82,30 @@ class CapturedTraining:
         rest = iter(tensors)
         window: list[Batch] = [[next(rest) for _ in range(size)] for size in sizes]
         results: Results = []
-        self.trainer.compute_gradients(window, lambda *result: results.append(result))
+
+        def observe(*result: Tensor) -> None:
+            output, target, loss = result
+            self.trainer.running.update(loss.detach(), len(target))
+            for metric in self.trainer.metrics:
+                if metric.is_replayable(output, target):
+                    metric.update(output.detach(), target)
+            results.append((output, target, loss))
+
+        self.trainer.compute_gradients(window, observe)
         return results
 
     def _move(self) -> None:
         self.trainer.move_weights()
 
     def _observe(self, results: Results) -> None:
-        for result in results:
-            self.trainer._observe(*result)
+        """What the graph has not done."""
+        trainer = self.trainer
+        for output, target, loss in results:
+            trainer.losses.append(loss)
+            trainer.samples += len(target)
+            for metric in trainer.metrics:
+                if not metric.is_replayable(output, target):
+                    metric.update(output, target)
 
     # What decides ---------------------------------------------------------------------------------
 
@@ -121,6 +136,8 @@ class CapturedTraining:
             trainer.ema,
             trainer.clip_norm,
             trainer.clip_value,
+            trainer.running,
+            *trainer.metrics,
             self._description,
             [p.requires_grad for p in self._parameters],
             [module.training for module in self._modules],
@@ -129,6 +146,8 @@ class CapturedTraining:
             self._settings = settings
             for captured in (self.whole, self.gradients, self.move):
                 captured.forget()
+            for mean in (trainer.running, *(m for x in trainer.metrics for m in x.sums())):
+                mean.hold(trainer.device)
         hooked = any(p.hooks for p in self._parameters) or any(m.has_hooks for m in self._modules)
         if hooked:
             self._tell("hooks of the model or its parameters run in every step")
