@@ -393,7 +393,11 @@ def _(out: Array, seed: Any, offset: int, low: int, high: int) -> Array:
 
 @permutation.cuda(dtypes=("int64",))
 def _(out: Array, seed: Any, offset: int) -> Array:
+    from kernels.cuda import launch
+
     _is_vector(out)
+    if launch.is_capturing():
+        raise RuntimeError("permutation: the current stream is capturing, and CuPy's sort waits")
     keys = array_module(out).empty(out.size, np.uint64)
     out[...] = _launch("key_fill", keys, seed, offset).argsort()  # CuPy's sort is stable
     return out

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from framework.backend.live import Recording, recording
+from framework.backend.live import CaptureError, Recording, recording
 from kernels.arrays import Array, array_module
 
 if TYPE_CHECKING:
@@ -258,6 +258,8 @@ def add_at(full: Array, gradient: Partial) -> None:
     # Repeated indices must add up, and float atomics would add in a different order every run: sort
     # the flat positions (a stable sort) and sum each run.
     xp = array_module(full)
+    if xp is not np and recording() is not None:  # sorting waits for the device
+        raise CaptureError("the gradient of indexing with arrays is not captured")
     positions = xp.arange(full.size).reshape(full.shape)[gradient.index].reshape(-1)
     if positions.size == 0:
         return

@@ -24,6 +24,7 @@ from typing import Any
 from framework.backend.device import Device, choose_device, default_device, to_device
 from framework.backend.live import CaptureError, Recording, recording, recording_to
 from kernels.arrays import Array, is_array, is_cuda
+from kernels.precision import tf32_is_allowed
 
 log = logging.getLogger("framework")
 
@@ -114,7 +115,7 @@ class CapturedStep:
         self._known.clear()
 
     def _find(self, inputs: tuple[Any, ...]) -> _Captured | None:
-        key = tuple(map(_signature, inputs))
+        key = (tf32_is_allowed(), *map(_signature, inputs))
         captured = self._known.get(key)
         if captured is None and len(self._known) < self.most:
             captured = self._known[key] = _Captured(inputs, self.device)

@@ -221,8 +221,8 @@ def _keep(function: Any, compute: Callable[[], Any], result: Any, made: Any, *gi
 # Methods ------------------------------------------------------------------------------------------
 
 METHODS = (
-    *("argmax", "argmin", "argsort", "astype", "copy", "cumsum", "fill", "max", "mean", "min"),
-    *("ravel", "reshape", "squeeze", "sum", "swapaxes", "transpose", "view"),
+    *("all", "any", "argmax", "argmin", "argsort", "astype", "copy", "cumsum", "fill", "max"),
+    *("mean", "min", "ravel", "reshape", "squeeze", "sum", "swapaxes", "transpose", "view"),
 )
 OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
@@ -236,6 +236,7 @@ def _method(name: str) -> Callable[..., Any]:
         if {"initial", "where"} & options.keys():
             raise TypeError(f"{name}() got an unexpected keyword argument: CuPy has none such")
         if name == "argsort":
+            streams.waits("argsort()")  # inside of Thrust: on a GPU the process would end
             options = {"kind": "stable"} | options  # CuPy's sort is
         if name == "transpose" and len(args) == 1:
             args = (tuple(map(int, args[0])),)  # any sequence

@@ -451,3 +451,46 @@ def test_a_layers_buffers_follow():
 
     assert run(True) == run(False)
     assert run(True)["num_batches_tracked"] == 5
+
+
+@pytest.mark.parametrize("n", [1, 6, 300])
+def test_an_embeddings_gradient_is_sorted_without_waiting(n):
+    """CuPy's sort cannot be captured; the order is the same, so the sums are too."""
+
+    def run(capture):
+        fw.manual_seed(0)
+        table = layers.Embedding(5, 3).to("cuda")
+        draw = np.random.default_rng(n)
+        weights = fw.tensor(draw.standard_normal((n, 3)).astype(np.float32), device="cuda")
+
+        def step(indices):
+            table.weight.zero_grad()
+            (table(indices) * weights).sum().backward()
+            return table.weight.grad
+
+        call = fw.cuda.graph(step, device="cuda") if capture else step
+        drawn = [fw.tensor(draw.integers(0, 5, n), device="cuda") for _ in range(5)]
+        grads = [call(indices).data.get().tolist() for indices in drawn]
+        return grads, getattr(call, "reason", None)
+
+    assert run(True) == run(False)
+
+
+def test_sorting_in_a_step_is_refused_before_it_starts():
+    call = fw.cuda.graph(lambda x: x + fw.randperm(4, device="cuda"), device="cuda")
+    x = fw.zeros((4,), device="cuda")
+    for _ in range(4):
+        assert call(x).data.get().sum() == 6
+    assert "waits for the device" in call.reason
+
+    w = fw.tensor([1.0, 2.0, 3.0], device="cuda", requires_grad=True)
+
+    def step(indices):
+        w.zero_grad()
+        w[indices].sum().backward()
+
+    call = fw.cuda.graph(step, device="cuda")
+    for _ in range(4):
+        call(fw.tensor([2, 0, 2], device="cuda"))
+        assert w.grad.data.get().tolist() == [1, 0, 2]
+    assert call.reason == "the gradient of indexing with arrays is not captured"
