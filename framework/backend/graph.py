@@ -14,6 +14,7 @@ and numbers that change lie on the device (live.py).
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -169,7 +170,7 @@ class _Captured:
         self.graph: Any = None
         self.outputs: Any = None
         self._recording: Recording | None = None
-        self._pool: Any = None
+        self._memory: _Memory | None = None  # the last: it goes after the arrays
 
     def fill(self, inputs: tuple[Any, ...], device: Device, stream: Any) -> None:
         """Copy the inputs in. From the host nothing waits: the driver keeps a copy of its own."""
@@ -185,12 +186,9 @@ class _Captured:
         """Record the step. Nothing of it is run. CaptureError where that fails, and then nothing
         has been counted.
         """
-        made = Recording(device)
-        # Blocks of memory that the step frees go back to this pool and to nobody else's arrays: a
-        # replay writes to them again.
-        pool = device.module.cuda.MemoryPool()
+        made, memory = Recording(device), _Memory(device)
         try:
-            with device.module.cuda.using_allocator(pool.malloc), recording_to(made):
+            with memory.used(), recording_to(made):
                 stream.begin_capture()
                 try:
                     outputs = _detached(step(*self.arguments))
@@ -206,7 +204,7 @@ class _Captured:
             made.roll_back()
             raise
         made.finish()
-        self.graph, self.outputs, self._recording, self._pool = captured, outputs, made, pool
+        self.graph, self.outputs, self._recording, self._memory = captured, outputs, made, memory
 
     def refresh(self) -> None:
         """Make the numbers of the next replay; those of the first are made by the capture."""
@@ -223,8 +221,37 @@ class _Captured:
     def drop(self, calls: int) -> None:
         """Forget the graph; its memory goes after it. `calls` of the warm-up count as done."""
         self.graph = self.outputs = self._recording = None
-        self._pool = None
+        self._memory = None
         self.calls = calls
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+class _Memory:
+    """The memory pool of one graph. Blocks that the step frees go back to it and to nobody else's
+    arrays: a replay writes to them again.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._cuda = device.module.cuda
+        self._pool = self._cuda.MemoryPool()
+
+    def used(self) -> Any:
+        """Within the block this thread's arrays are from the pool."""
+        return self._cuda.using_allocator(self._pool.malloc)
+
+    def __del__(self) -> None:
+        if sys.is_finalizing():
+            return
+        # CuPy's arrays need their pool: it stays while somebody holds one, a result or a gradient.
+        for pool in (pools := [*_retired, self._pool]):
+            pool.free_all_blocks()
+        _retired[:] = [pool for pool in pools if pool.used_bytes()]
+
+
+#: Pools of graphs that are gone, in which there are arrays yet.
+_retired: list[Any] = []
 
 
 # The stream ---------------------------------------------------------------------------------------

@@ -58,6 +58,9 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     def get(self) -> np.ndarray:
         streams.waits("get()")
+        memory = memory_of(self.host)
+        if memory is not None and not memory.is_kept():
+            raise RuntimeError(f"an array of {self.nbytes} bytes outlived its memory pool")
         return self.host.copy(order="K")
 
     def item(self) -> Any:

@@ -51,11 +51,11 @@ class Memory:
         _live[self.pointer] = self
 
     def is_kept(self) -> bool:
-        """Is there an array, or a pool, that this belongs to? What only an operation of a graph
+        """Is its pool there, or for the common one an array? What only an operation of a graph
         still knows has been freed.
         """
-        owned = self.owner is not None and self.owner() is not None
-        return owned or (self.pool is not None and self.pool() is not None)
+        keeper = self.owner if self.pool is None else self.pool
+        return keeper is not None and keeper() is not None
 
     def read(self) -> bytes:
         return ctypes.string_at(self.pointer, self.size)

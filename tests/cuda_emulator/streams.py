@@ -186,6 +186,13 @@ class MemoryPool:
     def malloc(self, size: int) -> Any:
         raise NotImplementedError("an allocator to name, not to call")
 
+    def used_bytes(self) -> int:
+        mine = (m for m in memory.live() if m.pool is not None and m.pool() is self)
+        return sum(m.size for m in mine if m.owner is not None and m.owner() is not None)
+
+    def free_all_blocks(self) -> None:
+        """What nobody holds is freed anyway."""
+
 
 class Plain:
     """`cupy.cuda.Memory`: from the device itself, outside of every pool."""

@@ -11,8 +11,9 @@ import pytest
 
 import framework as fw
 from framework import functional as F, layers, optimizers
+from framework.backend import graph
 from framework.backend.live import CaptureError
-from framework.backend.random import Generator
+from framework.backend.random import Generator, default_generator
 from framework.trainer import Callback, Metric, TerminateOnNaN
 from kernels.arrays import is_cuda
 from tests.cuda_emulator import memory, streams, training, whole
@@ -308,7 +309,7 @@ def test_asked_for_by_name_it_is_an_error():
 def test_an_error_during_the_capture_counts_nothing():
     """The step goes on as it is, from where it was: counters, gradients, the random stream."""
 
-    def run(graph):
+    def run(capture):
         fw.manual_seed(2)
         net = training.model().to("cuda")
         optimizer = optimizers.AdamW(net.parameters(), lr=0.01)
@@ -321,18 +322,12 @@ def test_an_error_during_the_capture_counts_nothing():
             float(loss)
             return loss
 
-        call = fw.cuda.graph(step, device="cuda") if graph else step
+        call = fw.cuda.graph(step, device="cuda") if capture else step
         x, target = x.to("cuda"), target.to("cuda")
         losses = [float(call(x, target)) for _ in range(6)]
-        return losses, optimizer.state_dict()["steps"], fw.Generator.state(generator())
+        return losses, optimizer.state_dict()["steps"], default_generator.state()
 
     assert run(True) == run(False)
-
-
-def generator():
-    from framework.backend.random import default_generator
-
-    return default_generator
 
 
 def test_the_default_stream_cannot_be_captured(cupy, caplog):
@@ -418,6 +413,21 @@ def test_gradients_are_where_the_step_leaves_them():
         call(fw.tensor([float(i), 1.0], device="cuda"))
         assert w.grad.data.get().tolist() == [i, 1]
     assert call.replays == 3
+
+
+def test_results_outlive_their_graph():
+    """Their memory pool stays as long as they do, and no longer."""
+    call = fw.cuda.graph(lambda x: x * 2, device="cuda")
+    x = fw.tensor([1.0, 2.0], device="cuda")
+    y = [call(x) for _ in range(3)][-1]
+    call.forget()
+    assert y.data.get().tolist() == [2, 4]
+    assert len(graph._retired) == 1
+    del y
+    for _ in range(3):
+        call(x)
+    call.forget()
+    assert graph._retired == []
 
 
 def test_an_input_that_wants_a_gradient_is_refused():
