@@ -187,6 +187,8 @@ class _Captured:
         has been counted.
         """
         made, memory = Recording(device), _Memory(device)
+        # what the warm-up used and freed is as much as the graph is about to ask for
+        device.module.get_default_memory_pool().free_all_blocks()
         try:
             with memory.used(), recording_to(made):
                 stream.begin_capture()

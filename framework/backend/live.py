@@ -44,6 +44,7 @@ class Recording:
     """What one captured step takes from the host at every replay, and what it leaves in Python."""
 
     def __init__(self, device: Device) -> None:
+        self.device = device
         self._host = np.zeros(CAPACITY, np.uint8)
         with device.context():
             self._device = device.module.zeros(CAPACITY, "uint8")

@@ -186,6 +186,8 @@ class Optimizer(ABC):
         """
         for group, flats in zip(self.param_groups, self._flat, strict=True):
             for flat in flats:
+                if flat.device != captured.device:  # which has a stream of its own
+                    raise CaptureError(f"parameters are on {flat.device}, not {captured.device}")
                 if not flat.is_settled() or not self.buffers(group).keys() <= flat.state.keys():
                     raise CaptureError(
                         "the optimizer's buffers are not made yet: take a step first"

@@ -159,15 +159,10 @@ class Trainer:
                 break
         if not self.samples:
             raise ValueError("the training loader has no batches")
-        seconds = time.perf_counter() - start
-        scores = {metric.name: metric.compute() for metric in self.metrics}
-        rate = self.samples / seconds
-        return {
-            "loss": self.running.compute(),
-            **scores,
-            "seconds": seconds,
-            "samples_per_second": rate,
-        }
+        scores = {"loss": self.running.compute()}
+        scores |= {metric.name: metric.compute() for metric in self.metrics}
+        seconds = time.perf_counter() - start  # now, as computing waits for a device's last step
+        return {**scores, "seconds": seconds, "samples_per_second": self.samples / seconds}
 
     def _train_step(self, window: list[Batch]) -> None:
         """The textbook: forward, loss, backward, clip, schedule, step."""

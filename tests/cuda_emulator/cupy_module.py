@@ -150,6 +150,7 @@ def module() -> ModuleType:
         setattr(cupy, name, getattr(np, name))
     cupy.add, cupy.ndarray, cupy.RawModule = _AddUfunc(), ndarray, RawModule  # type: ignore
     cupy.RawKernel = launching.Function  # type: ignore[attr-defined]
+    cupy.get_default_memory_pool = lambda: streams.default_pool  # type: ignore[attr-defined]
     cupy.__spec__ = ModuleSpec("cupy", None)
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=Device,
@@ -158,7 +159,6 @@ def module() -> ModuleType:
         MemoryPool=streams.MemoryPool,
         Stream=streams.Stream,
         get_current_stream=streams.current,
-        get_default_memory_pool=lambda: streams.default_pool,
         is_available=lambda: True,
         runtime=SimpleNamespace(
             CUDARuntimeError=streams.CUDARuntimeError,
