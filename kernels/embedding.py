@@ -202,9 +202,18 @@ def _stable_order(flat: Array) -> tuple[Array, Array]:
 
     from kernels.cuda import launch
 
-    if not launch.is_capturing():
-        order = cupy.argsort(flat, kind="stable")
-        return flat[order], order
+    if launch.is_capturing():
+        return order_by_rank(flat)
+    order = cupy.argsort(flat, kind="stable")
+    return flat[order], order
+
+
+def order_by_rank(flat: Array) -> tuple[Array, Array]:
+    """The same without a sort, in a kernel that a CUDA graph may hold."""
+    import cupy
+
+    from kernels.cuda import launch
+
     ordered, order = cupy.empty_like(flat), cupy.empty_like(flat)
     grid = -(-flat.size // launch.BLOCK)
     args = (flat, ordered, order, np.int64(flat.size))

@@ -415,6 +415,39 @@ def test_gradients_are_where_the_step_leaves_them():
     assert call.replays == 3
 
 
+def test_a_replay_waits_for_the_current_stream_and_the_other_way_round(cupy, monkeypatch):
+    call = fw.cuda.graph(lambda x: x * 2, device="cuda")
+    x = fw.tensor([1.0, 2.0], device="cuda")
+    for _ in range(3):
+        call(x)
+    (capture, *_) = graph._capture_stream(fw.Device("cuda"))
+    seen = []
+
+    def spy(owner, name):
+        method = getattr(owner, name)
+
+        def spied(self, argument):
+            seen.append((name, self.ptr if owner is streams.Stream else argument.ptr, argument))
+            return method(self, argument)
+
+        monkeypatch.setattr(owner, name, spied)
+
+    spy(streams.Stream, "record")
+    spy(streams.Stream, "wait_event")
+    spy(streams.Graph, "launch")
+    with cupy.cuda.Stream(non_blocking=True) as mine:
+        call(x)
+    (_, _, before), (_, _, waited), _, (_, _, after), (_, _, joined) = seen
+    assert [entry[:2] for entry in seen] == [
+        ("record", mine.ptr),
+        ("wait_event", capture.ptr),
+        ("launch", capture.ptr),
+        ("record", capture.ptr),
+        ("wait_event", mine.ptr),
+    ]
+    assert before is waited is not after is joined
+
+
 def test_results_outlive_their_graph():
     """Their memory pool stays as long as they do, and no longer."""
     call = fw.cuda.graph(lambda x: x * 2, device="cuda")
