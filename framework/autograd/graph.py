@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from framework.backend.live import CaptureError, Recording, recording
 from framework.backend.out_of_memory import OutOfMemoryError
 from kernels.arrays import Array, array_module
 
@@ -166,6 +167,9 @@ def backward(root: Tensor, dy: Array, retain_graph: bool = False) -> None:
             "backward() on a tensor that depends on no parameter: nothing it was computed from has "
             "requires_grad=True, or it was computed under no_grad()"
         )
+    captured = recording()
+    if captured is not None:
+        _note_leaves(start, captured)
     pending: list[Node] = []
     _deliver(start, dy, pending)
     try:
@@ -177,6 +181,23 @@ def backward(root: Tensor, dy: Array, retain_graph: bool = False) -> None:
     finally:
         for node in pending:  # only after an error: leave nothing half-summed behind
             node.grad, node.owned = None, False
+
+
+def _note_leaves(start: Node | Tensor, captured: Recording) -> None:
+    """Tell which leaves the backward pass of a captured step reaches: a replay runs no Python, and
+    leaves them the gradients that this pass does.
+    """
+    seen: set[int] = set()
+    waiting: list[Node | Tensor | None] = [start]
+    while waiting:
+        edge = waiting.pop()
+        if edge is None or id(edge) in seen:
+            continue
+        seen.add(id(edge))
+        if isinstance(edge, Node):
+            waiting += edge.edges
+        else:
+            captured.note_leaf(edge)
 
 
 def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
@@ -269,6 +290,8 @@ def add_at(full: Array, gradient: Partial) -> None:
     # Repeated indices must add up, and float atomics would add in a different order every run: sort
     # the flat positions (a stable sort) and sum each run.
     xp = array_module(full)
+    if xp is not np and recording() is not None:  # sorting waits for the device
+        raise CaptureError("the gradient of indexing with arrays is not captured")
     positions = xp.arange(full.size).reshape(full.shape)[gradient.index].reshape(-1)
     if positions.size == 0:
         return

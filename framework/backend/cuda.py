@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from framework.backend import memory
 from framework.backend.device import Device, choose_device, probe_cuda
+from framework.backend.graph import CapturedStep as CapturedStep, graph as graph
+from framework.backend.live import CaptureError as CaptureError
 
 
 def is_available() -> bool:

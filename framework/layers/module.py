@@ -330,6 +330,11 @@ class Module:
             output = output if changed is None else changed
         return output
 
+    @property
+    def has_hooks(self) -> bool:
+        """Does a hook run in its forward pass?"""
+        return bool(self._hooks or self._pre_hooks)
+
     def register_forward_hook(self, hook: Hook) -> Callable[[], None]:
         """Call ``hook(module, args, output)`` after forward; what it returns (not None) replaces
         the output.

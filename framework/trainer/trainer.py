@@ -19,6 +19,7 @@ from framework.functional import concatenate
 from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer.callbacks.callback import Callback
+from framework.trainer.capture import captured_training
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
 from framework.trainer.precision import ComputePrecision
@@ -53,6 +54,10 @@ class Trainer:
         ema: an average of the weights, updated after each step; evaluation and prediction use it.
         precision: "float32"; "tf32", on CUDA; "bf16-mixed" or "fp16-mixed", products in 16 bits
             with float32 weights. See framework/trainer/precision.py, also for skipped steps.
+        capture: replay the steps as CUDA graphs (see `framework.cuda.graph`), which leaves out what
+            Python and the launches take. "auto": on CUDA, unless something in a step cannot be
+            captured, which is said once. True: that is a CaptureError. False: never, for a model or
+            loss that does something else from step to step, such as drawing NumPy's random numbers.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Trainer:
         clip_value: float | None = None,
         ema: EMA | None = None,
         precision: str = "float32",
+        capture: bool | str = "auto",
     ) -> None:
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise ValueError(f"accumulate is {accumulate!r}, expected an integer of at least 1")
@@ -85,6 +91,7 @@ class Trainer:
         self.ema = ema
         self.precision = ComputePrecision(precision)
         self.precision.check(model, optimizer)
+        self._captured = captured_training(self, capture)
 
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
@@ -162,10 +169,10 @@ class Trainer:
                 break
         if not self.samples:
             raise ValueError("the training loader has no batches")
-        seconds = time.perf_counter() - start
-        scores = {metric.name: metric.compute() for metric in self.metrics}
+        scores = {"loss": self.running.compute()}
+        scores |= {metric.name: metric.compute() for metric in self.metrics}
+        seconds = time.perf_counter() - start  # now, as computing waits for a device's last step
         record: Record = {
-            "loss": self.running.compute(),
             **scores,
             "seconds": seconds,
             "samples_per_second": self.samples / seconds,
@@ -179,6 +186,25 @@ class Trainer:
         """The textbook: forward, loss, backward, clip, schedule, step."""
         self.window, self.losses = window, []
         self._call("on_step_start")
+        if self._captured is None or not self._captured.step(window):
+            if not self.compute_gradients(window, self._observe):
+                self.skipped += 1
+                self._call("on_step_skipped")
+                self.precision.update()
+                return
+            self._call("on_gradients")
+            self.apply_schedule()
+            self.move_weights()
+        self.step += 1
+        self._call("on_step_end")
+
+    def compute_gradients(
+        self, window: list[Batch], observe: Callable[[Tensor, Tensor, Tensor], None]
+    ) -> bool:
+        """Forward, loss, backward, clip; `observe` gets output, target and loss of each batch.
+
+        False where the gradients overflowed, with precision "fp16-mixed": there is no step then.
+        """
         self.optimizer.zero_grad()
         self.precision.begin(self.model)
         in_window = sum(len(batch[-1]) for batch in window)
@@ -189,25 +215,26 @@ class Trainer:
                 loss = self.loss(output, target)
                 share = len(target) / in_window
                 self.precision.scaled(loss if share == 1 else loss * share).backward()
-                self._observe(output, target, loss)
+                observe(output, target, loss)
         if not self.precision.unscale(self.optimizer):
-            self.skipped += 1
-            self._call("on_step_skipped")
-            self.precision.update()
-            return
+            return False
         if self.clip_value is not None:
             clip_grad_value_(self.optimizer, self.clip_value)
         if self.clip_norm is not None:
             clip_grad_norm_(self.optimizer, self.clip_norm)
-        self._call("on_gradients")
+        return True
+
+    def apply_schedule(self) -> None:
+        """Set the learning rates of this step."""
         if self.schedule is not None:
             self.optimizer.scale_lr(self.schedule(self.step))
+
+    def move_weights(self) -> None:
+        """Step, and take the new weights into the average."""
         self.optimizer.step()
         self.precision.update()
-        self.step += 1
         if self.ema is not None:
             self.ema.update()
-        self._call("on_step_end")
 
     def _observe(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
         """Running loss and metrics. Sums stay on the device: no waiting for it in a step."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels import embedding
 from kernels.registry import Kernel
 from tests.kernels import contract
 
@@ -126,8 +127,20 @@ def check(
     assert contract.bits(got) == contract.bits(again), f"{what}: other bits the second time"
 
 
+def check_order(sizes: tuple[int, ...] = (1, 255, 256, 700)) -> None:
+    """What sorts while a step is captured, and so in no sample of a kernel."""
+    for n in sizes:
+        indices = np.random.default_rng(n).integers(-2, 9, n)
+        ordered, order = embedding.order_by_rank(dense(indices))
+        expected = indices.argsort(kind="stable")
+        np.testing.assert_array_equal(order.get(), expected)
+        np.testing.assert_array_equal(ordered.get(), indices[expected])
+
+
 def check_few(dtype: str) -> None:
     """Every case once or twice: for one dtype some seconds of work."""
+    if dtype == "float32":
+        check_order()
     for kernel, sample in CASES:
         if dtype != "float32" and takes_no_floats(kernel, sample):
             continue

@@ -7,6 +7,8 @@ Otherwise bytes of a pattern lie before and after it, and `check` says when one 
 from __future__ import annotations
 
 import ctypes
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,11 @@ ALIGNMENT = 512
 
 #: NaN in every floating type and -1 in the integers: what was never written stands out.
 PATTERN = 0xFF
+
+#: Told of every allocation (streams.py): a capture allows some only.
+listeners: list[Callable[[Memory], None]] = []
+
+_live: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 
 _GUARD = 512  # before, and 64 bytes after: enough for a pack too many
 
@@ -62,6 +69,23 @@ class Memory:
         self._guards = ((self._start, before), (self.pointer + size, after))
         source.live, source.made = source.live + 1, source.made + 1
         source.live_bytes += size
+        #: The array that was made of it, and the pool that it is from if not the common one.
+        self.owner: weakref.ref[Any] | None = None
+        self.pool: weakref.ref[Any] | None = None
+        _live[self.pointer] = self
+
+    def is_kept(self) -> bool:
+        """Is its pool there, or for the common one an array? What only an operation of a graph
+        still knows has been freed.
+        """
+        keeper = self.owner if self.pool is None else self.pool
+        return keeper is not None and keeper() is not None
+
+    def read(self) -> bytes:
+        return ctypes.string_at(self.pointer, self.size)
+
+    def write(self, content: bytes) -> None:
+        ctypes.memmove(self.pointer, content, self.size)
 
     def __del__(self) -> None:
         if hasattr(self, "_guards"):
@@ -87,9 +111,21 @@ def allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     if size == 0:
         return np.empty(shape, dtype)
     memory = Memory(size)
-    buffer = (ctypes.c_char * size).from_address(memory.pointer)
-    buffer.memory = memory  # type: ignore[attr-defined]  # lives as long as a view does
-    return np.frombuffer(buffer, dtype).reshape(shape)
+    for listener in listeners:
+        listener(memory)
+    return np.frombuffer(buffer_of(memory), dtype).reshape(shape)
+
+
+def buffer_of(memory: Memory) -> Any:
+    """The bytes; `memory` lives as long as a view of them does."""
+    buffer = (ctypes.c_char * memory.size).from_address(memory.pointer)
+    buffer.memory = memory  # type: ignore[attr-defined]
+    return buffer
+
+
+def live() -> list[Memory]:
+    """Every allocation."""
+    return list(_live.values())
 
 
 def memory_of(view: np.ndarray) -> Memory | None:
