@@ -4,7 +4,9 @@ The emulator launches a graph with the arguments that were captured, numbers by 
 number which should change and does not shows in the weights.
 """
 
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -162,6 +164,7 @@ def test_nothing_is_waited_for_and_no_memory_grows(monkeypatch):
     data = training.batches([16] * 4)
     trainer.fit(data, epochs=2)
     waited = []
+    gc.collect()  # of other tests
     monkeypatch.setattr(streams, "waits", waited.append)
     before = sum(m.size for m in memory.live())
     for _ in range(100):
@@ -446,6 +449,18 @@ def test_a_replay_waits_for_the_current_stream_and_the_other_way_round(cupy, mon
         ("wait_event", mine.ptr),
     ]
     assert before is waited is not after is joined
+
+
+def test_graphs_go_with_their_trainer():
+    trainer = fitted(epochs=3)
+    gone = weakref.ref(trainer._captured.whole)
+    assert gone().captures == 2
+    gc.disable()  # what it would have to find is a cycle of references
+    try:
+        del trainer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_results_outlive_their_graph():
