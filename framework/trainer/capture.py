@@ -9,6 +9,7 @@ callback looks at the gradients there are two graphs, one up to them and one aft
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from framework.autograd import Tensor
@@ -42,11 +43,16 @@ class CapturedTraining:
     """
 
     def __init__(self, trainer: Trainer, strict: bool) -> None:
-        self.trainer, self.strict = trainer, strict
-        device = trainer.device
-        self.whole = CapturedStep(self._whole, device, strict=strict)
-        self.gradients = CapturedStep(self._gradients, device, strict=strict)
-        self.move = CapturedStep(self._move, device, strict=strict)
+        # No cycle of references: graphs and their memory go with the trainer, not when the garbage
+        # collector comes by.
+        self.trainer: Trainer = weakref.proxy(trainer)
+        self.strict = strict
+        device, me = trainer.device, weakref.proxy(self)
+        self.whole = CapturedStep(lambda *batches: me._whole(*batches), device, strict=strict)
+        self.gradients = CapturedStep(
+            lambda *batches: me._gradients(*batches), device, strict=strict
+        )
+        self.move = CapturedStep(lambda: me._move(), device, strict=strict)
         self._epoch = -1
         self._modules: list[Module] = []
         self._parameters: list[Tensor] = []
@@ -124,6 +130,8 @@ class CapturedTraining:
         see it.
         """
         trainer = self.trainer
+        if self.whole.reason is not None or self.gradients.reason is not None:
+            return False  # which has been said
         if trainer.precision.scaler is not None:
             self._tell("with fp16-mixed the host looks at the gradients before each step")
             return False

@@ -2,8 +2,8 @@
 
 Work is done at once, whatever its stream. While a stream captures, an operation is done and kept
 too: kernels with the arguments they got, CuPy's functions as closures over the same memory, numbers
-as they were. When the capture ends, all memory is set back to what it was before, so that nothing
-of it was run, as on a GPU. `Graph.launch` does the operations again.
+as they were. When the capture ends, their memory is set back to what it was before, so that nothing
+was run, as on a GPU. `Graph.launch` does the operations again.
 
 What a GPU or CuPy refuses during a capture is refused: waiting for the device, copies from the
 host, the default stream. So is what they let pass and what goes wrong later: memory that is not
@@ -56,12 +56,13 @@ class _Capture:
     def __init__(self) -> None:
         self.operations: list[tuple[Callable[[], None], list[Memory]]] = []
         self.valid = True
+        self.touched: list[Memory] = []  # other threads may work on other memory meanwhile
         self._before = [(weakref.ref(m), m.read()) for m in memory.live()]
 
     def undo(self) -> None:
         """Memory as it was before; what was allocated since holds nothing."""
         known = {id(m): content for m, content in ((r(), c) for r, c in self._before) if m}
-        for m in memory.live():
+        for m in self.touched:
             m.write(known.get(id(m), bytes([PATTERN]) * m.size))
 
 
@@ -165,10 +166,13 @@ def is_capturing() -> bool:
 
 def did(again: Callable[[], None], *memories: Memory | None) -> None:
     """An operation on `memories` has been done: keep it if this is a capture."""
+    used = [m for m in memories if m is not None]
+    if _state.capture is not None:
+        _state.capture.touched += used
     stream = current()
     stream.check()
     if stream.capture is not None:
-        stream.capture.operations.append((again, [m for m in memories if m is not None]))
+        stream.capture.operations.append((again, used))
 
 
 def waits(what: str) -> None:
