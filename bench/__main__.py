@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.ladder.command import ladder
+from bench.sizes import Device
 
 app = typer.Typer(
     help="Time kernels and training against their references and peers, correctness first.",
@@ -17,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="cpu or cuda; cuda where there is a GPU.")
+]
 Threads = Annotated[
     int | None, typer.Option(help="Threads of each side; all cores by default.", min=1)
 ]
@@ -39,8 +43,11 @@ def kernels(
         list[str] | None,
         typer.Option(help="Sizes like 768x128 4096x1024, in place of each kernel's own."),
     ] = None,
+    device: DeviceName = None,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on cuda.")] = "float32",
     against: Annotated[
-        str, typer.Option(help="Sides to compare with: reference, torch, both, or none.")
+        str,
+        typer.Option(help="Sides to compare with: reference, torch, compile (on cuda), or none."),
     ] = "reference,torch",
     json: Json = None,
     threads: Threads = None,
@@ -51,26 +58,28 @@ def kernels(
     ] = False,
 ) -> None:
     """Time every kernel, forward and gradient. About 5 minutes for all, after they are compiled."""
-    from bench import cases, kernel_bench, machine
+    from bench import cases, kernel_bench, kernel_table, machine
     from bench.kernel_bench import KernelBench
 
     with _clear_errors():
         shapes = [cases.parse_size(s) for text in sizes or () for s in text.split()]
-        chosen = cases.find(names or (), shapes, quick)
+        where = _device(device)
+        _check_dtype(dtype, where)
+        chosen = cases.find(names or (), shapes, quick, where, dtype)
         _check_writable(json)
-        sides = _sides(against, kernel_bench.SIDES)
+        sides = _sides(against, kernel_bench.SIDES[where])
         if quick:
             seconds, turns = min(seconds, 0.03), min(turns, 5)
-        facts = machine.describe(threads)
+        facts = machine.describe(threads, where)
         rows: list[Any] = []
         with (
             _progress(len(chosen)) as progress,
-            KernelBench(sides, seconds, turns, threads) as bench,
+            KernelBench(sides, seconds, turns, threads, where) as bench,
         ):
             for case in chosen:
                 progress(str(case))
                 rows.append(bench.run(case))
-        _show(machine.headline(facts), kernel_bench.table(rows, bench.copy_bandwidth, sides))
+        _show(machine.headline(facts), kernel_table.table(rows, bench.copy_bandwidth, sides))
         _warn_of_company(sum(row.turns is not None and row.turns.disturbed for row in rows))
         if json is not None:
             facts |= {"kind": "kernels", "copy_bandwidth": bench.copy_bandwidth}
@@ -85,7 +94,11 @@ def kernels(
 @app.command()
 def training(
     model: Annotated[str, typer.Option(help="What to train: mlp.")] = "mlp",
-    against: Annotated[str, typer.Option(help="torch, or none.")] = "torch",
+    device: DeviceName = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="torch; on cuda also captured, compile, graph; all by default; or none."),
+    ] = None,
     json: Json = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(help="Time on each side.", min=0.01)] = 15.0,
@@ -102,13 +115,18 @@ def training(
         if model not in TASKS:
             _fail(f"unknown model {model!r}: there are {', '.join(TASKS)}")
         _check_writable(json)
-        sides = _sides(against, ("torch",))
+        where = _device(device)
+        known = bench.SIDES[where]
+        sides = _sides(",".join(known) if against is None else against, known)
         if quick:
             seconds, turns = min(seconds, 2.0), min(turns, 20)
-        facts = machine.describe(threads)
+        facts = machine.describe(threads, where)
         with _progress(turns) as progress:
-            result = bench.run(model, sides, seconds, turns, lambda: progress(model), threads)
+            done = lambda: progress(model)  # noqa: E731
+            result = bench.run(model, sides, seconds, turns, done, threads, where)
         _show(machine.headline(facts), bench.table(result))
+        for reason in result.missing.values():
+            typer.echo(reason, err=True)
         _warn_of_company(int(result.turns.disturbed))
         if json is not None:
             facts |= {"kind": "training", "result": result.as_dict()}
@@ -118,10 +136,84 @@ def training(
             _fail(f"the sides do not train alike: losses differ by {apart} of the first", code=1)
 
 
+@app.command()
+def gpu(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; bench/results/<GPU>-<date>.json by default."),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="The end, whatever is done.", min=0.1)] = 8.0,
+    only: Annotated[
+        str, typer.Option(help="Parts of it: tests, sanitizer, kernels, training.")
+    ] = "tests,sanitizer,kernels,training",
+) -> None:
+    """All that a machine with a GPU can tell: tests, sanitizer, kernels, training. 8 minutes."""
+    from bench import gpu as bench, machine, summary
+    from bench.budget import Budget
+    from framework.backend.device import require_cuda
+
+    with _clear_errors():
+        parts = list(dict.fromkeys(part.strip() for part in only.split(",") if part.strip()))
+        for part in parts or [""]:
+            if part not in bench.PARTS:
+                _fail(f"unknown part {part!r} in --only: there are {', '.join(bench.PARTS)}")
+        budget = Budget(minutes * 60)
+        require_cuda()
+        facts = machine.describe(None, "cuda")
+        path = out or machine.result_path(facts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(path, "--out")
+        typer.echo(machine.headline(facts))
+        run = bench.Run(path, budget, typer.echo, facts)
+        run.all(parts)
+        typer.echo("\n" + "\n".join(summary.of_gpu(run.record)))
+        typer.echo(f"\n{budget.spent:.0f} s; every figure is in {path}")
+        if run.failures:
+            _fail("; ".join(run.failures), code=1)
+
+
+@app.command()
+def summary(
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; code 1 if README is out of date.")
+    ] = False,
+) -> None:
+    """Write the newest figures of bench/results/ into README."""
+    from bench import summary as bench
+
+    with _clear_errors():
+        changed = bench.update(write=not check)
+        if changed and check:
+            _fail("README.md is out of date: python -m bench summary", code=1)
+        typer.echo(f"README.md: {'written' if changed else 'nothing to change'}")
+
+
 app.command()(ladder)
 
 
 # Shared by the commands ---------------------------------------------------------------------------
+
+
+def _device(name: str | None) -> Device:
+    """The device named, or what the framework takes by itself (FRAMEWORK_DEVICE counts)."""
+    from framework.backend.device import default_device, require_cuda
+
+    if name is None:
+        return "cuda" if default_device().kind == "cuda" else "cpu"
+    if name == "cpu":
+        return "cpu"
+    if name != "cuda":
+        _fail(f"--device {name}: expected cpu or cuda")
+    require_cuda()
+    return "cuda"
+
+
+def _check_dtype(dtype: str, device: Device) -> None:
+    from bench.cases import DTYPES
+
+    known = list(DTYPES) if device == "cuda" else ["float32"]
+    if dtype not in known:
+        _fail(f"--dtype {dtype}: on {device} there is {' or '.join(known)}")
 
 
 def _sides(text: str, known: Sequence[str]) -> list[str]:
@@ -132,13 +224,14 @@ def _sides(text: str, known: Sequence[str]) -> list[str]:
     for side in chosen:
         if side not in known:
             _fail(f"unknown peer {side!r} in --against: there are {', '.join(known)}, none")
-    if "torch" in chosen and not machine.has_torch():
+    torchs = {"torch", "compile", "graph"}
+    if torchs & set(chosen) and not machine.has_torch():
         typer.echo(machine.TORCH_IS_MISSING, err=True)
-        chosen.remove("torch")
+        chosen = [side for side in chosen if side not in torchs]
     return list(dict.fromkeys(chosen))
 
 
-def _check_writable(json: Path | None) -> None:
+def _check_writable(json: Path | None, option: str = "--json") -> None:
     """Find out before minutes of measuring, not after."""
     if json is None:
         return
@@ -146,7 +239,7 @@ def _check_writable(json: Path | None) -> None:
     try:
         json.open("a").close()
     except OSError as error:
-        _fail(f"--json {json}: cannot be written ({error.strerror})")
+        _fail(f"{option} {json}: cannot be written ({error.strerror})")
     if not existed:
         json.unlink()
 
@@ -171,10 +264,12 @@ def _clear_errors() -> Iterator[None]:
     """One line and exit code 2 for what the user can mend."""
     from bench.cases import UnknownCase
     from bench.peer import PeerError
+    from bench.summary import UnreadableResult
+    from framework.backend.device import DeviceError
 
     try:
         yield
-    except (UnknownCase, PeerError, OSError) as error:
+    except (UnknownCase, UnreadableResult, PeerError, DeviceError, OSError) as error:
         _fail(str(error))
 
 
@@ -206,7 +301,7 @@ def _show(headline: str, table: Any) -> None:
     from rich.console import Console
 
     # A file or a pipe has no width: wide enough that no cell is cut.
-    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 160)
+    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 190)
     console = Console(width=width)
     console.print(headline)
     console.print(table)

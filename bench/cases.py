@@ -1,10 +1,10 @@
 """What is measured: a case is a kernel, a way to make its arguments, and a size.
 
 The arguments of most cases are the kernel's own samples (kernels/registry.py) at the sizes of its
-family, so that a new kernel is measured without a line here. MAKERS has the arguments that the
-two-axis samples cannot give: images, matrices of three sizes, flat buffers of whole models.
+family (sizes.py), so that a new kernel is measured without a line here; makers.py has what two-axis
+samples cannot give.
 
-A case is the same everywhere: for the command, for the tests, and on every side.
+A case is the same everywhere: for the command, for the tests, on every device and every side.
 """
 
 from __future__ import annotations
@@ -20,27 +20,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 import kernels
+from bench import sizes as sizes_of
+from bench.makers import MAKERS
+from bench.sizes import Device, Shape
+from kernels.arrays import is_array, is_floating, to_numpy
 from kernels.registry import Draw, Kernel, all_kernels
-
-Shape = tuple[int, ...]
-Maker = Callable[..., tuple[Any, ...]]
-
-#: Sizes (rows, columns) by family; the sizes of cpu-kernels' table are among them: rows of a small
-#: transformer (768 x 65, 768 x 128), and 4M elements, which no cache of a core holds.
-SIZES: dict[str, list[Shape]] = {
-    "softmax": [(768, 65), (4096, 1024)],
-    "losses": [(768, 65), (4096, 1024)],
-    "normalization": [(768, 128), (4096, 1024)],
-    "channel_norm": [(4096, 1024)],
-    "permutation": [(1024, 1024)],
-}
-DEFAULT_SIZES: list[Shape] = [(4096, 1024)]
-
-#: With --quick: 256k elements, 1 MB an array.
-QUICK_SIZES: list[Shape] = [(1024, 256)]
 
 #: Kernels measured with other samples than their plain one.
 SAMPLES = {
@@ -50,8 +38,22 @@ SAMPLES = {
     "softmax": ("_", "masked", "first_axis"),
 }
 
-#: The largest error, relative to the largest element of the result or 1, that is still timed.
-TOLERANCE = 1e-5
+#: What --dtype chooses from, and the largest error, relative to the largest element of the result
+#: or 1, that is still timed. bfloat16 has 8 bits: rounding alone is 2^-9 of an element.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 5e-3}
+TOLERANCE = TOLERANCES["float32"]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+#: Parameters that stay float32 when the others have 16 bits: statistics, as forward kernels return
+#: them.
+_STATISTICS = ("mean", "var", "rstd")
+
+#: Families of matrix products.
+PRODUCTS = ("matmul", "linear")
 
 _SEED = 20
 
@@ -62,14 +64,16 @@ class UnknownCase(ValueError):
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel, one of its samples or MAKERS, and the size given to it."""
+    """A kernel, one of its samples or MAKERS, the size given to it, and the type of its arrays."""
 
     kernel: str
     variant: str
     shape: Shape
+    dtype: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.label}[{size_text(self.shape)}]"
+        dtype = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.label}[{size_text(self.shape)}]{dtype}"
 
     @property
     def label(self) -> str:
@@ -94,139 +98,6 @@ def parse_size(text: str) -> Shape:
     return shape
 
 
-# Arguments that samples cannot give ---------------------------------------------------------------
-
-_makers: dict[tuple[str, str], tuple[Maker, list[Shape]]] = {}
-
-
-def maker(kernel: str, *variants: str, sizes: list[Shape]) -> Callable[[Maker], Maker]:
-    """Register ``function(draw, *shape[, variant=]) -> arguments`` for variants of a kernel."""
-
-    def register(function: Maker) -> Maker:
-        takes_variant = "variant" in inspect.signature(function).parameters
-        for variant in variants:
-
-            def make(draw: Draw, *shape: int, variant: str = variant) -> tuple[Any, ...]:
-                return function(draw, *shape, **({"variant": variant} if takes_variant else {}))
-
-            _makers[kernel, variant] = make, sizes
-        return function
-
-    return register
-
-
-_IMAGES = [(32, 64, 32, 32)]
-_LAYOUTS = ("nchw", "channels_last")
-
-
-def _image(draw: Draw, N: int, C: int, H: int, W: int, layout: str) -> np.ndarray:
-    """(N, C, H, W), in memory as `layout` says."""
-    if layout == "nchw":
-        return draw.normal(N, C, H, W)
-    return draw.normal(N, H, W, C).transpose(0, 3, 1, 2)
-
-
-@maker("batch_norm", *_LAYOUTS, sizes=_IMAGES)
-def _(draw, N, C, H, W, variant):
-    return _image(draw, N, C, H, W, variant) + 1.0, draw.normal(C), draw.normal(C), 1e-5
-
-
-@maker("batch_norm_grad", *_LAYOUTS, sizes=_IMAGES)
-def _(draw, N, C, H, W, variant):
-    x = _image(draw, N, C, H, W, variant)
-    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
-    return _image(draw, N, C, H, W, variant), x, draw.normal(C), mean, var, 1e-5
-
-
-@maker("batch_norm_inference", *_LAYOUTS, sizes=_IMAGES)
-def _(draw, N, C, H, W, variant):
-    mean, var = draw.normal(C), draw.uniform(C, low=0.5, high=2.0)
-    return _image(draw, N, C, H, W, variant), draw.normal(C), draw.normal(C), mean, var
-
-
-@maker("group_norm", "nchw", sizes=_IMAGES)
-def _(draw, N, C, H, W):
-    return draw.normal(N, C, H, W), _groups(C), draw.normal(C), draw.normal(C)
-
-
-@maker("group_norm_grad", "nchw", sizes=_IMAGES)
-def _(draw, N, C, H, W):
-    x, G = draw.normal(N, C, H, W), _groups(C)
-    grouped = x.reshape(N, G, -1)
-    rstd = 1 / np.sqrt(grouped.var(2) + 1e-5)
-    return draw.normal(N, C, H, W), x, G, draw.normal(C), grouped.mean(2), rstd
-
-
-def _groups(C: int) -> int:
-    """8 groups, or as many as go into C."""
-    return math.gcd(C, 8)
-
-
-#: m x k x n: the layers of the 784-512-256-10 network at batch 128, and squares.
-_PRODUCTS = [(128, 784, 512), (128, 512, 256), (512, 512, 512), (1024, 1024, 1024)]
-
-
-@maker("matmul", "nn", sizes=_PRODUCTS)
-def _(draw, m, k, n):
-    return draw.normal(m, k), draw.normal(k, n)
-
-
-@maker("matmul", "nt_bias", sizes=_PRODUCTS)
-def _(draw, m, k, n):
-    return draw.normal(m, k), draw.normal(n, k), False, True, draw.normal(n)
-
-
-@maker("matmul", "tn", sizes=_PRODUCTS)
-def _(draw, m, k, n):
-    return draw.normal(k, m), draw.normal(k, n), True
-
-
-#: tokens x vocabulary x features
-_LOOKUPS = [(768, 65, 128), (8192, 16384, 256)]
-
-
-@maker("embedding", "lookup", sizes=_LOOKUPS)
-def _(draw, tokens, vocabulary, features):
-    return draw.normal(vocabulary, features), draw.integers(vocabulary, tokens)
-
-
-@maker("embedding_grad", "lookup", sizes=_LOOKUPS)
-def _(draw, tokens, vocabulary, features):
-    return draw.normal(tokens, features), draw.integers(vocabulary, tokens), vocabulary
-
-
-#: parameters x tensors that the peer has them in: a small network, and 10M at once
-_FLAT = [(800_000, 40), (10_000_000, 1)]
-
-_ADAM = ("adamw", "adamw_foreach", "adam", "adam_foreach")
-_SGD = ("nesterov", "nesterov_foreach", "plain")
-
-
-@maker("adam_step", *_ADAM, sizes=_FLAT)
-def _(draw, n, tensors, variant):
-    decay, decoupled = (0.01, True) if variant.startswith("adamw") else (0.0, False)
-    p, g, m, v = draw.normal(n), draw.normal(n), np.zeros(n), np.zeros(n)
-    return p, g, m, v, 1e-3, 0.9, 0.999, 1e-8, decay, 1, decoupled
-
-
-@maker("sgd_step", *_SGD, sizes=_FLAT)
-def _(draw, n, tensors, variant):
-    p, g = draw.normal(n), draw.normal(n)
-    if variant == "plain":
-        return p, g, None, 1e-3
-    return p, g, np.zeros(n), 1e-3, 0.9, 0.0, 0.0, True
-
-
-@maker("rmsprop_step", "plain", sizes=_FLAT)
-def _(draw, n, tensors):
-    return draw.normal(n), draw.normal(n), np.zeros(n), None, None, 1e-3
-
-
-@maker("adagrad_step", "plain", sizes=_FLAT)
-def _(draw, n, tensors):
-    return draw.normal(n), draw.normal(n), np.zeros(n), 1e-3
-
-
 # The list -----------------------------------------------------------------------------------------
 
 
@@ -238,7 +109,13 @@ def load() -> dict[str, Kernel]:
     return all_kernels()
 
 
-def find(names: Sequence[str] = (), sizes: Sequence[Shape] = (), quick: bool = False) -> list[Case]:
+def find(
+    names: Sequence[str] = (),
+    sizes: Sequence[Shape] = (),
+    quick: bool = False,
+    device: Device = "cpu",
+    dtype: str = "float32",
+) -> list[Case]:
     """The cases of the kernels in `names` (all, if empty), at `sizes` where given.
 
     A name is a kernel, a kernel and variant (batch_norm-nchw), or a family (softmax, losses).
@@ -246,8 +123,12 @@ def find(names: Sequence[str] = (), sizes: Sequence[Shape] = (), quick: bool = F
     Raises UnknownCase with the nearest names, or with the sizes that a kernel takes.
     """
     known = load()
-    cases = [c for k in known.values() for c in _cases(k, sizes, quick)]
-    everything = cases if not sizes else [c for k in known.values() for c in _cases(k, (), quick)]
+
+    def cases_at(sizes: Sequence[Shape]) -> list[Case]:
+        return [c for k in known.values() for c in _cases(k, sizes, quick, device, dtype)]
+
+    cases = cases_at(sizes)
+    everything = cases_at(()) if sizes else cases
     families = {k.name: k.family for k in known.values()}
     chosen: dict[Case, None] = {}
     for name in names:
@@ -268,30 +149,32 @@ def find(names: Sequence[str] = (), sizes: Sequence[Shape] = (), quick: bool = F
     return list(chosen) if names else cases
 
 
-def _cases(kernel: Kernel, sizes: Sequence[Shape], quick: bool) -> list[Case]:
+def _cases(
+    kernel: Kernel, sizes: Sequence[Shape], quick: bool, device: Device, dtype: str
+) -> list[Case]:
+    def case(variant: str, shape: Shape) -> Case:
+        if not sizes and kernel.family not in PRODUCTS:  # products are bound by arithmetic
+            shape = sizes_of.as_large(shape, DTYPES[dtype].itemsize)
+        return Case(kernel.name, variant, shape, dtype)
+
     made = [
-        Case(kernel.name, variant, shape)
-        for (name, variant), (_, own) in _makers.items()
+        case(variant, shape)
+        for (name, variant), (_, own) in MAKERS.items()
         if name == kernel.name
-        for shape in (own[:1] if quick else own)
+        for shape in (own[device][:1] if quick else own[device])
     ]
-    default = SIZES.get(kernel.name, SIZES.get(kernel.family, DEFAULT_SIZES))
+    default = sizes_of.by_family(device, kernel.name, kernel.family)
     sampled = [
-        Case(kernel.name, sample, shape)
+        case(sample, shape)
         for sample in _samples(kernel)
-        for shape in (QUICK_SIZES if quick else default)
+        for shape in (sizes_of.QUICK[device] if quick else default)
     ]
     # A family's plain sample is of no further use where images or products of real sizes are there.
     cases = made or sampled
     if not sizes:
         return cases
     by_axes = {(c.variant, len(c.shape)): None for c in made + sampled}
-    return [
-        Case(kernel.name, variant, shape)
-        for variant, axes in by_axes
-        for shape in sizes
-        if len(shape) == axes
-    ]
+    return [case(variant, s) for variant, axes in by_axes for s in sizes if len(s) == axes]
 
 
 def _samples(kernel: Kernel) -> tuple[str, ...]:
@@ -311,25 +194,33 @@ def _unknown(name: str, cases: Sequence[Case], families: dict[str, str]) -> str:
 # Arguments, truth, bytes --------------------------------------------------------------------------
 
 
-def arguments(case: Case, dtype: Any = np.float32) -> list[Any]:
-    """Fresh arguments, the same on every side and in every process; floating arrays as `dtype`."""
-    draw = Draw(zlib.crc32(case.kernel.encode()) + _SEED)
-    made = _makers.get((case.kernel, case.variant))
+def arguments(case: Case) -> list[Any]:
+    """Fresh NumPy arguments of the case's dtype, the same on every side and in every process."""
+    kernel = load()[case.kernel]
+    pairs = named(kernel, _drawn(case.kernel, case.variant, case.shape))
+    return [
+        cast(a, np.dtype(np.float32) if name in _STATISTICS else DTYPES[case.dtype])
+        for name, a in pairs
+    ]
+
+
+def _drawn(kernel: str, variant: str, shape: Shape) -> tuple[Any, ...]:
+    draw = Draw(zlib.crc32(kernel.encode()) + _SEED)
+    made = MAKERS.get((kernel, variant))
     if made is not None:
-        args = made[0](draw, *case.shape)
-    else:
-        args = load()[case.kernel].samples[case.variant](draw, case.shape)
-    return [_cast(a, dtype) for a in args]
+        return made[0](draw, *shape)
+    return tuple(load()[kernel].samples[variant](draw, shape))
 
 
-def _cast(a: Any, dtype: Any) -> Any:
-    is_float = isinstance(a, np.ndarray) and a.dtype.kind == "f"
+def cast(a: Any, dtype: Any) -> Any:
+    """A copy of floating arrays as `dtype`; other arrays and numbers as they are."""
+    is_float = is_array(a) and is_floating(a.dtype)
     return a.astype(dtype) if is_float else a
 
 
 def results(kernel: Kernel, args: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
     """What `function` returns, and after it what it overwrites, on copies of `args`."""
-    copies = [a.copy(order="K") if isinstance(a, np.ndarray) else a for a in args]
+    copies = [_copy(a) if is_array(a) else a for a in args]
     with np.errstate(all="ignore"):
         returned = function(*copies)
     returned = list(returned) if isinstance(returned, (tuple, list)) else [returned]
@@ -337,16 +228,29 @@ def results(kernel: Kernel, args: Sequence[Any], function: Callable[..., Any]) -
     return returned + [a for a in overwritten if not any(a is r for r in returned)]
 
 
+def _copy(a: Any) -> Any:
+    """With the strides kept, which CuPy's ``copy(order="K")`` does as well as NumPy's."""
+    return a.copy(order="K")
+
+
 def named(kernel: Kernel, args: Sequence[Any]) -> list[tuple[str, Any]]:
     """(parameter, argument) pairs; arguments after the last array may be left out."""
     return list(zip(inspect.signature(kernel.reference).parameters, args, strict=False))
 
 
-def truth(case: Case) -> list[Any]:
-    """The results of the reference in float64, for the float32 arguments of the case."""
+def truth(case: Case, args: Sequence[Any] | None = None) -> list[Any]:
+    """The results of the reference in float64, for the arguments of the case, as NumPy arrays.
+
+    With `args`, which are those arguments on another device, it is computed there.
+    """
     kernel = load()[case.kernel]
-    wide = [_cast(a, np.float64) for a in arguments(case)]
-    return results(kernel, wide, kernel.reference)
+    wide = [cast(a, np.float64) for a in (arguments(case) if args is None else args)]
+    return to_host(results(kernel, wide, kernel.reference))
+
+
+def to_host(arrays: Sequence[Any]) -> list[Any]:
+    """Arrays as NumPy's; the rest as it is."""
+    return [to_numpy(a) if is_array(a) else a for a in arrays]
 
 
 def error(got: Sequence[Any], expected: Sequence[Any]) -> float:
@@ -367,11 +271,13 @@ def error(got: Sequence[Any], expected: Sequence[Any]) -> float:
             continue
         finite = np.isfinite(r)
         if not finite.all():
-            if not np.array_equal(y[~finite], r[~finite].astype(y.dtype), equal_nan=True):
+            # in the width of the result: a number may be too large for it
+            narrow = r[~finite].astype(y.dtype).astype(np.float64)
+            if not np.array_equal(y[~finite].astype(np.float64), narrow, equal_nan=True):
                 return math.inf
             y, r = y[finite], r[finite]
         if r.size:
-            difference = np.abs(y - r).max()
+            difference = np.abs(y.astype(r.dtype) - r).max()
             worst = max(worst, float(difference / max(1.0, np.abs(r).max())))
             if math.isnan(worst) or math.isnan(difference):
                 return math.inf
@@ -388,4 +294,10 @@ def bytes_moved(kernel: Kernel, args: Sequence[Any], got: Sequence[Any]) -> int:
 
 
 def _nbytes(a: Any) -> int:
-    return a.nbytes if isinstance(a, (np.ndarray, np.generic)) else 0
+    return a.nbytes if is_array(a) or isinstance(a, np.generic) else 0
+
+
+def flops(case: Case) -> int | None:
+    """Multiplications and additions of a matrix product of m x k x n; None for what is none."""
+    products = load()[case.kernel].family in PRODUCTS and len(case.shape) == 3
+    return 2 * math.prod(case.shape) if products else None

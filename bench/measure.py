@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from bench.peer import Worker
+from typing import Any, Protocol
 
 #: Untimed seconds before the first turn, per side.
 WARM_UP = 0.02
@@ -102,8 +100,15 @@ class Turns:
         return {side: [list(laps) for laps in turns] for side, turns in self.laps.items()}
 
 
+class Runner(Protocol):
+    """What a side is asked: "warm" for some seconds, "run" for some iterations (bench/peer.py)."""
+
+    def call(self, request: str, *args: Any) -> Any:
+        """The answer."""
+
+
 def measure(
-    workers: dict[str, Worker],
+    workers: Mapping[str, Runner],
     seconds: float,
     turns: int,
     after_turn: Callable[[], object] = lambda: None,

@@ -1,9 +1,9 @@
 """A side of a comparison in a process of its own, and the few words spoken with it.
 
-Every side (ours, reference, torch) runs in its own worker, so that their thread pools never share a
-process: OpenBLAS's pool and two libgomps (the system's and the one inside torch) spin against each
-other on few cores and fake the timings of both. Only one worker is asked to run at a time; the
-others sleep on their pipe.
+On the CPU every side (ours, reference, torch) runs in its own worker, so that their thread pools
+never share a process: OpenBLAS's pool and two libgomps (the system's and the one inside torch) spin
+against each other on few cores and fake the timings of both. Only one worker is asked to run at a
+time; the others sleep on their pipe.
 
     worker = Worker("ours", "bench.sides:ours", threads=2)
     worker.call("prepare", case)       -> facts (a dict), the work itself stays over there
@@ -60,6 +60,8 @@ class Work:
     laps: tuple[str, ...] = ("total",)
     #: Further questions by name, asked with ``call("ask", name, *arguments)``.
     answers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    #: Does `step` return the seconds of its laps? With several laps it does.
+    own_clock: bool = False
 
 
 class PeerError(RuntimeError):
@@ -213,7 +215,7 @@ class _Server:
 
     def run(self, iterations: int, patience: float) -> list[tuple[float, ...]]:
         """Seconds of the laps of each iteration; no more are begun after `patience` seconds."""
-        step, laps = self.work.step, len(self.work.laps)
+        step, own_clock = self.work.step, self.work.own_clock or len(self.work.laps) > 1
         clock = time.perf_counter
         gc.disable()
         try:
@@ -228,7 +230,7 @@ class _Server:
                 start = clock()
                 taken = step()
                 end = clock()
-                times.append(tuple(taken) if laps > 1 else (end - start,))
+                times.append(tuple(taken) if own_clock else (end - start,))
                 if end > last:
                     break
             return times

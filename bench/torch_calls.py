@@ -1,10 +1,11 @@
-"""How a kernel's counterpart in PyTorch is called; torch_peers.py says which it is.
+"""How a kernel's counterpart in PyTorch is called, on either device; torch_peers.py says which it
+is.
 
 DIRECT functions take the kernel's own arguments as tensors. PREPARED ones are given the arguments
 once, do what is not to be timed (an earlier forward pass, an optimizer's state) and return the call
 that is.
 
-Importing this module imports torch; only the worker of the torch side does.
+Importing this module imports torch; only the workers that run torch do.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from bench.cases import Case
 from bench.peer import threads
+from kernels.arrays import is_array, is_cuda
 
 torch.set_num_threads(threads())
 torch.set_grad_enabled(False)
@@ -39,6 +41,9 @@ class Call:
     comparable: bool
     #: Where a step changes arrays instead of returning them: reads those.
     read: Callable[[], Any] | None = None
+    #: The function and its tensors, where the call is no more than that: for torch.compile.
+    function: Peer | None = None
+    tensors: tuple[Any, ...] = ()
 
     def results(self) -> list[Any]:
         """The results of one call as NumPy arrays, None for what has no counterpart."""
@@ -46,7 +51,7 @@ class Call:
         if self.read is not None:
             returned = self.read()
         returned = returned if isinstance(returned, (tuple, list)) else [returned]
-        return [None if r is None else r.detach().numpy() for r in returned]
+        return [None if r is None else _numpy(r.detach()) for r in returned]
 
 
 def prepare(case: Case, args: Sequence[Any]) -> Call | None:
@@ -57,7 +62,8 @@ def prepare(case: Case, args: Sequence[Any]) -> Call | None:
     for key in (case.label, case.kernel):
         if key in DIRECT:
             text, function, comparable = DIRECT[key]
-            return Call(text, partial(function, *tensors), comparable)
+            step = partial(function, *tensors)
+            return Call(text, step, comparable, function=function, tensors=tuple(tensors))
         if key in PREPARED:
             text, function, comparable = PREPARED[key]
             return Call(text, function(*tensors), comparable)
@@ -65,8 +71,20 @@ def prepare(case: Case, args: Sequence[Any]) -> Call | None:
 
 
 def _tensor(a: Any) -> Any:
-    """Arrays as tensors in memory of torch's own, with the same strides."""
-    return torch.from_numpy(a).clone() if isinstance(a, np.ndarray) else a
+    """Arrays as tensors in memory of torch's own, with the same strides, on the same device."""
+    if not is_array(a):
+        return a
+    half = a.dtype.name == "bfloat16"
+    if half:  # NumPy's and CuPy's is no type that torch or DLPack knows: the bits are the same
+        a = a.view(np.int16)
+    tensor = torch.from_dlpack(a) if is_cuda(a) else torch.from_numpy(a)
+    return (tensor.view(torch.bfloat16) if half else tensor).clone()
+
+
+def _numpy(t: Any) -> np.ndarray:
+    if t.dtype == torch.bfloat16:  # all of whose values are float32's
+        t = t.float()
+    return t.cpu().numpy()
 
 
 def direct(kernel: str, text: str, function: Peer, comparable: bool = True) -> None:
@@ -125,10 +143,13 @@ def _optimizer(case: Case, args: Sequence[Any]) -> Call | None:
     if case.variant not in OPTIMIZERS[case.kernel] or len(case.shape) != 2:
         return None
     name, options = OPTIMIZERS[case.kernel][case.variant]
+    if name == "Adagrad" and is_cuda(args[0]):  # torch has its fused step for the CPU only
+        options = {"foreach": True}
     n, count = case.shape
-    parameters = [torch.from_numpy(p.copy()) for p in np.array_split(args[0], count)]
-    for p, g in zip(parameters, np.array_split(args[1], count), strict=True):
-        p.grad = torch.from_numpy(g.copy())
+    # tensor_split cuts as np.array_split does; each tensor has memory of its own
+    parameters = [p.clone() for p in _tensor(args[0]).tensor_split(count)]
+    for p, g in zip(parameters, _tensor(args[1]).tensor_split(count), strict=True):
+        p.grad = g.clone()
     optimizer = getattr(torch.optim, name)(parameters, lr=1e-3, **options)
     settings = ", ".join(f"{k}={v}" for k, v in options.items())
     text = f"torch.optim.{name}({settings}), {count} tensor{'s' * (count > 1)}"

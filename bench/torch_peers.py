@@ -155,7 +155,7 @@ direct(
 @prepared("cross_entropy", "F.cross_entropy(reduction='none') and its autograd backward")
 def _(logits, targets):
     logits.requires_grad_()
-    ones = torch.ones(len(targets))
+    ones = logits.new_ones(len(targets))
 
     def step():
         with torch.enable_grad():
@@ -176,7 +176,7 @@ direct("nll", "F.nll_loss(reduction='none')", lambda x, t: F.nll_loss(x, t, redu
 
 @prepared("nll_grad", "aten.nll_loss_backward")
 def _(dy, targets, classes):
-    log_p, weight = torch.zeros(len(dy), classes), torch.zeros(())
+    log_p, weight = dy.new_zeros(len(dy), classes), dy.new_zeros(())
     return lambda: aten.nll_loss_backward(dy, log_p, targets, None, 0, -100, weight)
 
 
@@ -185,7 +185,7 @@ def _hinge(x, target, margin=1.0):
 
 
 def _bce(x, target, pos_weight=1.0):
-    weight = None if pos_weight == 1.0 else torch.tensor(pos_weight)
+    weight = None if pos_weight == 1.0 else x.new_tensor(pos_weight)
     return F.binary_cross_entropy_with_logits(x, target, reduction="none", pos_weight=weight)
 
 
@@ -281,7 +281,12 @@ direct("uniform", "Tensor.uniform_", lambda x, _s, _o, a, b: x.uniform_(a, b), c
 direct("normal", "Tensor.normal_", lambda x, _s, _o, a, b: x.normal_(a, b), comparable=False)
 direct("bernoulli", "Tensor.bernoulli_", lambda x, _s, _o, p: x.bernoulli_(p), comparable=False)
 direct("randint", "Tensor.random_", lambda x, _s, _o, a, b: x.random_(a, b), comparable=False)
-direct("permutation", "torch.randperm", lambda x, *_: torch.randperm(len(x)), comparable=False)
+direct(
+    "permutation",
+    "torch.randperm",
+    lambda x, *_: torch.randperm(len(x), device=x.device),
+    comparable=False,
+)
 
 
 @prepared("dropout_grad", "aten.native_dropout_backward, with its saved mask", comparable=False)

@@ -1,22 +1,31 @@
-"""`python -m bench training`: whole training steps, ours and torch eager's, in turns."""
+"""`python -m bench training`: whole training steps, ours and torch's, in turns."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from bench.measure import Spread, Turns, measure
-from bench.peer import Worker
+from bench.peer import TIMEOUT, PeerError, Worker
+from bench.pools import Start
+from bench.sizes import Device
+from bench.training_cuda import SIDES as CUDA_SIDES
 from bench.training_sides import LAPS, TASKS, Task
+
+#: What --against chooses from.
+SIDES: dict[Device, tuple[str, ...]] = {"cpu": ("torch",), "cuda": CUDA_SIDES}
 
 #: Steps from equal weights whose losses are compared, and with which the peak memory is taken.
 STEPS = 50
+
+#: Seconds a side may take to answer: on CUDA a run has few minutes in all.
+TIMEOUTS: dict[Device, float] = {"cpu": TIMEOUT, "cuda": 60.0}
 
 #: How far the losses may be apart, relative to the first loss: rounding grows along the steps.
 LOSS_TOLERANCE = 5e-3
@@ -24,12 +33,21 @@ LOSS_TOLERANCE = 5e-3
 
 @dataclass
 class Result:
-    """A run: its turns, the losses of both from equal weights, and the memory of both."""
+    """A run: its turns, the losses of all sides from equal weights, their memory, and why the sides
+    that are missing are.
+    """
 
     task: Task
     turns: Turns
     losses: dict[str, list[float]]
     memory: dict[str, dict[str, int | None]]
+    missing: dict[str, str] = field(default_factory=dict)
+    device: Device = "cpu"
+
+    @property
+    def laps(self) -> tuple[str, ...]:
+        """The parts of a step; on CUDA Python is ahead of the device, so that there are none."""
+        return LAPS if self.device == "cpu" else ()
 
     @property
     def loss_difference(self) -> float:
@@ -51,12 +69,17 @@ class Result:
         """Every figure, for JSON."""
         sides = list(self.turns.laps)
         return {
+            "device": self.device,
             "model": self.task.name,
             "widths": list(self.task.widths),
             "batch": self.task.batch,
             "optimizer": "Adam (torch: fused=True)",
             "dtype": "float32",
+            "missing": self.missing,
             "seconds": {side: self._seconds(side) for side in sides},
+            "steps_per_second": {
+                side: Spread.of(1 / t for t in self.turns.totals(side)).as_dict() for side in sides
+            },
             "samples_per_second": {
                 side: Spread.of(self.task.batch / t for t in self.turns.totals(side)).as_dict()
                 for side in sides
@@ -71,7 +94,7 @@ class Result:
         }
 
     def _seconds(self, side: str) -> dict[str, dict[str, float]]:
-        laps = {name: self.turns.seconds(side, i).as_dict() for i, name in enumerate(LAPS)}
+        laps = {name: self.turns.seconds(side, i).as_dict() for i, name in enumerate(self.laps)}
         return {"step": self.turns.seconds(side).as_dict(), **laps}
 
 
@@ -82,29 +105,45 @@ def run(
     turns: int,
     after_turn: Callable[[], object] = lambda: None,
     threads: int | None = None,
+    device: Device = "cpu",
+    start: Start = Worker,
 ) -> Result:
-    """Check that all sides train alike, time them `seconds` each, and take their memory afterwards.
+    """Check that all sides train alike, time them `seconds` each, and take their memory.
 
-    The memory is that of fresh processes: by then every kernel lies compiled in the cache.
+    Each side has a process of its own on either device: a small model's step is mostly Python's
+    work, and memory is counted by process. On the CPU the memory is that of fresh ones: by then
+    every kernel lies compiled in the cache. On CUDA a compiler's memory is not the card's, and what
+    is free there is asked before the next side begins. A side other than ours that fails is
+    missing, with its reason.
     """
-    sides = ["ours", *against]
+    module = "bench.training_sides" if device == "cpu" else "bench.training_cuda"
+
+    def worker(side: str) -> Worker:
+        return start(side, f"{module}:{side}", threads, timeout=TIMEOUTS[device])
+
+    losses, missing, memory = {}, {}, {}
     with ExitStack() as stack:
-        workers = {s: stack.enter_context(_worker(s, threads)) for s in sides}
-        for side in sides:
-            workers[side].call("prepare", model)
-        losses = {side: workers[side].call("ask", "losses", STEPS) for side in sides}
+        workers = {}
+        for side in ("ours", *against):
+            made = stack.enter_context(worker(side))
+            try:
+                made.call("prepare", model)
+                losses[side] = made.call("ask", "losses", STEPS)
+                if device == "cuda":
+                    memory[side] = made.call("ask", "memory")
+                workers[side] = made
+            except PeerError as error:
+                if side == "ours":
+                    raise
+                missing[side] = str(error)
+                made.close()
         timed = measure(workers, seconds, turns, after_turn)
-    memory = {}
-    for side in sides:
-        with _worker(side, threads) as worker:
-            worker.call("prepare", model)
-            worker.call("ask", "losses", STEPS)
-            memory[side] = worker.call("ask", "memory")
-    return Result(TASKS[model], timed, losses, memory)
-
-
-def _worker(side: str, threads: int | None) -> Worker:
-    return Worker(side, f"bench.training_sides:{side}", threads)
+    for side in losses if device == "cpu" else ():
+        with worker(side) as fresh:
+            fresh.call("prepare", model)
+            fresh.call("ask", "losses", STEPS)
+            memory[side] = fresh.call("ask", "memory")
+    return Result(TASKS[model], timed, losses, memory, missing, device)
 
 
 # The table ----------------------------------------------------------------------------------------
@@ -125,7 +164,7 @@ def table(result: Result) -> Table:
     grid.add_column("")
     for column in ("ours", *peers, *(f"x {p}" for p in peers)):
         grid.add_column(column, justify="right", no_wrap=True)
-    for i, lap in enumerate((*LAPS, "step")):
+    for i, lap in enumerate((*result.laps, "step")):
         index = i if lap != "step" else None
         cells = [_text(turns.seconds(side, index), 1e3) for side in turns.laps]
         grid.add_row(lap, *cells, *(_text(_ratio(turns, peer, index)) for peer in peers))
@@ -138,7 +177,11 @@ def table(result: Result) -> Table:
     grid.add_row("samples/s", *(f"{rate.median:,.0f}" for rate in rates), *[""] * len(peers))
     final = [f"{result.losses[side][-1]:.4f}" for side in turns.laps]
     grid.add_row(f"loss, step {STEPS}", *final, *[""] * len(peers))
-    for label, key in (("peak memory", "peak"), ("  above imports", "growth")):
+    kinds = {
+        "cpu": (("peak memory", "peak"), ("  above imports", "growth")),
+        "cuda": (("memory on the card", "device"),),
+    }
+    for label, key in kinds[result.device]:
         cells = [_megabytes(result.memory[side][key]) for side in turns.laps]
         grid.add_row(label, *cells, *[""] * len(peers))
     return grid

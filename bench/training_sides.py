@@ -1,4 +1,5 @@
-"""Both sides of a training comparison, as factories for a worker: same weights, batches and rule.
+"""Both sides of a training comparison on the CPU, as factories for a worker: same weights, batches
+and rule. training_cuda.py has those on CUDA, from the same models.
 
 A side builds its model, draws the common weights into it, and does whole steps: forward and loss,
 backward, optimizer with zero_grad. Batches lie ready in memory; loading is not part of a step.
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.peer import Work, threads
+from bench.sizes import Device
 
 LAPS = ("forward", "backward", "optimizer")
 
@@ -102,17 +104,29 @@ def _work(steps: _Steps, memory: Memory) -> Work:
     return Work(steps.step, {}, LAPS, answers)
 
 
+#: Makes a loss function of (x, y) and an optimizer, from the common weights.
+Build = Callable[[], tuple[Any, Any]]
+
+
 def ours(name: str) -> Work:
     """models.MLP with this framework's Adam."""
     import numba  # noqa: F401  (loaded at the first kernel otherwise: part of the imports)
 
+    import framework  # noqa: F401
+    import models.mlp  # noqa: F401
+
+    memory = Memory()
+    build, batches = our_task(TASKS[name], "cpu")
+    return _work(_Steps(build, batches), memory)
+
+
+def our_task(task: Task, device: Device) -> tuple[Build, Any]:
+    """How the model is built, and the batches, on `device`."""
     import framework as fw
     from framework import functional as F, optimizers
     from models.mlp import MLP, MLPConfig
 
-    fw.set_default_device("cpu")
-    memory = Memory()
-    task = TASKS[name]
+    fw.set_default_device(device)
     inputs, *hidden, outputs = task.widths
 
     def build() -> tuple[Any, Any]:
@@ -120,37 +134,43 @@ def ours(name: str) -> Work:
         model = MLP(config)
         for p, w in zip(model.parameters(), task.weights(), strict=True):
             _same_shape(p.shape, w)
-            p.data[...] = w
+            p.data[...] = fw.tensor(w, device=device).data
         optimizer = optimizers.Adam(model.parameters(), lr=task.lr)
         return lambda x, y: F.cross_entropy(model(x), y), optimizer
 
-    batches = [(fw.tensor(x), fw.tensor(y)) for x, y in task.data()]
-    return _work(_Steps(build, batches), memory)
+    batches = task.data()
+    return build, [(fw.tensor(x, device=device), fw.tensor(y, device=device)) for x, y in batches]
 
 
 def torch(name: str) -> Work:
     """torch eager: nn.Sequential with torch.optim.Adam(fused=True)."""
     import torch
-    from torch.nn import functional as F
 
     memory = Memory()
     torch.set_num_threads(threads())
-    task = TASKS[name]
+    build, batches = torch_task(TASKS[name], "cpu")
+    return _work(_Steps(build, batches), memory)
+
+
+def torch_task(task: Task, device: Device, **adam: Any) -> tuple[Build, Any]:
+    """How the model is built, with options of Adam, and the batches, on `device`."""
+    import torch
+    from torch.nn import functional as F
 
     def build() -> tuple[Any, Any]:
         modules: list[Any] = []
         for inputs, outputs in zip(task.widths[:-1], task.widths[1:], strict=True):
             modules += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
-        model = torch.nn.Sequential(*modules[:-1])
+        model = torch.nn.Sequential(*modules[:-1]).to(device)
         with torch.no_grad():
             for p, w in zip(model.parameters(), task.weights(), strict=True):
                 _same_shape(tuple(p.shape), w)
                 p.copy_(torch.from_numpy(w))
-        optimizer = torch.optim.Adam(model.parameters(), lr=task.lr, fused=True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=task.lr, fused=True, **adam)
         return lambda x, y: F.cross_entropy(model(x), y), optimizer
 
     batches = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in task.data()]
-    return _work(_Steps(build, batches), memory)
+    return build, [(x.to(device), y.to(device)) for x, y in batches]
 
 
 def _same_shape(shape: tuple[int, ...], w: np.ndarray) -> None:

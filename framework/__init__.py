@@ -20,6 +20,7 @@ from typing import Any
 from framework.autograd import (
     Parameter as Parameter,
     Tensor as Tensor,
+    autocast as autocast,
     from_dlpack as from_dlpack,
     gradcheck as gradcheck,
     is_grad_enabled as is_grad_enabled,
@@ -59,7 +60,13 @@ from framework.backend import (
     default_device as default_device,
     set_default_device as set_default_device,
 )
-from framework.backend.memory import keep_freed_memory
+from framework.backend.memory import (
+    keep_freed_memory,
+    memory_used as memory_used,
+    peak_memory as peak_memory,
+    reset_peak_memory as reset_peak_memory,
+)
+from framework.backend.out_of_memory import OutOfMemoryError as OutOfMemoryError
 from framework.backend.random import Generator as Generator, manual_seed as manual_seed
 from kernels.precision import (
     get_float32_matmul_precision as get_float32_matmul_precision,

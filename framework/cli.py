@@ -91,12 +91,12 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         except MemoryError as error:
             if debug:
                 raise
-            print(f"error: not enough memory ({error})", file=sys.stderr)
+            print(f"error: not enough memory ({_joined(error)})", file=sys.stderr)
             raise typer.Exit(2) from None
         except Exception as error:
             if debug or not isinstance(error, expected):
                 raise
-            print("error:", "; ".join(str(error).splitlines()), file=sys.stderr)
+            print("error:", _joined(error), file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             if debug:
@@ -105,6 +105,10 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def _joined(error: Exception) -> str:
+    return "; ".join(str(error).splitlines())
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -138,6 +142,10 @@ def train(
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="The highest learning rate.", show_default="0.003")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32, tf32, bf16-mixed or fp16-mixed.", show_default="float32"),
     ] = None,
     device: Device = None,
     seed: Annotated[
@@ -176,13 +184,13 @@ def train(
     if model is not None:
         expect(lambda: entry(model))
     if resume is None:
-        given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+        given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
         options = {name: value for name, value in given.items() if value is not None}
         plan = plan_run(
             model or "mlp", dataset or "digits", seed or 0, device, out, options, settings or []
         )
     else:
-        only_resume(dataset, epochs, batch_size, lr, seed, out, settings)
+        only_resume(dataset, epochs, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device)
     _train(plan, resume is not None, quiet, profile)
 
@@ -241,7 +249,7 @@ def predict(
     _say_if_elsewhere(x, config)
     with damage_of(run):
         x = inputs(x)
-    output = outputs_for(model, x, config.device)
+    output = outputs_for(model, x, config.device, config.recipe.precision)
     if config.task == "classification":
         output = F.softmax(output, -1)
     values = invert(targets, output.cpu().numpy())

@@ -100,7 +100,7 @@ def only_resume(*options: Any) -> None:
     if any(option not in (None, []) for option in options):
         raise UsageError(
             "--resume goes on with the run's own settings: leave out --dataset, --epochs, "
-            "--batch-size, --lr, --seed, --out and --set"
+            "--batch-size, --lr, --precision, --seed, --out and --set"
         )
 
 

@@ -73,6 +73,8 @@ def show_training(config: RunConfig, splits: Splits, model: Module, epochs_done:
         f"AdamW, learning rate {recipe.lr:g}",
         f"seed {config.seed}",
     ]
+    if recipe.precision != "float32":
+        steps.append(recipe.precision)
     title(f"train {config.model} on {config.dataset}")
     console().print(
         facts(

@@ -7,6 +7,7 @@ from kernels import (
     extremes as extremes,
     group_norm as group_norm,
     linear as linear,
+    loss_scaling as loss_scaling,
     losses as losses,
     matmul as matmul,
     normalization as normalization,

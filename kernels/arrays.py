@@ -37,6 +37,11 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.get() if is_cuda(x) else np.asarray(x)
 
 
+def address(x: Array) -> int:
+    """Where the first element of `x` is."""
+    return int(x.data.ptr if is_cuda(x) else x.__array_interface__["data"][0])
+
+
 def is_floating(dtype: np.dtype) -> bool:
     """True for float16, float32, float64 and bfloat16 (which NumPy itself files under 'V')."""
     # the name takes 1 us to make: only where it has to be asked for

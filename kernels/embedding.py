@@ -12,7 +12,10 @@ from kernels.registry import kernel
 
 loops = Lazy("kernels.cpu.embedding")
 
-CUDA_KERNELS = ("embedding_gather", "embedding_sum")
+CUDA_KERNELS = ("embedding_gather", "embedding_sum", "embedding_order")
+
+#: What those that do not take rows are instantiated for.
+CUDA_TYPES = {"embedding_order": ("long long",)}
 
 
 def _check_indices(name: str, indices: Array, rows: int) -> None:
@@ -173,11 +176,11 @@ def _(dy: Array, indices: Array, rows: int, padding_idx: int | None = None) -> A
     if out.size == 0:
         return out
     flat = cupy.ascontiguousarray(indices, np.int64).reshape(-1)
-    order = cupy.argsort(flat, kind="stable")
+    ordered, order = _stable_order(flat)
     skip = -1 if padding_idx is None else padding_idx % rows
     args = (
         cupy.ascontiguousarray(dy),
-        flat[order],
+        ordered,
         order,
         out,
         np.int64(flat.size),
@@ -189,6 +192,31 @@ def _(dy: Array, indices: Array, rows: int, padding_idx: int | None = None) -> A
     name = f"embedding_sum<{launch.type_name(dy.dtype)}>"
     launch.run("embedding", name, rows * stripes, launch.BLOCK, args)
     return out
+
+
+def _stable_order(flat: Array) -> tuple[Array, Array]:
+    """CUDA indices (n,) in ascending order, equal ones as they came, and where they came from."""
+    import cupy
+
+    from kernels.cuda import launch
+
+    if launch.is_capturing():
+        return order_by_rank(flat)
+    order = cupy.argsort(flat, kind="stable")
+    return flat[order], order
+
+
+def order_by_rank(flat: Array) -> tuple[Array, Array]:
+    """The same without a sort, in a kernel that a CUDA graph may hold."""
+    import cupy
+
+    from kernels.cuda import launch
+
+    ordered, order = cupy.empty_like(flat), cupy.empty_like(flat)
+    grid = -(-flat.size // launch.BLOCK)
+    args = (flat, ordered, order, np.int64(flat.size))
+    launch.run("embedding", "embedding_order<long long>", grid, launch.BLOCK, args)
+    return ordered, order
 
 
 @embedding_grad.sample

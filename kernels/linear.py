@@ -45,7 +45,8 @@ def _matrices(name: str, *arrays: Array) -> None:
 def linear_weight_grad(dy: Array, x: Array, out: Array | None = None) -> tuple[Array, Array]:
     """dW = dy^T x and db = the sum of dy's rows.
 
-    dy (N, out), x (N, in) -> (out, in), in `out` if given, and (out,).
+    dy (N, out), x (N, in) -> (out, in), in `out` if given (float32 will do for 16-bit dy and x),
+    and (out,) in the dtype of dy or of dW.
     """
     _matrices("linear_weight_grad", dy, x)
     return matmul.reference(dy, x, True, False, None, out), reductions.sum.reference(dy, 0)
@@ -64,7 +65,8 @@ def _(dy: Array, x: Array, out: Array | None = None) -> tuple[Array, Array]:
     _matrices("linear_weight_grad", dy, x)
     shape = result_shape(dy, x, True, False, None, out)
     if (out is None or cublas.writable(out)) and _fuses(dy, x):
-        dw, db = xp.empty(shape, dy.dtype) if out is None else out, xp.empty(shape[0], dy.dtype)
+        dw = xp.empty(shape, dy.dtype) if out is None else out
+        db = xp.empty(shape[0], dw.dtype)  # the library's epilogue has the type of its result
         if cublas.product(dy, x, True, False, dw, cublas.SUM_A, db):
             return dw, db
     return matmul(dy, x, transpose_a=True, out=out), reductions.sum(dy, 0)

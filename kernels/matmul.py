@@ -24,7 +24,8 @@ def matmul(
 
     a is (..., m, k), or (..., k, m) with `transpose_a`; b is (..., k, n), or (..., n, k) with
     `transpose_b`; the leading axes are equal. `bias` is (n,). Gives (..., m, n), in `out` if given,
-    which must not overlap the rest. Zeros (plus bias) for k = 0.
+    which must not overlap the rest and may be float32 for 16-bit a and b (nothing is rounded to 16
+    bits then). Zeros (plus bias) for k = 0.
     """
     xp = array_module(a)
     shape = result_shape(a, b, transpose_a, transpose_b, bias, out)
@@ -64,9 +65,14 @@ def result_shape(
     shape = (*a.shape[:-2], m, n)
     if bias is not None and (bias.shape != (n,) or bias.dtype != a.dtype):
         raise ValueError(f"matmul: bias is {bias.dtype}{bias.shape}, expected {a.dtype}({n},)")
-    if out is not None and (out.shape != shape or out.dtype != a.dtype):
+    if out is not None and (out.shape != shape or not _holds(out.dtype, a.dtype)):
         raise ValueError(f"matmul: out is {out.dtype}{out.shape}, expected {a.dtype}{shape}")
     return shape
+
+
+def _holds(out: Any, operands: Any) -> bool:
+    """May products of `operands` be written as `out`?"""
+    return out == operands or (out == np.float32 and is_half(operands))
 
 
 @cache
@@ -139,7 +145,7 @@ def _(
     elif bias is None:
         cublas.product(a, b, transpose_a, transpose_b, y)
     else:
-        bias = xp.ascontiguousarray(bias)
+        bias = xp.ascontiguousarray(bias).astype(y.dtype, copy=False)  # the library takes y's type
         if not cublas.product(a, b, transpose_a, transpose_b, y, cublas.BIAS, bias):
             wide = product_for_more(a, b, transpose_a, transpose_b)
             wide += bias.astype(wide.dtype, copy=False)

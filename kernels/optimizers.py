@@ -3,8 +3,10 @@ model.
 
 All arrays are (n,), one dtype, C-contiguous. p are the parameters, g their gradient (read only),
 the rest is the optimizer's state. `scale` multiplies the gradient first (clipping, loss scaling): a
-number, or an array of one element, which on CUDA stays on the device. The formulas, names and
-defaults of the variants are PyTorch's.
+number, or an array of one element, which on CUDA stays on the device. `live` is for a step that is
+captured into a CUDA graph, and so launched with the same arguments every time: the numbers of
+`adam_numbers` and its like in a float32 array, which hold instead of those among the arguments. The
+formulas, names and defaults of the variants are PyTorch's.
 """
 
 from __future__ import annotations
@@ -43,6 +45,15 @@ def _is_positive_step(step: int) -> None:
         raise ValueError(f"step is {step}, expected 1 for the first step")
 
 
+def _not_live(name: str, p: Array, live: Array | None) -> None:
+    """The references compute in the precision of p, in which `live` does not hold its numbers."""
+    if live is not None:
+        raise NotImplementedError(
+            f"{name}: numbers that are read from the device need a version for {p.dtype}, "
+            "and there is none"
+        )
+
+
 def _gradient(g: Array, scale: Any) -> Array:
     """g times scale, in g's dtype."""
     if isinstance(scale, (int, float)):
@@ -66,6 +77,7 @@ def sgd_step(
     decoupled: bool = False,
     scale: Any = 1.0,
     first: bool = False,
+    live: Array | None = None,
 ) -> Array:
     """p -= lr d, with momentum buf = momentum buf + (1 - dampening) g and d = buf (Nesterov: g +
     momentum buf).
@@ -75,6 +87,7 @@ def sgd_step(
     weight_decay (Loshchilov and Hutter 2019).
     """
     _check_sgd(p, g, buf, momentum)
+    _not_live("sgd_step", p, live)
     g = _gradient(g, scale)
     if weight_decay and decoupled:
         p *= 1 - lr * weight_decay
@@ -85,6 +98,19 @@ def sgd_step(
         g = g + momentum * buf if nesterov else buf
     p -= lr * g
     return p
+
+
+def sgd_numbers(
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    decoupled: bool = False,
+    first: bool = False,
+) -> list[np.float32]:
+    """What is added to g per p, what p and d are multiplied by, and momentum, old and new part."""
+    keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
+    return [*_decay(lr, weight_decay, decoupled), *_f4(lr, momentum, keep, take)]
 
 
 def _check_sgd(p: Array, g: Array, buf: Array | None, momentum: float) -> None:
@@ -111,6 +137,7 @@ def adam_step(
     decoupled: bool = False,
     vmax: Array | None = None,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     """p -= lr m^ / (sqrt(v^) + eps), m^ and v^ the bias-corrected means of g and g^2 (Kingma and Ba
     2015).
@@ -120,6 +147,7 @@ def adam_step(
     weight_decay.
     """
     _check("adam_step", p, g=g, m=m, v=v, vmax=vmax)
+    _not_live("adam_step", p, live)
     step_size, correction = _adam_constants(lr, beta1, beta2, step)
     xp = array_module(p)
     g = _gradient(g, scale)
@@ -142,6 +170,23 @@ def _adam_constants(lr: float, beta1: float, beta2: float, step: int) -> tuple[f
     return lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
 
 
+def adam_numbers(
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    decoupled: bool = False,
+) -> list[np.float32]:
+    """What is added to g per p and p is multiplied by, both constants, and new and old parts of the
+    means.
+    """
+    constants = _adam_constants(lr, beta1, beta2, step)
+    numbers = _f4(*constants, 1 - beta1, beta2, 1 - beta2, eps)
+    return [*_decay(lr, weight_decay, decoupled), *numbers]
+
+
 # RMSprop ------------------------------------------------------------------------------------------
 
 
@@ -159,6 +204,7 @@ def rmsprop_step(
     momentum: float = 0.0,
     centered: bool = False,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     """p -= lr g / (sqrt(v) + eps), v the running mean of g^2 (Hinton, Coursera lecture 6e, 2012).
 
@@ -167,6 +213,7 @@ def rmsprop_step(
     None where they are not used.
     """
     _check_rmsprop(p, g, v, buf, mean_g, momentum, centered)
+    _not_live("rmsprop_step", p, live)
     xp = array_module(p)
     g = _gradient(g, scale)
     if weight_decay:
@@ -182,6 +229,13 @@ def rmsprop_step(
         d = buf
     p -= lr * d
     return p
+
+
+def rmsprop_numbers(
+    lr: float, alpha: float, eps: float, weight_decay: float, momentum: float
+) -> list[np.float32]:
+    """The learning rate, old and new part of the means, eps, weight decay, momentum."""
+    return _f4(lr, alpha, 1 - alpha, eps, weight_decay, momentum)
 
 
 def _check_rmsprop(
@@ -208,6 +262,7 @@ def adagrad_step(
     weight_decay: float = 0.0,
     step: int = 1,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     """p -= lr / (1 + (step - 1) lr_decay) g / (sqrt(v) + eps), v the sum of g^2 (Duchi et al.
     2011).
@@ -215,6 +270,7 @@ def adagrad_step(
     `step` counts from 1.
     """
     _check("adagrad_step", p, g=g, v=v)
+    _not_live("adagrad_step", p, live)
     rate = _adagrad_rate(lr, lr_decay, step)
     g = _gradient(g, scale)
     if weight_decay:
@@ -229,6 +285,13 @@ def _adagrad_rate(lr: float, lr_decay: float, step: int) -> float:
     return lr / (1 + (step - 1) * lr_decay)
 
 
+def adagrad_numbers(
+    lr: float, lr_decay: float, eps: float, weight_decay: float, step: int
+) -> list[np.float32]:
+    """The rate, eps and weight decay."""
+    return _f4(_adagrad_rate(lr, lr_decay, step), eps, weight_decay)
+
+
 # Buffers ------------------------------------------------------------------------------------------
 
 
@@ -241,10 +304,13 @@ def scale_(x: Array, factor: Any) -> Array:
 
 
 @kernel(inplace=("a",))
-def lerp_(a: Array, b: Array, weight: float) -> Array:
-    """a += weight (b - a) in place: an exponential moving average of b. Returns a."""
+def lerp_(a: Array, b: Array, weight: Any) -> Array:
+    """a += weight (b - a) in place: an exponential moving average of b. Returns a.
+
+    `weight` is a number, or a float32 array of one element, which on CUDA stays on the device.
+    """
     _check("lerp_", a, b=b)
-    a += weight * (b - a)
+    a += _gradient(b - a, weight)
     return a
 
 
@@ -277,18 +343,19 @@ def _(
     decoupled: bool = False,
     scale: Any = 1.0,
     first: bool = False,
+    live: Array | None = None,
 ) -> Array:
     from kernels.cpu import optimizers as loops
 
     _check_sgd(p, g, buf, momentum)
-    decay = _decay(lr, weight_decay, decoupled)
+    numbers = live
+    if numbers is None:
+        numbers = sgd_numbers(lr, momentum, dampening, weight_decay, decoupled, first)
     if not momentum:
-        loops.sgd(p, np.ascontiguousarray(g), _number(scale), *decay, np.float32(lr))
+        loops.sgd(p, np.ascontiguousarray(g), _number(scale), *numbers[:3])
     else:
-        keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
-        numbers = _f4(lr, momentum, keep, take)
         loops.sgd_momentum(
-            p, np.ascontiguousarray(g), buf, _number(scale), *decay, *numbers, bool(nesterov)
+            p, np.ascontiguousarray(g), buf, _number(scale), *numbers, bool(nesterov)
         )
     return p
 
@@ -308,16 +375,18 @@ def _(
     decoupled: bool = False,
     vmax: Array | None = None,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     from kernels.cpu import optimizers as loops
 
     _check("adam_step", p, g=g, m=m, v=v, vmax=vmax)
-    decay = _decay(lr, weight_decay, decoupled)
-    numbers = _f4(*_adam_constants(lr, beta1, beta2, step), 1 - beta1, beta2, 1 - beta2, eps)
+    numbers = live
+    if numbers is None:
+        numbers = adam_numbers(lr, beta1, beta2, eps, weight_decay, step, decoupled)
     if vmax is None:
-        loops.adam(p, np.ascontiguousarray(g), m, v, _number(scale), *decay, *numbers)
+        loops.adam(p, np.ascontiguousarray(g), m, v, _number(scale), *numbers)
     else:
-        loops.amsgrad(p, np.ascontiguousarray(g), m, v, vmax, _number(scale), *decay, *numbers)
+        loops.amsgrad(p, np.ascontiguousarray(g), m, v, vmax, _number(scale), *numbers)
     return p
 
 
@@ -335,11 +404,12 @@ def _(
     momentum: float = 0.0,
     centered: bool = False,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     from kernels.cpu import optimizers as loops
 
     _check_rmsprop(p, g, v, buf, mean_g, momentum, centered)
-    numbers = _f4(lr, alpha, 1 - alpha, eps, weight_decay, momentum)
+    numbers = rmsprop_numbers(lr, alpha, eps, weight_decay, momentum) if live is None else live
     if not momentum and not centered:
         loops.rmsprop(p, np.ascontiguousarray(g), v, _number(scale), *numbers[:-1])
     else:
@@ -362,11 +432,12 @@ def _(
     weight_decay: float = 0.0,
     step: int = 1,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     from kernels.cpu import optimizers as loops
 
     _check("adagrad_step", p, g=g, v=v)
-    numbers = _f4(_adagrad_rate(lr, lr_decay, step), eps, weight_decay)
+    numbers = adagrad_numbers(lr, lr_decay, eps, weight_decay, step) if live is None else live
     loops.adagrad(p, np.ascontiguousarray(g), v, _number(scale), *numbers)
     return p
 
@@ -383,11 +454,11 @@ def _(x: Array, factor: Any) -> Array:
 
 
 @lerp_.cpu
-def _(a: Array, b: Array, weight: float) -> Array:
+def _(a: Array, b: Array, weight: Any) -> Array:
     from kernels.cpu import optimizers as loops
 
     _check("lerp_", a, b=b)
-    loops.lerp(a, np.ascontiguousarray(b), np.float32(weight))
+    loops.lerp(a, np.ascontiguousarray(b), _number(weight))
     return a
 
 
@@ -412,11 +483,19 @@ def _launch(template: str, buffers: list[Array | None], *args: Any) -> Array:
     return p
 
 
+_NULL = np.uint64(0)
+
+
 def _device_scale(scale: Any, p: Array) -> tuple[Any, np.float32]:
     """`scale` as the kernels take it: a pointer or null, and a number for null."""
     if isinstance(scale, (int, float, np.generic)):
-        return np.uint64(0), np.float32(scale)
+        return _NULL, np.float32(scale)
     return array_module(p).asarray(scale, dtype=np.float32).reshape(1), np.float32(1)
+
+
+def _numbers(live: Array | None, numbers: list[np.float32]) -> list[Any]:
+    """The same for several: a pointer or null, and the numbers for null."""
+    return [_NULL if live is None else live, *numbers]
 
 
 @sgd_step.cuda
@@ -432,12 +511,12 @@ def _(
     decoupled: bool = False,
     scale: Any = 1.0,
     first: bool = False,
+    live: Array | None = None,
 ) -> Array:
     _check_sgd(p, g, buf, momentum)
-    keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
-    numbers = [*_decay(lr, weight_decay, decoupled), *_f4(lr, momentum, keep, take)]
-    buffers = [p, g, buf if momentum else None]
-    return _launch("sgd", buffers, *_device_scale(scale, p), *numbers, np.int32(nesterov))
+    numbers = sgd_numbers(lr, momentum, dampening, weight_decay, decoupled, first)
+    args = (*_device_scale(scale, p), *_numbers(live, numbers), np.int32(nesterov))
+    return _launch("sgd", [p, g, buf if momentum else None], *args)
 
 
 @adam_step.cuda
@@ -455,11 +534,12 @@ def _(
     decoupled: bool = False,
     vmax: Array | None = None,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     _check("adam_step", p, g=g, m=m, v=v, vmax=vmax)
-    numbers = _f4(*_adam_constants(lr, beta1, beta2, step), 1 - beta1, beta2, 1 - beta2, eps)
-    decay = _decay(lr, weight_decay, decoupled)
-    return _launch("adam", [p, g, m, v, vmax], *_device_scale(scale, p), *decay, *numbers)
+    numbers = adam_numbers(lr, beta1, beta2, eps, weight_decay, step, decoupled)
+    args = (*_device_scale(scale, p), *_numbers(live, numbers))
+    return _launch("adam", [p, g, m, v, vmax], *args)
 
 
 @rmsprop_step.cuda
@@ -476,11 +556,12 @@ def _(
     momentum: float = 0.0,
     centered: bool = False,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     _check_rmsprop(p, g, v, buf, mean_g, momentum, centered)
-    numbers = _f4(lr, alpha, 1 - alpha, eps, weight_decay, momentum)
+    numbers = rmsprop_numbers(lr, alpha, eps, weight_decay, momentum)
     buffers = [p, g, v, buf if momentum else None, mean_g if centered else None]
-    return _launch("rmsprop", buffers, *_device_scale(scale, p), *numbers)
+    return _launch("rmsprop", buffers, *_device_scale(scale, p), *_numbers(live, numbers))
 
 
 @adagrad_step.cuda
@@ -494,10 +575,11 @@ def _(
     weight_decay: float = 0.0,
     step: int = 1,
     scale: Any = 1.0,
+    live: Array | None = None,
 ) -> Array:
     _check("adagrad_step", p, g=g, v=v)
-    numbers = _f4(_adagrad_rate(lr, lr_decay, step), eps, weight_decay)
-    return _launch("adagrad", [p, g, v], *_device_scale(scale, p), *numbers)
+    numbers = adagrad_numbers(lr, lr_decay, eps, weight_decay, step)
+    return _launch("adagrad", [p, g, v], *_device_scale(scale, p), *_numbers(live, numbers))
 
 
 @scale_.cuda
@@ -508,9 +590,9 @@ def _(x: Array, factor: Any) -> Array:
 
 
 @lerp_.cuda
-def _(a: Array, b: Array, weight: float) -> Array:
+def _(a: Array, b: Array, weight: Any) -> Array:
     _check("lerp_", a, b=b)
-    return _launch("lerp_elements", [a, b], np.float32(weight))
+    return _launch("lerp_elements", [a, b], *_device_scale(weight, a))
 
 
 # Samples ------------------------------------------------------------------------------------------

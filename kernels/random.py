@@ -12,7 +12,10 @@ element i (in C order) of a draw takes from the stream:
 
 Nothing is kept between calls: the same (seed, offset) draws the same numbers, on every device, for
 any number of threads, bit for bit. A caller adds `counters(n)` to its offset after a draw of n
-elements. float32 arithmetic is written out so that no version may fuse or reorder it; float64
+elements. A step captured into a CUDA graph is launched with the same arguments every time: for it
+`seed` may be a uint64 array (2,) on the device, the seed and a number that is added to `offset`.
+
+float32 arithmetic is written out so that no version may fuse or reorder it; float64
 arrays receive the float32 draws, scaled in float64.
 """
 
@@ -23,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.arrays import Array, array_module
+from kernels.arrays import Array, array_module, is_array
 from kernels.registry import kernel
 
 #: Names of the templates in kernels/cuda/random.cu.
@@ -66,7 +69,7 @@ def philox(counter: Any, key: tuple[int, int]) -> Any:
     return c0, c1, c2, c3
 
 
-def _words(xp: Any, n: int, seed: int, offset: int) -> Array:
+def _words(xp: Any, n: int, seed: Any, offset: int) -> Array:
     """The first `n` words of the stream, uint32."""
     seed, offset = _checked(seed, offset)
     c = xp.arange(-(-n // 4), dtype=np.uint64) + xp.uint64(offset)  # wraps at 2^64
@@ -76,13 +79,15 @@ def _words(xp: Any, n: int, seed: int, offset: int) -> Array:
     return xp.stack(words, axis=1).astype(np.uint32).reshape(-1)[:n]
 
 
-def _long_words(xp: Any, n: int, seed: int, offset: int) -> tuple[Array, Array]:
+def _long_words(xp: Any, n: int, seed: Any, offset: int) -> tuple[Array, Array]:
     """Low and high words of the first `n` 64-bit numbers of the stream, as uint64."""
     words = _words(xp, 2 * n, seed, offset).astype(np.uint64)
     return words[0::2], words[1::2]
 
 
-def _checked(seed: int, offset: int) -> tuple[int, int]:
+def _checked(seed: Any, offset: int) -> tuple[int, int]:
+    if is_array(seed):  # a CUDA array is waited for: the kernels in random.cu read it themselves
+        seed, offset = int(seed[0]), (int(seed[1]) + offset) % 2**64
     for name, value in (("seed", seed), ("offset", offset)):
         if not 0 <= value < 2**64:
             raise ValueError(f"{name} is {value}, expected an integer in [0, 2**64)")
@@ -98,7 +103,7 @@ def _is_probability(p: float) -> None:
 
 
 @kernel(inplace=("out",))
-def uniform(out: Array, seed: int, offset: int, low: float = 0.0, high: float = 1.0) -> Array:
+def uniform(out: Array, seed: Any, offset: int, low: float = 0.0, high: float = 1.0) -> Array:
     """Fill `out` with draws from [low, high) and return it.
 
     They are low + (high - low) u, u a multiple of 2^-24. `high` itself never comes out in float32
@@ -121,7 +126,7 @@ def _interval(out: Array, low: float, high: float) -> tuple[Any, Any, Any]:
 
 
 @kernel(inplace=("out",))
-def normal(out: Array, seed: int, offset: int, mean: float = 0.0, std: float = 1.0) -> Array:
+def normal(out: Array, seed: Any, offset: int, mean: float = 0.0, std: float = 1.0) -> Array:
     """Fill `out` with normal draws, at most 6.8 `std` from the `mean`, and return it.
 
     Box and Muller (1958): sqrt(-2 ln u) cos(t) and sqrt(-2 ln u) sin(t). Logarithm and sine are
@@ -197,7 +202,7 @@ def _circle(xp: Any, word: Array) -> tuple[Array, Array]:
 
 
 @kernel(inplace=("out",))
-def bernoulli(out: Array, seed: int, offset: int, p: float = 0.5) -> Array:
+def bernoulli(out: Array, seed: Any, offset: int, p: float = 0.5) -> Array:
     """Fill `out` (any dtype) with 1 with probability `p`, to 2^-32, else 0. Returns `out`."""
     _is_probability(p)
     words = _words(array_module(out), out.size, seed, offset)
@@ -211,7 +216,7 @@ def _threshold(p: float, bits: int) -> int:
 
 
 @kernel(inplace=("out",))
-def randint(out: Array, seed: int, offset: int, low: int, high: int) -> Array:
+def randint(out: Array, seed: Any, offset: int, low: int, high: int) -> Array:
     """Fill `out` with integers low <= k < high. Returns `out`.
 
     low + (w (high - low) >> 64), w a 64-bit word: each integer is as likely as any other to (high -
@@ -232,7 +237,7 @@ def _span(low: int, high: int) -> np.uint64:
 
 
 @kernel(inplace=("out",))
-def permutation(out: Array, seed: int, offset: int) -> Array:
+def permutation(out: Array, seed: Any, offset: int) -> Array:
     """Fill `out` (n,) with a random order of 0 ... n - 1. Returns `out`.
 
     The order that sorts n random 64-bit keys, equal keys by index: every order is equally likely to
@@ -253,7 +258,7 @@ def _is_vector(out: Array) -> None:
 
 
 @kernel
-def dropout(x: Array, p: float, seed: int, offset: int) -> Array:
+def dropout(x: Array, p: float, seed: Any, offset: int) -> Array:
     """x / (1 - p) with probability 1 - p, else 0 (Srivastava et al. 2014), in C order.
 
     `p` is rounded to a multiple of 2^-16, and the scale goes by the rounded p, so the mean of x is
@@ -267,7 +272,7 @@ def dropout(x: Array, p: float, seed: int, offset: int) -> Array:
 
 
 @kernel
-def dropout_grad(dy: Array, p: float, seed: int, offset: int) -> Array:
+def dropout_grad(dy: Array, p: float, seed: Any, offset: int) -> Array:
     """The gradient of `dropout`: dy under the same mask, drawn again instead of saved."""
     return dropout.reference(dy, p, seed, offset)
 
@@ -282,7 +287,7 @@ def _dropout_constants(p: float) -> tuple[np.int32, float]:
 # CPU ----------------------------------------------------------------------------------------------
 
 
-def _fill(loop: str, out: Array, seed: int, offset: int, *scalars: Any) -> Array:
+def _fill(loop: str, out: Array, seed: Any, offset: int, *scalars: Any) -> Array:
     from kernels.cpu import random as loops
 
     flat = out.reshape(-1) if out.flags.c_contiguous else np.empty(out.size, out.dtype)
@@ -293,29 +298,29 @@ def _fill(loop: str, out: Array, seed: int, offset: int, *scalars: Any) -> Array
 
 
 @uniform.cpu
-def _(out: Array, seed: int, offset: int, low: float = 0.0, high: float = 1.0) -> Array:
+def _(out: Array, seed: Any, offset: int, low: float = 0.0, high: float = 1.0) -> Array:
     return _fill("uniform", out, seed, offset, *_interval(out, low, high))
 
 
 @normal.cpu
-def _(out: Array, seed: int, offset: int, mean: float = 0.0, std: float = 1.0) -> Array:
+def _(out: Array, seed: Any, offset: int, mean: float = 0.0, std: float = 1.0) -> Array:
     _is_scale(std)
     return _fill("normal", out, seed, offset, np.float32(mean), np.float32(std))
 
 
 @bernoulli.cpu
-def _(out: Array, seed: int, offset: int, p: float = 0.5) -> Array:
+def _(out: Array, seed: Any, offset: int, p: float = 0.5) -> Array:
     _is_probability(p)
     return _fill("bernoulli", out, seed, offset, np.uint64(_threshold(p, 32)))
 
 
 @randint.cpu(dtypes=("int64",))
-def _(out: Array, seed: int, offset: int, low: int, high: int) -> Array:
+def _(out: Array, seed: Any, offset: int, low: int, high: int) -> Array:
     return _fill("randint", out, seed, offset, _span(low, high), np.int64(low))
 
 
 @permutation.cpu(dtypes=("int64",))
-def _(out: Array, seed: int, offset: int) -> Array:
+def _(out: Array, seed: Any, offset: int) -> Array:
     _is_vector(out)
     keys = _fill("keys", np.empty(out.size, np.uint64), seed, offset)
     order = keys.argsort()  # vectorised, four times as fast as a stable sort
@@ -324,7 +329,7 @@ def _(out: Array, seed: int, offset: int) -> Array:
     return out
 
 
-def _dropout_cpu(x: Array, p: float, seed: int, offset: int) -> Array:
+def _dropout_cpu(x: Array, p: float, seed: Any, offset: int) -> Array:
     from kernels.cpu import random as loops
 
     drop, scale = _dropout_constants(p)
@@ -342,19 +347,22 @@ dropout_grad.cpu(_dropout_cpu)
 # CUDA ---------------------------------------------------------------------------------------------
 
 
-def _launch(template: str, out: Array, seed: int, offset: int, *args: Any) -> Array:
+def _launch(template: str, out: Array, seed: Any, offset: int, *args: Any) -> Array:
     from kernels.cuda import launch
 
     kind = {"int64": "long long", "uint64": "unsigned long long"}.get(out.dtype.name)
     contiguous = out.flags.c_contiguous
     dense = out if contiguous else array_module(out).empty(out.shape, out.dtype)
+    place: Any = np.uint64(0)  # a null pointer
+    if is_array(seed):
+        place, seed = seed, 0
     seed, offset = _checked(seed, offset)
     launch.run(
         "random",
         f"{template}<{kind or launch.type_name(out.dtype)}>",
         launch.grid_stride(out.size, out) if out.size else 0,
         launch.BLOCK,
-        (dense, *args, np.int64(out.size), np.uint64(seed), np.uint64(offset)),
+        (dense, *args, np.int64(out.size), np.uint64(seed), np.uint64(offset), place),
     )
     if not contiguous:
         out[...] = dense
@@ -362,36 +370,40 @@ def _launch(template: str, out: Array, seed: int, offset: int, *args: Any) -> Ar
 
 
 @uniform.cuda
-def _(out: Array, seed: int, offset: int, low: float = 0.0, high: float = 1.0) -> Array:
+def _(out: Array, seed: Any, offset: int, low: float = 0.0, high: float = 1.0) -> Array:
     return _launch("uniform_fill", out, seed, offset, *_interval(out, low, high))
 
 
 @normal.cuda
-def _(out: Array, seed: int, offset: int, mean: float = 0.0, std: float = 1.0) -> Array:
+def _(out: Array, seed: Any, offset: int, mean: float = 0.0, std: float = 1.0) -> Array:
     _is_scale(std)
     return _launch("normal_fill", out, seed, offset, np.float32(mean), np.float32(std))
 
 
 @bernoulli.cuda
-def _(out: Array, seed: int, offset: int, p: float = 0.5) -> Array:
+def _(out: Array, seed: Any, offset: int, p: float = 0.5) -> Array:
     _is_probability(p)
     return _launch("bernoulli_fill", out, seed, offset, np.uint64(_threshold(p, 32)))
 
 
 @randint.cuda(dtypes=("int64",))
-def _(out: Array, seed: int, offset: int, low: int, high: int) -> Array:
+def _(out: Array, seed: Any, offset: int, low: int, high: int) -> Array:
     return _launch("randint_fill", out, seed, offset, _span(low, high), np.int64(low))
 
 
 @permutation.cuda(dtypes=("int64",))
-def _(out: Array, seed: int, offset: int) -> Array:
+def _(out: Array, seed: Any, offset: int) -> Array:
+    from kernels.cuda import launch
+
     _is_vector(out)
+    if launch.is_capturing():
+        raise RuntimeError("permutation: the current stream is capturing, and CuPy's sort waits")
     keys = array_module(out).empty(out.size, np.uint64)
     out[...] = _launch("key_fill", keys, seed, offset).argsort()  # CuPy's sort is stable
     return out
 
 
-def _dropout_cuda(x: Array, p: float, seed: int, offset: int) -> Array:
+def _dropout_cuda(x: Array, p: float, seed: Any, offset: int) -> Array:
     xp = array_module(x)
     drop, scale = _dropout_constants(p)
     x = xp.ascontiguousarray(x)

@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+# What takes no `device` means the CPU, on every machine.
+os.environ.setdefault("FRAMEWORK_DEVICE", "cpu")
+
 # Several test processes share the cores: a thread that waits must sleep, not spin. OpenMP reads
 # this when numba loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -28,3 +31,18 @@ def pytest_collection_modifyitems(items):
     if reason:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device: {reason}"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """The default device within the test: the CPU, and CUDA where there is one.
+
+    For tests that make tensors without naming a device and read them by `numpy`, `tolist` or
+    `item`; those that look into arrays belong to the CPU.
+    """
+    from framework.backend import device as backend
+
+    before = backend._default
+    backend.set_default_device(request.param)
+    yield request.param
+    backend._default = before

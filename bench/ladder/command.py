@@ -69,7 +69,7 @@ def _climb(
     from bench.ladder.run import climb, legend, table
     from bench.peer import PeerError
 
-    facts = machine.describe(threads)
+    facts = machine.describe(threads, rungs[0].device)
     screen = Console(stderr=True)
     try:
         with screen.status(f"{len(rungs)} steps of {rungs[0].operation}"):

@@ -1,5 +1,6 @@
 """Tensors and the tape that differentiates through them."""
 
+from framework.autograd.casting import autocast as autocast
 from framework.autograd.gradcheck import gradcheck as gradcheck
 from framework.autograd.graph import (
     is_grad_enabled as is_grad_enabled,

@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from framework.autograd.graph import Gradients, as_array, is_grad_enabled, record, unbroadcast
+from framework.autograd.casting import forget_copies, lowered_arrays, state, widened
+from framework.autograd.graph import (
+    Gradients,
+    as_array,
+    in_dtype,
+    is_grad_enabled,
+    record,
+    unbroadcast,
+)
 from framework.backend.device import device_of
 from kernels import special
-from kernels.arrays import Array, array_module, is_array, is_floating
+from kernels.arrays import Array, array_module, is_array, is_floating, is_half
 from kernels.matmul import matmul as gemm
 
 if TYPE_CHECKING:
@@ -235,11 +243,16 @@ def _in_float32(*values: Any) -> list[Any]:
 
 
 def _apply(function: Callable[[Any, Any], Any], x: Any, y: Any) -> Array:
+    half = None
     if isinstance(x, float) or isinstance(y, float):
         x, y = _in_float32(x, y)
+        kind = (y if isinstance(x, float) else x).dtype
+        half = kind if is_half(kind) else None
     try:
         with np.errstate(all="ignore"):  # IEEE: 1/0 is inf, 0/0 is NaN, silently
-            return as_array(function(x, y))
+            out = as_array(function(x, y))
+            # to NumPy a Python number times bfloat16 is float32; a number changes no dtype
+            return out if half is None or out.dtype == bool else out.astype(half, copy=False)
     except ValueError as error:
         shapes = [getattr(v, "shape", ()) for v in (x, y)]
         try:
@@ -292,6 +305,8 @@ def _in_place(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
     (x, y), _ = operands(a, b)
     if np.broadcast_shapes(x.shape, getattr(y, "shape", ())) != x.shape:
         raise ValueError(f"in-place: shape {y.shape} does not fit into {x.shape}")
+    if state.copies:
+        forget_copies()
     with np.errstate(all="ignore"):
         function(x, y)
     return target
@@ -333,6 +348,8 @@ def divide(a: Any, b: Any) -> Tensor:
 
 def power(a: Any, b: Any) -> Tensor:
     """a ** b. The derivative by b needs log a: at a = 0 it is 0, for a < 0 it is NaN."""
+    if state.dtype is not None:
+        a, b = (widened(v) if _is_tensor(v) else v for v in (a, b))
     (x, y), _ = operands(a, b)
     xp = array_module(x if is_array(x) else y)
     out = _apply(xp.power, x, y)
@@ -385,8 +402,11 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
         raise TypeError(f"where: condition has dtype {c.dtype}, expected bool")
     try:
         out = xp.where(c, x, y)
-        if out.dtype == np.float64 and not hasattr(x, "dtype") and not hasattr(y, "dtype"):
+        kinds = [v.dtype for v in (x, y) if hasattr(v, "dtype")]
+        if out.dtype == np.float64 and not kinds:
             out = out.astype(np.float32)  # two Python numbers
+        elif len(kinds) == 1 and is_half(kinds[0]):
+            out = in_dtype(out, kinds[0])  # a number changes no dtype
     except ValueError:
         shapes = ", ".join(str(getattr(v, "shape", ())) for v in (c, x, y))
         raise ValueError(f"where: shapes {shapes} do not broadcast together") from None
@@ -400,9 +420,11 @@ def _compare(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
 
 def matmul(a: Any, b: Any) -> Tensor:
     """Matrix product as in NumPy: vectors, matrices, and stacks of matrices whose leading axes
-    broadcast.
+    broadcast. In 16 bits under `framework.autocast`.
     """
     (x, y), _ = operands(a, b)
+    if state.dtype is not None:
+        x, y = lowered_arrays((a, b), (x, y))
     if not is_array(x) or not is_array(y) or x.ndim == 0 or y.ndim == 0:
         raise ValueError("matmul needs vectors or matrices on both sides, not numbers")
     if x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
@@ -466,12 +488,16 @@ def _ufunc(name: str, x: Any) -> tuple[Any, Array]:
 
 def exp(x: Any) -> Tensor:
     """e^x."""
+    if state.dtype is not None:
+        x = widened(x)
     _, y = _ufunc("exp", x)
     return _single(x, y, lambda dy: dy * y)
 
 
 def log(x: Any) -> Tensor:
     """Natural logarithm; log 0 is -inf, of a negative number NaN."""
+    if state.dtype is not None:
+        x = widened(x)
     _, y = _ufunc("log", x)
     a = x.data
     return _single(x, y, lambda dy: dy / a)
@@ -522,6 +548,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     if high is not None:
         inside &= a <= high
     y = as_array(xp.clip(a, low, high))
+    y = in_dtype(y, a.dtype) if is_half(a.dtype) else y
     return _single(x, y, lambda dy: xp.where(inside, dy, 0))
 
 
@@ -529,11 +556,16 @@ def einsum(subscripts: str, *tensors: Any) -> Tensor:
     """Sums of products by index letters, as NumPy's: ``einsum("bij,bjk->bik", x, y)``; "..." is
     supported.
 
-    A letter repeated within one operand (a diagonal) is not: take the diagonal first.
+    A letter repeated within one operand (a diagonal) is not: take the diagonal first. 16-bit
+    operands are multiplied in float32 (NumPy's einsum has no bfloat16, CuPy's no batches of it);
+    the result has 16 bits where all of them have.
     """
     arrays, inputs = operands(*tensors)
     if len(inputs) != len(tensors):
         raise TypeError("einsum: every operand must be a tensor")
+    dtypes = [x.dtype for x in inputs]
+    half = dtypes[0] if len(set(dtypes)) == 1 and is_half(dtypes[0]) else None
+    arrays = [a.astype("float32") if is_half(a.dtype) else a for a in arrays]
     terms, result = _letters(subscripts, arrays)
     xp = array_module(arrays[0])
     try:
@@ -543,6 +575,7 @@ def einsum(subscripts: str, *tensors: Any) -> Tensor:
         raise ValueError(f"einsum {subscripts!r} of shapes {shapes}: {error}") from None
 
     def gradient(i: int, dy: Array) -> Array:
+        dy = dy if half is None else dy.astype("float32")
         others = [*terms[:i], *terms[i + 1 :], result]
         values = [*arrays[:i], *arrays[i + 1 :], dy]
         known = "".join(c for c in terms[i] if any(c in other for other in others))
@@ -556,9 +589,13 @@ def einsum(subscripts: str, *tensors: Any) -> Tensor:
         return xp.array(xp.broadcast_to(as_array(d).reshape(shape), arrays[i].shape))
 
     wanted = [x.requires_grad for x in inputs]
-    return record(
-        out, inputs, lambda dy: [gradient(i, dy) if want else None for i, want in enumerate(wanted)]
-    )
+
+    def backward(dy: Array) -> Gradients:
+        return [
+            in_dtype(gradient(i, dy), dtypes[i]) if want else None for i, want in enumerate(wanted)
+        ]
+
+    return record(out if half is None else in_dtype(out, half), inputs, backward)
 
 
 def _letters(subscripts: str, arrays: Sequence[Array]) -> tuple[list[str], str]:

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from framework.backend.live import CaptureError, Recording, recording
+from framework.backend.out_of_memory import OutOfMemoryError
 from kernels.arrays import Array, array_module
 
 if TYPE_CHECKING:
@@ -165,15 +167,37 @@ def backward(root: Tensor, dy: Array, retain_graph: bool = False) -> None:
             "backward() on a tensor that depends on no parameter: nothing it was computed from has "
             "requires_grad=True, or it was computed under no_grad()"
         )
+    captured = recording()
+    if captured is not None:
+        _note_leaves(start, captured)
     pending: list[Node] = []
     _deliver(start, dy, pending)
     try:
         while pending:
             node = heapq.heappop(pending)
             _visit(node, pending, retain_graph)
+    except MemoryError as error:
+        raise _explained(error, node) from error
     finally:
         for node in pending:  # only after an error: leave nothing half-summed behind
             node.grad, node.owned = None, False
+
+
+def _note_leaves(start: Node | Tensor, captured: Recording) -> None:
+    """Tell which leaves the backward pass of a captured step reaches: a replay runs no Python, and
+    leaves them the gradients that this pass does.
+    """
+    seen: set[int] = set()
+    waiting: list[Node | Tensor | None] = [start]
+    while waiting:
+        edge = waiting.pop()
+        if edge is None or id(edge) in seen:
+            continue
+        seen.add(id(edge))
+        if isinstance(edge, Node):
+            waiting += edge.edges
+        else:
+            captured.note_leaf(edge)
 
 
 def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
@@ -198,6 +222,25 @@ def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
             _deliver(edge, gradient, pending)
 
 
+def _explained(error: MemoryError, node: Node) -> OutOfMemoryError:
+    """Which operation's gradient ran out of memory, and the leaves nearest to it: a layer's
+    parameters, whose names whoever has the model can add.
+    """
+    explained = OutOfMemoryError.of(error)
+    if node.backward is None:
+        explained.where = "the sum of gradients"
+        return explained
+    explained.where = f"the gradient of {node.name}"
+    level, seen = [node], {node}
+    while level and not explained.leaves:
+        edges = [edge for n in level for edge in n.edges]
+        explained.leaves = [e for e in edges if e is not None and not isinstance(e, Node)]
+        explained.relation = "of" if len(seen) == 1 else "after"
+        level = list({e for e in edges if isinstance(e, Node)} - seen)
+        seen.update(level)
+    return explained
+
+
 def _deliver(edge: Node | Tensor, gradient: Array | Partial, pending: list[Node]) -> None:
     """Add `gradient` to a leaf's ``.grad``, or to a node, which then waits for its turn."""
     if not isinstance(edge, Node):
@@ -210,6 +253,16 @@ def _deliver(edge: Node | Tensor, gradient: Array | Partial, pending: list[Node]
         edge.owned = isinstance(gradient, Partial)
         edge.grad = _spelled_out(gradient) if isinstance(gradient, Partial) else gradient
         return
+    if edge.grad.dtype.itemsize == 2:  # of a scaled loss float16 gradients may overflow, silently
+        with np.errstate(all="ignore"):
+            _add_to(edge, gradient)
+    else:
+        _add_to(edge, gradient)
+
+
+def _add_to(edge: Node, gradient: Array | Partial) -> None:
+    """Add a further gradient to a node's."""
+    assert edge.grad is not None
     if not edge.owned:  # the first arrival may be shared with another node: leave it as it is
         edge.owned = True
         if not isinstance(gradient, Partial):
@@ -237,6 +290,8 @@ def add_at(full: Array, gradient: Partial) -> None:
     # Repeated indices must add up, and float atomics would add in a different order every run: sort
     # the flat positions (a stable sort) and sum each run.
     xp = array_module(full)
+    if xp is not np and recording() is not None:  # sorting waits for the device
+        raise CaptureError("the gradient of indexing with arrays is not captured")
     positions = xp.arange(full.size).reshape(full.shape)[gradient.index].reshape(-1)
     if positions.size == 0:
         return
@@ -279,6 +334,14 @@ def apply_hooks(hooks: dict[int, Callable[[Tensor], Any]], dy: Array) -> Array:
 def as_array(x: Any) -> Array:
     """NumPy reductions and 0-d arithmetic return scalars; a Tensor holds arrays only."""
     return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def in_dtype(a: Array, dtype: np.dtype[Any]) -> Array:
+    """`a` in `dtype`; what is beyond float16 becomes infinite, silently."""
+    if a.dtype == dtype:
+        return a
+    with np.errstate(all="ignore"):
+        return a.astype(dtype)
 
 
 def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:

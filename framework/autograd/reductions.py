@@ -10,7 +10,8 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from framework.autograd.graph import as_array, record
+from framework.autograd.casting import state, widened
+from framework.autograd.graph import as_array, in_dtype, record
 from kernels import reductions
 from kernels.arrays import Array, array_module, is_floating
 
@@ -48,7 +49,7 @@ class Reductions:
     @_torch_words
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Sum."""
-        x = _tensor(self)
+        x = _wide(self)
         shape = x.shape
         axis = _checked("sum", shape, axis)
         out = reductions.sum(x.data, axis, keepdims)
@@ -57,17 +58,19 @@ class Reductions:
     @_torch_words
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Mean; of nothing it is NaN."""
-        x = _tensor(self)
+        x = _wide(self)
         shape = x.shape
         axis = _checked("mean", shape, axis)
         out = reductions.mean(_floats(x), axis, keepdims)
-        share = 1 / max(1, count(shape, axis))
-        return record(out, [x], lambda dy: [_spread(dy * share, shape, axis, keepdims)])
+        share, dtype = 1 / max(1, count(shape, axis)), out.dtype
+        return record(
+            out, [x], lambda dy: [_spread(in_dtype(dy * share, dtype), shape, axis, keepdims)]
+        )
 
     @_torch_words
     def var(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:
         """Variance over n - `correction` (1: unbiased, 0: of the population)."""
-        x = _tensor(self)
+        x = _wide(self)
         a = _floats(x)
         axis = _checked("var", x.shape, axis)
         out = reductions.var(a, axis, correction, keepdims)
@@ -91,7 +94,7 @@ class Reductions:
     @_torch_words
     def norm(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Euclidean norm; the gradient at the origin is 0."""
-        x = _tensor(self)
+        x = _wide(self)
         a = _floats(x)
         axis = _checked("norm", x.shape, axis)
         y = reductions.norm(a, axis, keepdims)
@@ -100,7 +103,7 @@ class Reductions:
     @_torch_words
     def cumsum(self, axis: int) -> Tensor:
         """Running sum along `axis`."""
-        x = _tensor(self)
+        x = _wide(self)
         at = _checked("cumsum", x.shape, axis)
         return record(
             reductions.cumsum(x.data, at), [x], lambda dy: [reductions.cumsum_grad(dy, at)]
@@ -129,6 +132,11 @@ class Reductions:
 
 def _tensor(x: Any) -> Tensor:
     return cast("Tensor", x)
+
+
+def _wide(x: Any) -> Tensor:
+    """What adds up has float32 results under autocast."""
+    return _tensor(x) if state.dtype is None else widened(_tensor(x))
 
 
 def _checked(name: str, shape: tuple[int, ...], axis: Axis) -> Axis:

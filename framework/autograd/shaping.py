@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from framework.autograd.graph import Partial, as_array, record
+from framework.autograd.graph import Partial, as_array, in_dtype, record
 from kernels.arrays import Array, array_module
 
 if TYPE_CHECKING:
@@ -224,10 +224,11 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
         ) from None
     ends = np.cumsum([a.shape[at] for a in arrays])
     lead = (slice(None),) * at
+    dtypes = [a.dtype for a in arrays]
 
     def backward(dy: Array) -> list[Array]:
-        starts = [0, *ends[:-1]]
-        return [dy[(*lead, slice(int(a), int(b)))] for a, b in zip(starts, ends, strict=True)]
+        cuts = zip([0, *ends[:-1]], ends, dtypes, strict=True)
+        return [in_dtype(dy[(*lead, slice(int(a), int(b)))], dtype) for a, b, dtype in cuts]
 
     return record(out, tensors, backward)
 
@@ -240,10 +241,11 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
         raise ValueError(f"stack: shapes differ: {', '.join(str(a.shape) for a in arrays)}")
     at = _axis(axis, arrays[0].ndim + 1)
     lead = (slice(None),) * at
+    dtypes = [a.dtype for a in arrays]
     return record(
         array_module(arrays[0]).stack(arrays, axis=at),
         tensors,
-        lambda dy: [dy[(*lead, i)] for i in range(dy.shape[at])],
+        lambda dy: [in_dtype(dy[(*lead, i)], dtype) for i, dtype in enumerate(dtypes)],
     )
 
 

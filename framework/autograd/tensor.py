@@ -10,7 +10,7 @@ import numpy as np
 
 from framework.autograd import graph
 from framework.autograd.arithmetic import Arithmetic
-from framework.autograd.graph import Node
+from framework.autograd.graph import Node, in_dtype
 from framework.autograd.reductions import Reductions
 from framework.autograd.shaping import Shaping
 from framework.backend.device import Device, choose_device, default_device, device_of, to_device
@@ -176,7 +176,7 @@ class Tensor(Arithmetic, Shaping, Reductions):
             return self
         if not is_floating(after):
             return Tensor(self.data.astype(after))
-        return graph.record(self.data.astype(after), [self], lambda dy: [dy.astype(before)])
+        return graph.record(in_dtype(self.data, after), [self], lambda dy: [in_dtype(dy, before)])
 
     def cpu(self) -> Tensor:
         """On the CPU."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from framework.backend.device import Device, probe_cuda
+from framework.backend import memory
+from framework.backend.device import Device, choose_device, probe_cuda
+from framework.backend.graph import CapturedStep as CapturedStep, graph as graph
+from framework.backend.live import CaptureError as CaptureError
 
 
 def is_available() -> bool:
@@ -26,3 +29,35 @@ def synchronize(device: Device | str = "cuda") -> None:
     device = Device(device)
     with device.context():
         device.module.cuda.Device().synchronize()
+
+
+# Memory, by PyTorch's names; `fw.memory_used` and its like take any device ------------------------
+
+
+def memory_allocated(device: Device | str = "cuda") -> int:
+    """Bytes of live arrays, `fw.memory_used`."""
+    return memory.memory_used(choose_device(device))
+
+
+def memory_reserved(device: Device | str = "cuda") -> int:
+    """Bytes that CuPy's pool has of the device: live arrays, and blocks kept for new ones."""
+    device = choose_device(device)
+    with device.context():
+        return int(device.module.get_default_memory_pool().total_bytes())
+
+
+def max_memory_allocated(device: Device | str = "cuda") -> int:
+    """The most that `memory_allocated` was; `fw.peak_memory` says since when."""
+    return memory.peak_memory(choose_device(device))
+
+
+def reset_peak_memory_stats(device: Device | str = "cuda") -> None:
+    """Begin to count the peak anew; `fw.reset_peak_memory` says what counting costs."""
+    memory.reset_peak_memory(choose_device(device))
+
+
+def empty_cache(device: Device | str = "cuda") -> None:
+    """Give the pool's unused blocks back to the device, for other programs."""
+    device = choose_device(device)
+    with device.context():
+        device.module.get_default_memory_pool().free_all_blocks()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
+from typing import Any
 
-from framework.backend.device import Device
+from framework.backend.device import Device, choose_device, default_device
 
 
 def keep_freed_memory() -> bool:
@@ -25,17 +27,99 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, 1 << 30))
 
 
-def used(device: Device) -> int:
-    """Bytes in use: by live arrays of CuPy's pool on a CUDA device, by the whole process on the
-    CPU.
+def memory_used(device: Device | str | None = None) -> int:
+    """Bytes in use now: by arrays in CuPy's pool on a CUDA device, by the whole process on the CPU.
+
+    Cheap, but a pass over the pool's live blocks: not for the inside of a loop.
     """
-    if device.kind == "cuda":
-        with device.context():
-            return int(device.module.get_default_memory_pool().used_bytes())
-    if sys.platform == "linux":
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return peak_of_process()
+    place = _place(device)
+    if place.kind == "cuda":
+        with place.context():
+            return int(_pool(place).used_bytes())
+    return _from_status("VmRSS") or peak_of_process()
+
+
+def peak_memory(device: Device | str | None = None) -> int:
+    """The most that `memory_used` was since the last `reset_peak_memory`, in bytes.
+
+    On CUDA nothing counts before the first reset, so that nobody pays for it; until then this is
+    what the pool has taken from the device, which is never less unless it gave some back. On the
+    CPU the system counts, from the start of the process on.
+    """
+    place = _place(device)
+    if place.kind == "cuda":
+        with place.context():
+            counted = _peaks.get(place.index)
+            return int(_pool(place).total_bytes()) if counted is None else counted
+    return _from_status("VmHWM") or peak_of_process()
+
+
+def reset_peak_memory(device: Device | str | None = None) -> None:
+    """Let `peak_memory` count from what is in use now.
+
+    On CUDA this installs a memory hook of CuPy for the calling thread: from then on each of its
+    allocations takes a call of Python and a pass over the pool's live blocks longer. It sees CuPy's
+    default pool and that thread's allocations. On the CPU only Linux can forget a peak;
+    NotImplementedError elsewhere.
+    """
+    place = _place(device)
+    if place.kind == "cuda":
+        with place.context():
+            _install_hook(place)
+            _peaks[place.index] = int(_pool(place).used_bytes())
+        return
+    try:
+        with open("/proc/self/clear_refs", "w") as refs:
+            refs.write("5")  # proc(5): "reset the peak resident set size to the current value"
+    except OSError as error:
+        raise NotImplementedError(
+            f"this system ({sys.platform}) cannot forget a process's peak memory: {error}"
+        ) from None
+
+
+def _place(device: Device | str | None) -> Device:
+    return default_device() if device is None else choose_device(device)
+
+
+def _pool(place: Device) -> Any:
+    return place.module.get_default_memory_pool()
+
+
+#: CUDA device -> the most that was in use since the reset.
+_peaks: dict[int, int] = {}
+_hooked = threading.local()
+
+
+def _install_hook(place: Device) -> None:
+    """Count this thread's allocations; CuPy's hooks belong to a thread."""
+    base = place.module.cuda.MemoryHook
+    if isinstance(getattr(_hooked, "hook", None), base):
+        return
+
+    class Peak(base):  # type: ignore[misc, valid-type]
+        name = "framework.peak_memory"
+
+        def malloc_postprocess(self, **what: Any) -> None:
+            # The pool's own sum and not one kept here: blocks are also freed by other threads,
+            # such as one in which the garbage collector happens to run.
+            index = what["device_id"]
+            if index in _peaks:
+                _peaks[index] = max(_peaks[index], int(_pool(place).used_bytes()))
+
+    _hooked.hook = Peak()
+    _hooked.hook.__enter__()
+
+
+def _from_status(name: str) -> int:
+    """A figure of /proc/self/status in bytes; 0 where there is no such thing."""
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith(name + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
 
 
 def peak_of_process() -> int:

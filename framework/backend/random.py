@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import operator
 import threading
+from typing import Any
+
+from framework.backend.live import recording
 
 
 class Generator:
@@ -27,12 +30,28 @@ class Generator:
             self.seed, self.counter = _checked(seed), 0
         return self
 
-    def advance(self, counters: int) -> tuple[int, int]:
-        """Take `counters` counter values; returns (seed, first counter) for a kernel."""
+    def advance(self, counters: int) -> tuple[Any, int]:
+        """Take `counters` counter values; returns (seed, first counter) for a kernel.
+
+        While a step is captured the place is an array on the device, which takes as many at every
+        replay: (array, 0).
+        """
+        captured = recording()
+        if captured is None:
+            return self._take(counters)
+        return captured.numbers(
+            "uint64", lambda: self._take(counters), lambda: self._give_back(counters)
+        ), 0
+
+    def _take(self, counters: int) -> tuple[int, int]:
         with self._lock:
             offset = self.counter
             self.counter += counters
         return self.seed, offset
+
+    def _give_back(self, counters: int) -> None:
+        with self._lock:
+            self.counter -= counters
 
     def state(self) -> dict[str, int]:
         """Two integers, for a checkpoint."""

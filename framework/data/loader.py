@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass
 
 import numpy as np
 
 from framework.autograd.tensor import Tensor
 from framework.backend.device import Device, choose_device, default_device, to_device
+from framework.backend.transfer import send_ahead
 from framework.data.dataset import Dataset
 from framework.data.draws import augmentation_draws, permutation
 from framework.data.errors import LoaderError
@@ -107,11 +109,18 @@ class DataLoader:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return self.batches_on(self.device)
+
+    def batches_on(self, device: Device | str | None) -> Iterator[tuple[Tensor, ...]]:
+        """An epoch, as iterating gives it, with the batches on `device`; None: the default device.
+
+        To CUDA a batch is copied while the one before it is computed with (backend/transfer.py).
+        """
         if self._progress.started:
             self._progress = Progress(self._progress.epoch + 1)
         # The iterator owns its Progress: an older one, if still used, does not disturb it.
         progress, progress.started = self._progress, True
-        return self._epoch(progress)
+        return self._epoch(progress, device)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration epoch `epoch`, from its first batch."""
@@ -162,9 +171,11 @@ class DataLoader:
             "seed": self.seed,
         }
 
-    def _epoch(self, progress: Progress) -> Iterator[tuple[Tensor, ...]]:
+    def _epoch(
+        self, progress: Progress, where: Device | str | None
+    ) -> Iterator[tuple[Tensor, ...]]:
         """The batches of an epoch from ``progress.position`` on."""
-        device = default_device() if self.device is None else choose_device(self.device)
+        device = default_device() if where is None else choose_device(where)
         samples, epoch = len(self.dataset), progress.epoch
         order = np.arange(samples)
         if self.shuffle:
@@ -180,7 +191,10 @@ class DataLoader:
             return self._make(indices, draws, f"batch {number} of epoch {epoch}")
 
         numbers = range(progress.position, len(self))
-        with closing(_in_order(make, numbers, self.workers, self.prefetch)) as batches:
+        with (
+            closing(_in_order(make, numbers, self.workers, self.prefetch)) as made,
+            closing(_placed(made, device)) as batches,
+        ):
             for batch in batches:
                 tensors = tuple(Tensor(to_device(array, device)) for array in batch)
                 progress.position += 1  # before the yield: a state saved in the loop counts it
@@ -212,6 +226,13 @@ class DataLoader:
             ) from error
 
 
+def _placed(
+    batches: Generator[tuple[np.ndarray, ...], None, None], device: Device
+) -> Generator[tuple[np.ndarray, ...], None, None]:
+    """`batches`, to CUDA one batch ahead."""
+    return batches if device.kind == "cpu" else send_ahead(batches, device)
+
+
 def _in_order(
     make: Callable[[int], tuple[np.ndarray, ...]], numbers: range, workers: int, prefetch: int
 ) -> Generator[tuple[np.ndarray, ...], None, None]:
@@ -223,7 +244,9 @@ def _in_order(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="framework-loader")
     try:
         for number in numbers:
-            waiting.append(pool.submit(make, number))
+            # In a copy of the caller's context, to which NumPy's allocator belongs: the batches
+            # are aligned as its own arrays are. A copy each, since one cannot be entered twice.
+            waiting.append(pool.submit(copy_context().run, make, number))
             if len(waiting) > workers * prefetch:
                 yield waiting.popleft().result()
         while waiting:

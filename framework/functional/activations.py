@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from framework.autograd import Tensor, record
+from framework.autograd.casting import lowered, state
 from framework.functional.check import floating, tensor_argument
 from kernels import activations as kernels
 from kernels.elementwise import Elementwise
@@ -64,7 +65,10 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
     """x where positive, else weight * x; `weight` is (1,) or (C,), C the size of axis 1 of x."""
-    a, w = floating("prelu", x).data, tensor_argument("prelu", "weight", weight).data
+    floating("prelu", x), tensor_argument("prelu", "weight", weight)
+    if state.dtype is not None:
+        x, weight = lowered(x, weight)
+    a, w = x.data, weight.data
     return record(kernels.prelu(a, w), [x, weight], lambda dy: kernels.prelu_grad(dy, a, w))
 
 

@@ -1,7 +1,7 @@
 """Losses: how far an output is from its target, one number per element or their mean or sum.
 
 Classification losses take logits (scores before softmax), never probabilities. `reduction` is
-"mean", "sum" or "none".
+"mean", "sum" or "none". Under `framework.autocast` they are computed in float32.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from framework.autograd import Tensor, is_grad_enabled, record
+from framework.autograd.casting import state, widened
 from framework.autograd.graph import as_array
 from framework.functional.check import (
     array_of,
@@ -59,6 +60,8 @@ def _per_element(
     floating(name, x)
     same_shape(name, x, tensor_argument(name, "target", target))
     _check_constant(name, target)
+    if state.dtype is not None:
+        x = widened(x)
     a, t = x.data, target.data.astype(x.dtype, copy=False)
     losses = record(forward(a, t, *options), [x], lambda dy: [grad(dy, a, t, *options)])
     return reduce(losses, reduction, name)
@@ -175,6 +178,8 @@ def _as_rows(name: str, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, tupl
     """
     floating(name, x)
     _check_constant(name, tensor_argument(name, "target", target))
+    if state.dtype is not None:
+        x = widened(x)
     single = x.ndim == 1
     if single:
         if target.shape != (x.shape if is_floating(target.dtype) else ()):

@@ -1,11 +1,22 @@
-"""Normalisation: zero mean and unit variance over a batch, a layer or a group of channels."""
+"""Normalisation: zero mean and unit variance over a batch, a layer or a group of channels.
+
+Under `framework.autocast` layer, RMS, group and instance norm give float32. Batch norm, which
+stands between convolutions, keeps its input's dtype; its statistics are float32 either way.
+"""
 
 from __future__ import annotations
 
 import math
 
 from framework.autograd import Tensor, record
-from framework.functional.check import array_of, at_least_zero, floating, optional_tensor
+from framework.autograd.casting import state, widened
+from framework.functional.check import (
+    array_of,
+    at_least_zero,
+    floating,
+    optional_tensor,
+    tensor_argument,
+)
 from kernels import normalization as kernels
 from kernels.arrays import Array, is_floating
 
@@ -106,6 +117,8 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalise over the last axes, which have `normalized_shape` (Ba, Kiros & Hinton 2016)."""
+    if state.dtype is not None:
+        x = widened(tensor_argument("layer_norm", "", x))
     shape, rows = _rows("layer_norm", x, normalized_shape)
     at_least_zero("layer_norm", "eps", eps)
     inputs = [x, *_affine("layer_norm", weight, bias, shape)]
@@ -126,6 +139,8 @@ def rms_norm(
     eps: float = 1e-6,
 ) -> Tensor:
     """x over its root mean square along the last axes (Zhang & Sennrich 2019)."""
+    if state.dtype is not None:
+        x = widened(tensor_argument("rms_norm", "", x))
     shape, rows = _rows("rms_norm", x, normalized_shape)
     at_least_zero("rms_norm", "eps", eps)
     inputs = [x, *_affine("rms_norm", weight, None, shape)]
@@ -162,6 +177,8 @@ def _group_norm(
 ) -> Tensor:
     """`group_norm` under the name of its caller, for the messages."""
     at_least_zero(name, "eps", eps)
+    if state.dtype is not None:
+        x = widened(x)
     inputs = [x, *_affine(name, weight, bias, (x.shape[1],))]
     a, w, b = x.data, array_of(weight), array_of(bias)
     y, mean, rstd = kernels.group_norm(a, num_groups, w, b, eps)

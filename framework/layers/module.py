@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from framework.autograd import Parameter, Tensor
+from framework.autograd.casting import forget_copies
 from framework.autograd.tensor import as_dtype
 from framework.backend.device import Device, choose_device, device_of, to_device
 from framework.layers.errors import note_place
@@ -231,6 +232,7 @@ class Module:
                 f"the state does not fit {type(self).__name__}, nothing was loaded:\n  "
                 + "\n  ".join(problems)
             )
+        forget_copies()
         for name, value in values.items():
             target = own[name].data
             target[...] = to_device(value, device_of(target)).astype(target.dtype, copy=False)
@@ -327,6 +329,11 @@ class Module:
             changed = hook(self, args, output)
             output = output if changed is None else changed
         return output
+
+    @property
+    def has_hooks(self) -> bool:
+        """Does a hook run in its forward pass?"""
+        return bool(self._hooks or self._pre_hooks)
 
     def register_forward_hook(self, hook: Hook) -> Callable[[], None]:
         """Call ``hook(module, args, output)`` after forward; what it returns (not None) replaces

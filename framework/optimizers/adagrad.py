@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from framework.optimizers.optimizer import Optimizer, Parameters, not_negative
 from kernels import optimizers as kernels
 from kernels.arrays import Array
@@ -45,6 +47,11 @@ class Adagrad(Optimizer):
         """The decay depends on the number of steps."""
         return steps
 
+    def numbers(self, group: dict[str, Any], step: int) -> list[np.float32]:
+        """The decayed learning rate and the rest."""
+        options = [group[name] for name in ("lr", "lr_decay", "eps", "weight_decay")]
+        return kernels.adagrad_numbers(*options, step)
+
     def update(
         self,
         group: dict[str, Any],
@@ -53,6 +60,7 @@ class Adagrad(Optimizer):
         state: dict[str, Array],
         step: int,
         scale: Any,
+        live: Array | None = None,
     ) -> None:
         """One step of a flat slice."""
         kernels.adagrad_step(
@@ -65,4 +73,5 @@ class Adagrad(Optimizer):
             group["weight_decay"],
             step,
             scale=scale,
+            live=live,
         )

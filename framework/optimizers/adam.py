@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from framework.optimizers.optimizer import Optimizer, Parameters, fraction, not_negative
 from kernels import optimizers as kernels
 from kernels.arrays import Array
@@ -56,6 +58,11 @@ class Adam(Optimizer):
         """The bias correction depends on the number of steps."""
         return steps
 
+    def numbers(self, group: dict[str, Any], step: int) -> list[np.float32]:
+        """Learning rate, bias corrections and the rest."""
+        eps, decay = group["eps"], group["weight_decay"]
+        return kernels.adam_numbers(group["lr"], *group["betas"], eps, decay, step, self.decoupled)
+
     def update(
         self,
         group: dict[str, Any],
@@ -64,6 +71,7 @@ class Adam(Optimizer):
         state: dict[str, Array],
         step: int,
         scale: Any,
+        live: Array | None = None,
     ) -> None:
         """One step of a flat slice."""
         kernels.adam_step(
@@ -79,6 +87,7 @@ class Adam(Optimizer):
             decoupled=self.decoupled,
             vmax=state["max_exp_avg_sq"] if group["amsgrad"] else None,
             scale=scale,
+            live=live,
         )
 
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from framework.autograd import Tensor
+from framework.autograd.casting import forget_copies
 from framework.backend.device import device_of, to_device
+from framework.backend.live import CaptureError, Recording, recording
 from framework.layers import Module
 from framework.layers.checks import in_range
 from kernels.arrays import Array, is_floating
@@ -35,17 +37,43 @@ class EMA:
 
     def update(self) -> None:
         """Take in the model's weights as they are now; call it after ``optimizer.step()``."""
-        decay = self.decay
-        if self.warmup:
-            decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
+        captured = recording()
+        weight = self._next_weight() if captured is None else self._live_weight(captured)
         for mine, theirs in self._pairs():
             if not is_floating(mine.dtype):
                 mine[...] = theirs
             elif mine.flags.c_contiguous and theirs.dtype == mine.dtype:
-                lerp_(mine.reshape(-1), theirs.reshape(-1), 1 - decay)
+                lerp_(mine.reshape(-1), theirs.reshape(-1), weight)
+            elif captured is None:
+                mine += (weight * (theirs - mine)).astype(mine.dtype)
             else:
-                mine += ((1 - decay) * (theirs - mine)).astype(mine.dtype)
+                raise CaptureError("an EMA is captured where weights are in the average's dtype")
+
+    def _next_weight(self) -> float:
+        """What the weights of this update count."""
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        return 1 - decay
+
+    def _live_weight(self, captured: Recording) -> Array:
+        """The same on the device, where each replay is an update."""
+
+        def arrays() -> list[Array]:
+            return [array for pair in self._pairs() for array in pair]
+
+        before = arrays()
+        if any(array.dtype == "float64" for array in before):
+            raise CaptureError("an EMA of float64 weights is not captured")
+
+        def undo() -> None:
+            self.updates -= 1
+
+        def fits() -> bool:
+            return all(a is b for a, b in zip(arrays(), before, strict=True))
+
+        return captured.numbers("float32", lambda: [self._next_weight()], undo, fits)
 
     @contextmanager
     def swap(self) -> Iterator[Module]:
@@ -55,11 +83,13 @@ class EMA:
         Changes made to the weights inside are lost.
         """
         kept = [theirs.copy() for _, theirs in self._pairs()]
+        forget_copies()
         for mine, theirs in self._pairs():
             theirs[...] = mine
         try:
             yield self.model
         finally:
+            forget_copies()
             for (_, theirs), own in zip(self._pairs(), kept, strict=True):
                 theirs[...] = to_device(own, device_of(theirs))
 

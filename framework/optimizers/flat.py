@@ -15,7 +15,7 @@ from typing import Any
 
 from framework.autograd import Tensor
 from framework.backend.device import Device, device_of, to_device
-from kernels.arrays import Array, is_array, is_cuda, is_floating
+from kernels.arrays import Array, address, is_array, is_floating
 
 _ALIGNMENT = 64  # bytes
 
@@ -110,6 +110,13 @@ class FlatParameters:
             elif p.slot is not self._slots[i]:
                 p.slot = self._slots[i]
 
+    def is_settled(self) -> bool:
+        """Are all parameters and gradients in the buffers: is there nothing to gather?"""
+        return all(
+            p.data is view and p.slot is slot and (p.grad is None or p.grad.data is slot)
+            for p, view, slot in zip(self.parameters, self._views, self._slots, strict=True)
+        )
+
     def _is_elsewhere(self, data: Array) -> bool:
         return bool(data.dtype != self.dtype) or device_of(data) != self.device
 
@@ -142,6 +149,12 @@ class FlatParameters:
         One for each run of neighbours that have a gradient and agree in ``phase(steps so far)``:
         normally one for everything. Their step counts go up.
         """
+        for run in self.stretches(phase):
+            self.count(run, 1)
+            yield self.part(run), self.steps[run.start]
+
+    def stretches(self, phase: Callable[[int], Any]) -> Iterator[range]:
+        """The parameters of each of `runs`, by their numbers here."""
         n = len(self.parameters)
         i = 0
         while i < n:
@@ -150,9 +163,17 @@ class FlatParameters:
                 continue
             first, now = i, phase(self.steps[i])
             while i < n and self.parameters[i].grad is not None and phase(self.steps[i]) == now:
-                self.steps[i] += 1
                 i += 1
-            yield slice(self.starts[first], self.ends[i - 1]), self.steps[first]
+            yield range(first, i)
+
+    def part(self, run: range) -> slice:
+        """Where parameters that are neighbours lie in the buffers."""
+        return slice(self.starts[run.start], self.ends[run.stop - 1])
+
+    def count(self, run: range, steps: int) -> None:
+        """Their step counts go up by `steps`."""
+        for i in run:
+            self.steps[i] += steps
 
 
 def check_dtype(parameter: Tensor) -> None:
@@ -191,7 +212,7 @@ def joined(parameters: Iterable[Tensor]) -> list[Array]:
             buffer = None
             out.append(array)
             continue
-        at = (_address(array) - _address(base)) // base.itemsize
+        at = (address(array) - address(base)) // base.itemsize
         if base is buffer and 0 <= at - end < _ALIGNMENT // base.itemsize:
             if at > end:
                 buffer[end:at] = 0
@@ -201,11 +222,6 @@ def joined(parameters: Iterable[Tensor]) -> list[Array]:
             buffer, start, end = base, at, at + array.size
             out.append(array)
     return out
-
-
-def _address(array: Array) -> int:
-    pointer = array.data.ptr if is_cuda(array) else array.__array_interface__["data"][0]
-    return int(pointer)
 
 
 def place_of(parameter: Tensor) -> tuple[Device, Any]:

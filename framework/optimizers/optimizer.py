@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from framework.autograd import Tensor
+from framework.autograd.casting import forget_copies
 from framework.backend.device import device_of, to_device
+from framework.backend.live import CaptureError, Recording, recording
 from framework.layers.storage import forget_grad
 from framework.optimizers.flat import FlatParameters, check_dtype, place_of
 from kernels.arrays import Array
@@ -68,8 +70,18 @@ class Optimizer(ABC):
         state: dict[str, Array],
         step: int,
         scale: Any,
+        live: Array | None = None,
     ) -> None:
-        """Step number `step` (from 1) for flat slices, in place; the gradient is scale * g."""
+        """Step number `step` (from 1) for flat slices, in place; the gradient is scale * g.
+
+        `live`, while a step is captured: what `numbers` gives, on the device.
+        """
+
+    def numbers(self, group: dict[str, Any], step: int) -> list[np.float32]:
+        """The numbers of step number `step` as the rule's kernel takes them (`live` of
+        kernels/optimizers.py); without them a step cannot be captured.
+        """
+        raise CaptureError(f"{type(self).__name__} has no numbers(): its steps are not captured")
 
     # Groups --------------------------------------------------------------------------------------
 
@@ -151,8 +163,13 @@ class Optimizer(ABC):
         """
         for group in self.param_groups:
             self._check_options(group)
+        forget_copies()
         if isinstance(scale, Tensor):
             scale = scale.data
+        captured = recording()
+        if captured is not None:
+            self._record(captured, scale)
+            return
         for group, flats in zip(self.param_groups, self._flat, strict=True):
             wanted = self.buffers(group)
             for flat in flats:
@@ -163,6 +180,55 @@ class Optimizer(ABC):
                         state = {name: buffer[part] for name, buffer in flat.state.items()}
                         self.update(group, flat.data[part], flat.grad[part], state, step, scale)
 
+    def _record(self, captured: Recording, scale: Any) -> None:
+        """The step while it is captured: nothing moves now, and the numbers come at every replay.
+
+        What an ordinary step makes when it first needs it has to be there: it would be made again
+        in every replay.
+        """
+        for group, flats in zip(self.param_groups, self._flat, strict=True):
+            for flat in flats:
+                if flat.device != captured.device:  # which has a stream of its own
+                    raise CaptureError(f"parameters are on {flat.device}, not {captured.device}")
+                if not flat.is_settled() or not self.buffers(group).keys() <= flat.state.keys():
+                    raise CaptureError(
+                        "the optimizer's buffers are not made yet: take a step first"
+                    )
+                for run in flat.stretches(self.phase):
+                    part = flat.part(run)
+                    state = {name: buffer[part] for name, buffer in flat.state.items()}
+                    live = self._live(captured, group, flat, run)
+                    step = flat.steps[run.start]
+                    self.update(group, flat.data[part], flat.grad[part], state, step, scale, live)
+
+    def _live(
+        self, captured: Recording, group: dict[str, Any], flat: FlatParameters, run: range
+    ) -> Array:
+        """The numbers of a run of parameters: made by each replay, which is a step of theirs."""
+
+        def make() -> list[np.float32]:
+            self._check_options(group)
+            made = self.numbers(group, flat.steps[run.start] + 1)
+            flat.count(run, 1)
+            return made
+
+        def shape() -> tuple[Any, ...]:
+            """What decides which kernels run, and over what."""
+            switches = [value for value in group.values() if isinstance(value, bool)]
+            wanted = [p.requires_grad for p in flat.parameters]
+            # where the backward pass is part of what is captured, it decides itself
+            there = None if captured.leaves else [p.grad is None for p in flat.parameters]
+            phases = {self.phase(flat.steps[i]) for i in run}
+            return switches, sorted(self.buffers(group)), wanted, there, len(phases)
+
+        data, before = flat.data, shape()
+
+        def fits() -> bool:
+            flat.gather()  # what was assigned since; in other buffers it fits no longer
+            return flat.data is data and shape() == before
+
+        return captured.numbers("float32", make, lambda: flat.count(run, -1), fits)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients (they are None then), or with ``set_to_none=False`` make them 0."""
         for group in self.param_groups:
@@ -172,6 +238,14 @@ class Optimizer(ABC):
     def flat_gradients(self) -> list[Array]:
         """All gradients, as few flat arrays; changing these changes the gradients."""
         return [array for flats in self._flat for flat in flats for array in flat.gradients()]
+
+    def memory_held(self) -> dict[str, int]:
+        """Bytes of its buffers: "gradients" and "optimizer state"."""
+        flats = [flat for flats in self._flat for flat in flats]
+        return {
+            "gradients": sum(flat.grad.nbytes for flat in flats),
+            "optimizer state": sum(a.nbytes for flat in flats for a in flat.state.values()),
+        }
 
     # State ---------------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from framework.optimizers.optimizer import Optimizer, Parameters, fraction, not_negative
 from kernels import optimizers as kernels
 from kernels.arrays import Array
@@ -49,6 +51,11 @@ class RMSprop(Optimizer):
         names += ["grad_avg"] if group["centered"] else []
         return dict.fromkeys(names, 0.0)
 
+    def numbers(self, group: dict[str, Any], step: int) -> list[np.float32]:
+        """Learning rate, decay of the means and the rest."""
+        names = ("lr", "alpha", "eps", "weight_decay", "momentum")
+        return kernels.rmsprop_numbers(*(group[name] for name in names))
+
     def update(
         self,
         group: dict[str, Any],
@@ -57,6 +64,7 @@ class RMSprop(Optimizer):
         state: dict[str, Array],
         step: int,
         scale: Any,
+        live: Array | None = None,
     ) -> None:
         """One step of a flat slice."""
         kernels.rmsprop_step(
@@ -72,4 +80,5 @@ class RMSprop(Optimizer):
             group["momentum"],
             group["centered"],
             scale=scale,
+            live=live,
         )

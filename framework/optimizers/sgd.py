@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from framework.optimizers.optimizer import Optimizer, Parameters, finite, not_negative
 from kernels import optimizers as kernels
 from kernels.arrays import Array
@@ -53,6 +55,11 @@ class SGD(Optimizer):
         """The first step differs from all others."""
         return steps == 0
 
+    def numbers(self, group: dict[str, Any], step: int) -> list[np.float32]:
+        """Learning rate, momentum and the rest."""
+        options = [group[name] for name in ("lr", "momentum", "dampening", "weight_decay")]
+        return kernels.sgd_numbers(*options, first=step == 1)
+
     def update(
         self,
         group: dict[str, Any],
@@ -61,6 +68,7 @@ class SGD(Optimizer):
         state: dict[str, Array],
         step: int,
         scale: Any,
+        live: Array | None = None,
     ) -> None:
         """One step of a flat slice."""
         kernels.sgd_step(
@@ -73,5 +81,6 @@ class SGD(Optimizer):
             group["weight_decay"],
             group["nesterov"],
             scale=scale,
+            live=live,
             first=step == 1,
         )

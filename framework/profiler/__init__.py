@@ -8,5 +8,11 @@ print(p)                                # tables: layers, kernels, phases, memor
 p.export("trace.json")                  # for ui.perfetto.dev or chrome://tracing
 """
 
+from framework.profiler import spans
 from framework.profiler.profile import Profile as Profile
 from framework.profiler.spans import CATEGORIES as CATEGORIES, Span as Span
+
+
+def is_recording() -> bool:
+    """Does a profile record, in any thread?"""
+    return bool(spans.recording)

@@ -49,7 +49,7 @@ class Profile:
         self.device = default_device() if device is None else choose_device(device)
         self.clock = CudaClock(self.device) if self.device.kind == "cuda" else None
         self.spans: list[Span] = []
-        #: (nanoseconds, bytes in use) between the outermost spans, on CUDA after every span.
+        #: (nanoseconds, bytes in use) after the outermost spans: a forward, a backward, ...
         self.samples: list[tuple[int, int]] = []
         #: Nanoseconds from and to when it recorded, one pair for each time it was entered.
         self.intervals: list[tuple[int, int]] = []
@@ -90,13 +90,12 @@ class Profile:
         if not self.recording:
             return
         self.spans.append(span)
-        # Reading a process's memory takes 10 us: not inside of what is being timed.
-        rare = span.category != "kernel" and self.is_outermost(span)
-        if self.clock is not None or rare:
+        # Asking for it takes 10 us and more: not inside of what is being timed.
+        if span.category != "kernel" and self.is_outermost(span):
             self._sample()
 
     def _sample(self) -> None:
-        self.samples.append((perf_counter_ns(), memory.used(self.device)))
+        self.samples.append((perf_counter_ns(), memory.memory_used(self.device)))
 
     @contextmanager
     def range(self, name: str, category: str = "step") -> Iterator[Span]:
@@ -173,8 +172,8 @@ class Profile:
     def memory(self) -> tuple[int, int, int]:
         """Bytes in use at the beginning, at the end, and the most that was seen in between.
 
-        On CUDA of live arrays, after every span; on the CPU of the whole process, between the
-        outermost spans.
+        On CUDA of live arrays, on the CPU of the whole process; seen after each forward of a model,
+        backward, optimizer step and batch. `fw.peak_memory` counts every allocation.
         """
         values = [used for _, used in self._finished().samples]
         return (values[0], values[-1], max(values)) if values else (0, 0, 0)

@@ -15,6 +15,7 @@ from framework.backend.device import Device
 from framework.data import Splits
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.trainer.folders import make_folder
+from framework.trainer.precision import check_precision
 
 CONFIG = "config.json"
 FORMAT = 1
@@ -38,6 +39,7 @@ class Recipe:
             its loss are kept; otherwise the last's. The test split never decides anything.
         patience: with `validation`: epochs without improvement after which training stops; None:
             never.
+        precision: of the matrix products: float32, tf32, bf16-mixed or fp16-mixed.
     """
 
     epochs: int | None = None
@@ -51,9 +53,13 @@ class Recipe:
     shift: int = 0
     validation: float = 0.0
     patience: int | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         for entry in fields(self):
+            if entry.name == "precision":
+                continue
             value, kind = getattr(self, entry.name), str(entry.type).removesuffix(" | None")
             if value is None:
                 continue

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from framework.autograd import Tensor
+from framework.backend.live import recording
+from framework.trainer.mean import Mean as Mean
 from kernels.arrays import Array, array_module, is_array, is_cuda, is_floating, to_numpy
 
 Average = Literal["macro", "micro", "none"]
@@ -44,43 +46,19 @@ class Metric(ABC):
     def reset(self) -> None:
         """Forget all batches."""
 
+    def is_replayable(self, output: Any, target: Any) -> bool:
+        """May `update` be captured: does it only add to `sums`? Else it is called each replay."""
+        return False
+
+    def sums(self) -> list[Mean]:
+        """What a replayable `update` adds to."""
+        return []
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
     def _none(self) -> ValueError:
         return ValueError(f"{self.name}: nothing to compute, update() was not called yet")
-
-
-class Mean:
-    """A weighted mean of numbers or 0-d arrays; sums in float64, on the device of the values."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all values."""
-        self.total: Any = 0.0
-        self.weight = 0.0
-
-    def update(self, value: Any, weight: float = 1.0) -> None:
-        """Take in `value` (a number, a 0-d array or Tensor), which counts `weight` times."""
-        array = value.data if isinstance(value, Tensor) else value
-        if is_array(array):
-            if array.size != 1:
-                raise ValueError(f"value has shape {array.shape}, expected a single number")
-            array = array.reshape(()).astype("float64")
-        self.total = self.total + array * weight
-        self.weight += weight
-
-    def add(self, total: Any, weight: Any) -> None:
-        """Take in a sum over `weight` values; both may be 0-d arrays."""
-        self.total, self.weight = self.total + total, self.weight + weight
-
-    def compute(self) -> float:
-        """The mean. Waits for the device."""
-        if not self.weight:
-            raise ValueError("there is no mean of no values")
-        return float(self.total) / float(self.weight)
 
 
 class Loss(Metric):
@@ -110,11 +88,20 @@ class _Share(Metric):
 
     def _add(self, right: Array, counts: Array | None) -> None:
         """Take in which positions are right, of those that `counts` (None: all)."""
+        captured, before = recording(), self.updated
         self.updated = True
+        if captured is not None:
+            captured.each_time(lambda: self._mark(True), lambda: self._mark(before))
         if counts is None:
             self.mean.add(right.sum().astype("float64"), right.size)
         else:
             self.mean.add((right & counts).sum().astype("float64"), counts.sum())
+
+    def _mark(self, updated: bool) -> None:
+        self.updated = updated
+
+    def sums(self) -> list[Mean]:
+        return [self.mean]
 
     def compute(self) -> float:
         if not self.updated:
@@ -159,6 +146,11 @@ class Accuracy(_Share):
             right = output.argmax(axis=1) == target
         self._add(right, counts)
 
+    def is_replayable(self, output: Any, target: Any) -> bool:
+        # targets that may be probabilities are looked at, which waits for the device
+        indices = target.dtype.kind in "biu" or target.shape != output.shape
+        return indices and self.ignore_index is None and type(self).update is Accuracy.update
+
 
 class TopK(_Share):
     """The share of positions whose target is among the `k` highest logits; of equal ones the first
@@ -184,6 +176,9 @@ class TopK(_Share):
         ahead = (output > mine) | ((output == mine) & (classes < index)) | xp.isnan(output)
         right = (ahead.sum(axis=1) < self.k) & ~xp.isnan(mine[:, 0])
         self._add(right, counts)
+
+    def is_replayable(self, output: Any, target: Any) -> bool:
+        return self.ignore_index is None and type(self).update is TopK.update
 
 
 class ConfusionMatrix(Metric):

@@ -44,6 +44,7 @@ from framework.trainer.config import (
     versions as versions,
 )
 from framework.trainer.metrics import R2, Accuracy, Metric
+from framework.trainer.precision import ComputePrecision
 from framework.trainer.trainer import Trainer
 from kernels.registry import has_numba
 
@@ -194,6 +195,7 @@ def make_trainer(
         device=config.device,
         accumulate=recipe.accumulate,
         clip_norm=recipe.clip_norm,
+        precision=recipe.precision,
     )
 
 
@@ -235,13 +237,20 @@ def load_model(
 
 
 def outputs_for(
-    model: Module, x: np.ndarray[Any, Any], device: str, batch_size: int = 256
+    model: Module,
+    x: np.ndarray[Any, Any],
+    device: str,
+    precision: str = "float32",
+    batch_size: int = 256,
 ) -> Tensor:
-    """What `model` makes of transformed inputs (N, ...), in evaluation mode."""
+    """What `model` makes of transformed inputs (N, ...), in evaluation mode: float32, computed as
+    in its training.
+    """
     model.eval()
     parts = [Tensor(x[i : i + batch_size]).to(device) for i in range(0, len(x), batch_size)]
-    with no_grad():
-        return F.concatenate([model(part) for part in parts])
+    how = ComputePrecision(precision)
+    with no_grad(), how.computing():
+        return F.concatenate([how.widened(model(part)) for part in parts])
 
 
 def _transform(config: Mapping[str, Any], arrays: Mapping[str, Any], prefix: str) -> Transform:

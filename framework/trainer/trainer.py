@@ -14,11 +14,15 @@ import numpy as np
 from framework.autograd import Tensor, no_grad
 from framework.backend.device import Device, choose_device
 from framework.backend.random import default_generator
+from framework.data.prefetch import batches_on
 from framework.functional import concatenate
 from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer.callbacks.callback import Callback
+from framework.trainer.capture import captured_training
+from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
+from framework.trainer.precision import ComputePrecision
 
 #: Inputs and, last, the target.
 Batch = Sequence[Tensor]
@@ -48,6 +52,12 @@ class Trainer:
         clip_value: every gradient element is brought into [-clip_value, clip_value], before
             `clip_norm`.
         ema: an average of the weights, updated after each step; evaluation and prediction use it.
+        precision: "float32"; "tf32", on CUDA; "bf16-mixed" or "fp16-mixed", products in 16 bits
+            with float32 weights. See framework/trainer/precision.py, also for skipped steps.
+        capture: replay the steps as CUDA graphs (see `framework.cuda.graph`), which leaves out what
+            Python and the launches take. "auto": on CUDA, unless something in a step cannot be
+            captured, which is said once. True: that is a CaptureError. False: never, for a model or
+            loss that does something else from step to step, such as drawing NumPy's random numbers.
     """
 
     def __init__(
@@ -63,6 +73,8 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         ema: EMA | None = None,
+        precision: str = "float32",
+        capture: bool | str = "auto",
     ) -> None:
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise ValueError(f"accumulate is {accumulate!r}, expected an integer of at least 1")
@@ -77,9 +89,13 @@ class Trainer:
         self.device = _device_of(model, device)
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.ema = ema
+        self.precision = ComputePrecision(precision)
+        self.precision.check(model, optimizer)
+        self._captured = captured_training(self, capture)
 
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
+        self.skipped = 0  # steps left out because float16 gradients overflowed
         self.history: list[Record] = []  # a record for each epoch
         self.should_stop = False  # a callback sets it to end training after this step
         self.running = Mean()  # the loss of this epoch so far
@@ -142,51 +158,83 @@ class Trainer:
             self.window, self.losses = [], []
         return self.history
 
+    @explains_memory
     def _train_epoch(self, loader: Loader) -> Record:
-        start = time.perf_counter()
+        start, skipped = time.perf_counter(), self.skipped
         self._reset()
         self.model.train()
-        for window in _windows(loader, self.accumulate):
+        for window in _windows(batches_on(loader, self.device), self.accumulate):
             self._train_step(window)
             if self.should_stop:
                 break
         if not self.samples:
             raise ValueError("the training loader has no batches")
-        seconds = time.perf_counter() - start
-        scores = {metric.name: metric.compute() for metric in self.metrics}
-        rate = self.samples / seconds
-        return {
-            "loss": self.running.compute(),
+        scores = {"loss": self.running.compute()}
+        scores |= {metric.name: metric.compute() for metric in self.metrics}
+        seconds = time.perf_counter() - start  # now, as computing waits for a device's last step
+        record: Record = {
             **scores,
             "seconds": seconds,
-            "samples_per_second": rate,
+            "samples_per_second": self.samples / seconds,
         }
+        if self.precision.scaler is not None:
+            record |= {"scale": self.precision.scaler.get_scale()}
+            record |= {"skipped": self.skipped - skipped}
+        return record
 
     def _train_step(self, window: list[Batch]) -> None:
         """The textbook: forward, loss, backward, clip, schedule, step."""
         self.window, self.losses = window, []
         self._call("on_step_start")
+        if self._captured is None or not self._captured.step(window):
+            if not self.compute_gradients(window, self._observe):
+                self.skipped += 1
+                self._call("on_step_skipped")
+                self.precision.update()
+                return
+            self._call("on_gradients")
+            self.apply_schedule()
+            self.move_weights()
+        self.step += 1
+        self._call("on_step_end")
+
+    def compute_gradients(
+        self, window: list[Batch], observe: Callable[[Tensor, Tensor, Tensor], None]
+    ) -> bool:
+        """Forward, loss, backward, clip; `observe` gets output, target and loss of each batch.
+
+        False where the gradients overflowed, with precision "fp16-mixed": there is no step then.
+        """
         self.optimizer.zero_grad()
+        self.precision.begin(self.model)
         in_window = sum(len(batch[-1]) for batch in window)
-        for batch in window:
-            *inputs, target = self._here(batch)
-            output = self.model(*inputs)
-            loss = self.loss(output, target)
-            share = len(target) / in_window
-            (loss if share == 1 else loss * share).backward()
-            self._observe(output, target, loss)
+        with self.precision.computing():  # 16-bit copies of the weights live as long as this
+            for batch in window:
+                *inputs, target = self._here(batch)
+                output = self.precision.widened(self.model(*inputs))
+                loss = self.loss(output, target)
+                share = len(target) / in_window
+                self.precision.scaled(loss if share == 1 else loss * share).backward()
+                observe(output, target, loss)
+        if not self.precision.unscale(self.optimizer):
+            return False
         if self.clip_value is not None:
             clip_grad_value_(self.optimizer, self.clip_value)
         if self.clip_norm is not None:
             clip_grad_norm_(self.optimizer, self.clip_norm)
-        self._call("on_gradients")
+        return True
+
+    def apply_schedule(self) -> None:
+        """Set the learning rates of this step."""
         if self.schedule is not None:
             self.optimizer.scale_lr(self.schedule(self.step))
+
+    def move_weights(self) -> None:
+        """Step, and take the new weights into the average."""
         self.optimizer.step()
-        self.step += 1
+        self.precision.update()
         if self.ema is not None:
             self.ema.update()
-        self._call("on_step_end")
 
     def _observe(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
         """Running loss and metrics. Sums stay on the device: no waiting for it in a step."""
@@ -212,6 +260,7 @@ class Trainer:
 
     # Evaluation -----------------------------------------------------------------------------------
 
+    @explains_memory
     def evaluate(self, loader: Loader) -> dict[str, Any]:
         """Loss and metrics over a loader: evaluation mode, no gradients, the EMA's weights if there
         is one.
@@ -222,22 +271,26 @@ class Trainer:
         for metric in metrics:
             metric.reset()
         with self.evaluating():
-            for batch in loader:
+            for batch in batches_on(loader, self.device):
                 *inputs, target = self._here(batch)
-                output = self.model(*inputs)
-                mean.update(self.loss(output, target), len(target))
+                with self.precision.computing():
+                    output = self.precision.widened(self.model(*inputs))
+                    loss = self.loss(output, target)
+                mean.update(loss, len(target))
                 for metric in metrics:
                     metric.update(output, target)
         if not mean.weight:
             raise ValueError("the loader to evaluate has no batches")
         return {"loss": mean.compute(), **{metric.name: metric.compute() for metric in metrics}}
 
+    @explains_memory
     def predict(
         self, data: Loader | Tensor | np.ndarray[Any, Any], batch_size: int = 256
     ) -> Tensor:
         """The model's outputs (N, ...) for an array or Tensor of N inputs, or for a loader's.
 
-        Of a loader's batches the last array, the target, is left out (unless it is the only one).
+        They are float32 in every precision. Of a loader's batches the last array, the target, is
+        left out (unless it is the only one).
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
@@ -247,11 +300,12 @@ class Trainer:
             batches = ((x[i : i + batch_size],) for i in range(0, len(x), batch_size))
         else:
             batches = data
+        outputs = []
         with self.evaluating():
-            outputs = [
-                self.model(*self._here(batch[:-1] if len(batch) > 1 else batch))
-                for batch in batches
-            ]
+            for batch in batches_on(batches, self.device):
+                inputs = self._here(batch[:-1] if len(batch) > 1 else batch)
+                with self.precision.computing():
+                    outputs.append(self.precision.widened(self.model(*inputs)))
         if not outputs:
             raise ValueError("there is nothing to predict: the data is empty")
         return concatenate(outputs)
@@ -291,6 +345,8 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "skipped": self.skipped,
+            "precision": self.precision.state_dict(),
             "should_stop": self.should_stop,
             "generator": default_generator.state(),
             "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
@@ -302,7 +358,7 @@ class Trainer:
         """Take over what `state_dict` gave; the next `fit` goes on from there.
 
         Raises ValueError where the run that gave it had another make: other callbacks, an EMA, a
-        plateau schedule.
+        plateau schedule, another precision.
         """
         saved = [name for name, _ in state["callbacks"]]
         here = [type(callback).__name__ for callback in self._stateful()]
@@ -315,6 +371,9 @@ class Trainer:
             if mine != (state[name] is not None):
                 has, other = ("one", "none") if mine else ("none", "one")
                 raise ValueError(f"this run has {has} for {name!r}, the saved one {other}")
+        # states of before there were precisions have none
+        self.precision.load_state_dict(state.get("precision", {"name": "float32"}))
+        self.skipped = int(state.get("skipped", 0))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.schedule, ReduceOnPlateau):
@@ -339,9 +398,8 @@ class Trainer:
             self.train_loader.load_state_dict(state)
 
 
-def _windows(loader: Loader, size: int) -> Iterator[list[Batch]]:
+def _windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """Batches in groups of `size`; the last group of an epoch may be smaller."""
-    batches = iter(loader)
     while window := list(islice(batches, size)):
         yield window
 

@@ -11,7 +11,8 @@ than the one before.
 NumPy lets one replace its allocator (NEP 49, https://numpy.org/neps/nep-0049.html) by C functions;
 these are written in LLVM's intermediate language. The address that malloc gave is kept in the 8
 bytes before the array. A new thread begins with NumPy's own allocator (the choice belongs to the
-context), and each array is freed by the allocator that made it: the two mix freely.
+context; DataLoader's workers run in a copy of their caller's), and each array is freed by the
+allocator that made it: the two mix freely.
 """
 
 from __future__ import annotations

@@ -33,6 +33,29 @@ __global__ void embedding_gather(const T* __restrict__ weight, const i64* __rest
     }
 }
 
+// indices (n) -> sorted (n), ascending and stable, and order (n), where they came from: a sort for steps that are
+// captured into a CUDA graph, where CuPy's cannot run. A thread counts the elements that come before its own; a block
+// of 256 reads all n through shared memory, 256 at a time. n^2 comparisons: 20 us for 8,192 positions is the aim, and
+// 16 times that for 4 times as many; any n.
+template <typename T>
+__global__ void embedding_order(const T* __restrict__ indices, T* __restrict__ sorted, i64* __restrict__ order, i64 n) {
+    __shared__ T tile[256];
+    const i64 i = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x;
+    const T key = i < n ? indices[i] : 0;
+    i64 rank = 0;
+    for (i64 start = 0; start < n; start += 256) {
+        __syncthreads();
+        if (start + threadIdx.x < n) tile[threadIdx.x] = indices[start + threadIdx.x];
+        __syncthreads();
+        const int count = n - start < 256 ? static_cast<int>(n - start) : 256;
+        for (int k = 0; k < count; ++k) rank += tile[k] < key || (tile[k] == key && start + k < i);
+    }
+    if (i < n) {
+        sorted[rank] = key;
+        order[rank] = i;
+    }
+}
+
 // First position of the ascending `sorted` (n) whose value is not below `key`.
 __device__ __forceinline__ i64 lower_bound(const i64* __restrict__ sorted, i64 n, i64 key) {
     i64 low = 0;

@@ -76,6 +76,15 @@ def grid_stride(n: int, x: Array) -> int:
     return max(1, min(-(-packs // BLOCK), 16 * multiprocessors(x.device.id)))
 
 
+def is_capturing() -> bool:
+    """Is the current stream captured into a CUDA graph? CuPy's sorts must not run then: they wait
+    for the device inside of Thrust, whose exception may end the process.
+    """
+    import cupy
+
+    return bool(cupy.cuda.get_current_stream().is_capturing())
+
+
 def _checked(args: Sequence[Any]) -> tuple[Any, ...]:
     for a in args:
         if isinstance(a, (int, float)) and not isinstance(a, np.generic):

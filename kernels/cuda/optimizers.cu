@@ -3,7 +3,8 @@
 // All kernels: grid-stride, 16 bytes a thread and buffer where all are aligned, then one element at a time; any n.
 // State and parameters have one type T, arithmetic is float. Each buffer is read once, each but g written once:
 // bound by memory (AdamW in float: 28 bytes an element). The gradient is multiplied by *scale_at where that is not
-// null (a value that only the device knows), else by scale.
+// null (a value that only the device knows), else by scale. Where `live` is not null, the numbers after it are read
+// from there, in their order: a captured graph is launched with the same arguments every time.
 
 // f works on one element of each of the K buffers, e[0 .. K-1]; those whose bit is set in WRITTEN are stored.
 template <typename T, int K, u32 WRITTEN, typename F>
@@ -51,6 +52,13 @@ __device__ __forceinline__ float factor(const float* scale_at, float scale) {
     return scale_at != nullptr ? *scale_at : scale;
 }
 
+// Replaces numbers by those of `live`, if there are any.
+template <typename... Numbers> __device__ __forceinline__ void read(const float* live, Numbers&... number) {
+    if (live == nullptr) return;
+    int i = 0;
+    ((number = live[i++]), ...);
+}
+
 // The gradient, scaled, with coupled weight decay.
 __device__ __forceinline__ float gradient(float g, float p, float scale, float coupled) {
     const float d = g * scale;
@@ -59,8 +67,9 @@ __device__ __forceinline__ float gradient(float g, float p, float scale, float c
 
 // p, g, buf (n); buf is null without momentum. Reads 2-3 and writes 1-2 buffers.
 template <typename T>
-__global__ void sgd(T* p, T* g, T* buf, const float* scale_at, float scale, float coupled, float shrink, float lr,
-                    float momentum, float keep, float take, int nesterov, i64 n) {
+__global__ void sgd(T* p, T* g, T* buf, const float* scale_at, float scale, const float* live, float coupled,
+                    float shrink, float lr, float momentum, float keep, float take, int nesterov, i64 n) {
+    read(live, coupled, shrink, lr, momentum, keep, take);
     const float s = factor(scale_at, scale);
     if (buf == nullptr) {
         update<T, 2, 1>(n, {p, g}, [=](float* e) { e[0] = e[0] * shrink - lr * gradient(e[1], e[0], s, coupled); });
@@ -75,8 +84,10 @@ __global__ void sgd(T* p, T* g, T* buf, const float* scale_at, float scale, floa
 
 // p, g, m, v, vmax (n); vmax is null without AMSGrad. Reads 4-5 and writes 3-4 buffers.
 template <typename T>
-__global__ void adam(T* p, T* g, T* m, T* v, T* vmax, const float* scale_at, float scale, float coupled, float shrink,
-                     float step_size, float correction, float take1, float keep2, float take2, float eps, i64 n) {
+__global__ void adam(T* p, T* g, T* m, T* v, T* vmax, const float* scale_at, float scale, const float* live,
+                     float coupled, float shrink, float step_size, float correction, float take1, float keep2,
+                     float take2, float eps, i64 n) {
+    read(live, coupled, shrink, step_size, correction, take1, keep2, take2, eps);
     const float s = factor(scale_at, scale);
     const auto moments = [=](float* e) {
         const float d = gradient(e[1], e[0], s, coupled);
@@ -102,8 +113,9 @@ __global__ void adam(T* p, T* g, T* m, T* v, T* vmax, const float* scale_at, flo
 
 // p, g, v, buf, mean_g (n); buf is null without momentum, mean_g unless centered. Reads 3-5 and writes 2-4 buffers.
 template <typename T>
-__global__ void rmsprop(T* p, T* g, T* v, T* buf, T* mean_g, const float* scale_at, float scale, float lr, float keep,
-                        float take, float eps, float weight_decay, float momentum, i64 n) {
+__global__ void rmsprop(T* p, T* g, T* v, T* buf, T* mean_g, const float* scale_at, float scale, const float* live,
+                        float lr, float keep, float take, float eps, float weight_decay, float momentum, i64 n) {
+    read(live, lr, keep, take, eps, weight_decay, momentum);
     const float s = factor(scale_at, scale);
     // e: p, g, v; the gradient over the root, from the mean square and, if there is one, the mean
     const auto direction = [=](float* e, float* mean) {
@@ -136,8 +148,9 @@ __global__ void rmsprop(T* p, T* g, T* v, T* buf, T* mean_g, const float* scale_
 
 // p, g, v (n). Reads 3 and writes 2 buffers.
 template <typename T>
-__global__ void adagrad(T* p, T* g, T* v, const float* scale_at, float scale, float rate, float eps,
+__global__ void adagrad(T* p, T* g, T* v, const float* scale_at, float scale, const float* live, float rate, float eps,
                         float weight_decay, i64 n) {
+    read(live, rate, eps, weight_decay);
     const float s = factor(scale_at, scale);
     update<T, 3, 5>(n, {p, g, v}, [=](float* e) {
         const float d = gradient(e[1], e[0], s, weight_decay);
@@ -153,6 +166,7 @@ template <typename T> __global__ void scale_elements(T* x, const float* scale_at
 }
 
 // a (n) += weight (b - a). Reads 2 and writes 1 buffer.
-template <typename T> __global__ void lerp_elements(T* a, T* b, float weight, i64 n) {
+template <typename T> __global__ void lerp_elements(T* a, T* b, const float* weight_at, float weight, i64 n) {
+    read(weight_at, weight);
     update<T, 2, 1>(n, {a, b}, [=](float* e) { e[0] += weight * (e[1] - e[0]); });
 }

@@ -4,6 +4,9 @@
 // All kernels: any n, grid-stride over counters; a thread turns one counter into 4 words and writes the 2, 4 or 8
 // adjoining elements made of them, in one store where `out` is aligned. Nothing is read but dropout's x. Bound by
 // the stores (float: 4 bytes an element; about 30 integer instructions an element are hidden behind them).
+//
+// Where `place` is not null, the seed is place[0] and place[1] is added to the offset: a captured graph is launched
+// with the same arguments every time, and finds there where its draws are to begin.
 
 struct Words {
     u32 at[4];
@@ -37,7 +40,11 @@ template <typename G> __device__ __forceinline__ bool fits(const void* p) {
 
 // out[N c + k] = group(c, words of counter offset + c).at[k] for all elements below n.
 template <int N, typename T, typename F>
-__device__ __forceinline__ void fill(T* __restrict__ out, i64 n, u64 seed, u64 offset, F group) {
+__device__ __forceinline__ void fill(T* __restrict__ out, i64 n, u64 seed, u64 offset, const u64* place, F group) {
+    if (place != nullptr) {
+        seed = place[0];
+        offset += place[1];
+    }
     const i64 step = gridDim.x * static_cast<i64>(blockDim.x);
     const bool vector = fits<Group<T, N>>(out);
     for (i64 c = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x; c * N < n; c += step) {
@@ -54,8 +61,9 @@ __device__ __forceinline__ void fill(T* __restrict__ out, i64 n, u64 seed, u64 o
 
 // out (n): low + span u, u = (word >> 8) / 2^24, at most `below`. 4 elements a thread; float arithmetic.
 template <typename T>
-__global__ void uniform_fill(T* __restrict__ out, float span, float low, float below, i64 n, u64 seed, u64 offset) {
-    fill<4>(out, n, seed, offset, [=](i64, const Words& w) {
+__global__ void uniform_fill(T* __restrict__ out, float span, float low, float below, i64 n, u64 seed, u64 offset,
+                             const u64* place) {
+    fill<4>(out, n, seed, offset, place, [=](i64, const Words& w) {
         Group<T, 4> y;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -107,8 +115,8 @@ __device__ __forceinline__ void circle(u32 word, float& x, float& y) {
 
 // out (n): mean + std z, z by Box and Muller from two words each. 4 elements a thread; float arithmetic.
 template <typename T>
-__global__ void normal_fill(T* __restrict__ out, float mean, float std, i64 n, u64 seed, u64 offset) {
-    fill<4>(out, n, seed, offset, [=](i64, const Words& w) {
+__global__ void normal_fill(T* __restrict__ out, float mean, float std, i64 n, u64 seed, u64 offset, const u64* place) {
+    fill<4>(out, n, seed, offset, place, [=](i64, const Words& w) {
         Group<T, 4> y;
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
@@ -124,8 +132,8 @@ __global__ void normal_fill(T* __restrict__ out, float mean, float std, i64 n, u
 
 // out (n): 1 where word < threshold (at most 2^32), else 0. 4 elements a thread.
 template <typename T>
-__global__ void bernoulli_fill(T* __restrict__ out, u64 threshold, i64 n, u64 seed, u64 offset) {
-    fill<4>(out, n, seed, offset, [=](i64, const Words& w) {
+__global__ void bernoulli_fill(T* __restrict__ out, u64 threshold, i64 n, u64 seed, u64 offset, const u64* place) {
+    fill<4>(out, n, seed, offset, place, [=](i64, const Words& w) {
         Group<T, 4> y;
 #pragma unroll
         for (int k = 0; k < 4; ++k) y.at[k] = from_float<T>(w.at[k] < threshold ? 1.0f : 0.0f);
@@ -139,8 +147,8 @@ __device__ __forceinline__ u64 long_word(const Words& w, int k) {
 
 // out (n), int64: low + (64-bit word * span >> 64). 2 elements a thread.
 template <typename T>
-__global__ void randint_fill(T* __restrict__ out, u64 span, i64 low, i64 n, u64 seed, u64 offset) {
-    fill<2>(out, n, seed, offset, [=](i64, const Words& w) {
+__global__ void randint_fill(T* __restrict__ out, u64 span, i64 low, i64 n, u64 seed, u64 offset, const u64* place) {
+    fill<2>(out, n, seed, offset, place, [=](i64, const Words& w) {
         Group<T, 2> y;
 #pragma unroll
         for (int k = 0; k < 2; ++k)
@@ -150,8 +158,8 @@ __global__ void randint_fill(T* __restrict__ out, u64 span, i64 low, i64 n, u64 
 }
 
 // out (n), uint64: the 64-bit words themselves, the sort keys of a permutation. 2 elements a thread.
-template <typename T> __global__ void key_fill(T* __restrict__ out, i64 n, u64 seed, u64 offset) {
-    fill<2>(out, n, seed, offset, [=](i64, const Words& w) {
+template <typename T> __global__ void key_fill(T* __restrict__ out, i64 n, u64 seed, u64 offset, const u64* place) {
+    fill<2>(out, n, seed, offset, place, [=](i64, const Words& w) {
         Group<T, 2> y;
 #pragma unroll
         for (int k = 0; k < 2; ++k) y.at[k] = static_cast<T>(long_word(w, k));
@@ -163,9 +171,9 @@ template <typename T> __global__ void key_fill(T* __restrict__ out, i64 n, u64 s
 // writes each element once: bound by memory.
 template <typename T>
 __global__ void dropout_apply(T* __restrict__ out, const T* __restrict__ x, int drop, float scale, i64 n, u64 seed,
-                              u64 offset) {
+                              u64 offset, const u64* place) {
     const bool vector = fits<Group<T, 8>>(x);
-    fill<8>(out, n, seed, offset, [=](i64 c, const Words& w) {
+    fill<8>(out, n, seed, offset, place, [=](i64 c, const Words& w) {
         Group<T, 8> y;
         if (vector && c * 8 + 8 <= n) {
             y = reinterpret_cast<const Group<T, 8>*>(x)[c];

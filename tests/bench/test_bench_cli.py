@@ -124,12 +124,14 @@ def rows_of(ours, **peers):
     """A row measured with canned workers."""
     from bench.cases import Case
     from bench.kernel_bench import KernelBench
+    from bench.pools import Separate
 
+    workers = {"ours": Answers(ours)} | {name: Answers(facts) for name, facts in peers.items()}
+    pool = object.__new__(Separate)
+    pool._sides, pool._workers = list(workers), workers
     run = object.__new__(KernelBench)
-    run.seconds, run.turns = 0.01, 3
-    run._against = list(peers)
-    run._workers = {"ours": Answers(ours)} | {name: Answers(facts) for name, facts in peers.items()}
-    return run.run(Case("relu", "_sample", (2, 2))), run._workers
+    run.seconds, run.turns, run.pool = 0.01, 3, pool
+    return run.run(Case("relu", "_sample", (2, 2))), workers
 
 
 GOOD = {"version": "tuned", "dtype": "float32", "error": 1e-7, "bytes": 32}
@@ -157,7 +159,7 @@ def test_a_kernel_without_a_tuned_version_is_not_compared_with_itself():
 def test_the_table_and_the_json_have_every_side():
     from rich.console import Console
 
-    from bench.kernel_bench import table
+    from bench.kernel_table import table
 
     row, _ = rows_of(GOOD, reference={}, torch={"peer": "F.relu", "error": None})
     facts = row.as_dict(1e9)

@@ -11,7 +11,6 @@ from bench.ladder.steps import OPERATIONS, Step, steps
 from kernels.cuda import report
 from kernels.cuda.sources import Program
 from tests.cuda_emulator import launching
-from tests.cuda_emulator.conftest import cupy as cupy  # the fixture
 from tests.kernels.test_cuda_compile import ARCHITECTURES, OPTIONS, needs_nvrtc
 
 ALL = [step for operation in OPERATIONS for step in steps(operation, "cuda")]

@@ -6,13 +6,15 @@ gives arrays of no dimensions where NumPy gives scalars. Only what the kernels u
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from tests.cuda_emulator.memory import allocate, memory_of
+from tests.cuda_emulator import streams
+from tests.cuda_emulator.memory import Memory, allocate, memory_of
 
 
 class ndarray:  # noqa: N801 - CuPy's name
@@ -20,6 +22,13 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     def __init__(self, host: np.ndarray) -> None:
         self.host = host
+        #: As CuPy's: the array that a view is of, None for one of its own.
+        self.base: ndarray | None = None
+        memory = memory_of(host)
+        if memory is not None:
+            self.base = None if memory.owner is None else memory.owner()
+            if self.base is None:
+                memory.owner = weakref.ref(self)
 
     # what it is -----------------------------------------------------------------------------------
 
@@ -48,19 +57,38 @@ class ndarray:  # noqa: N801 - CuPy's name
     # to the host: each of these waits for the device, on a real one -------------------------------
 
     def get(self) -> np.ndarray:
+        streams.waits("get()")
+        memory = memory_of(self.host)
+        if memory is not None and not memory.is_kept():
+            raise RuntimeError(f"an array of {self.nbytes} bytes outlived its memory pool")
         return self.host.copy(order="K")
 
     def item(self) -> Any:
+        streams.waits("item()")
         return self.host.item()
 
+    def tolist(self) -> Any:
+        streams.waits("tolist()")
+        return self.host.tolist()
+
     def __bool__(self) -> bool:
+        streams.waits("bool()")
         return bool(self.host)
 
     def __int__(self) -> int:
+        streams.waits("int()")
         return int(self.host)
 
     def __float__(self) -> float:
+        streams.waits("float()")
         return float(self.host)
+
+    def set(self, host: np.ndarray, stream: Any = None) -> None:
+        """From the host: a NumPy array of the same shape and dtype."""
+        if not isinstance(host, np.ndarray) or host.dtype != self.dtype or host.shape != self.shape:
+            raise TypeError(f"{type(host).__name__} cannot be set to an array of {self.dtype}")
+        streams.waits("set()")
+        self.host[...] = host
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         raise TypeError(
@@ -80,7 +108,14 @@ class ndarray:  # noqa: N801 - CuPy's name
         return wrap(self.host[_index(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.host[_index(key)] = unwrap(value)
+        index, value = _index(key), unwrap(value)
+
+        def assign() -> None:
+            with np.errstate(all="ignore"):
+                self.host[index] = value
+
+        assign()
+        streams.did(assign, *memories(self.host, index, value))
 
     # NumPy's functions and operators come here ----------------------------------------------------
 
@@ -133,21 +168,64 @@ def unwrap(value: Any) -> Any:
     return value
 
 
+def memories(*values: Any) -> list[Memory]:
+    """The allocations that NumPy's arrays among `values` look into."""
+    found: list[Memory] = []
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            found += memories(*value)
+        elif isinstance(value, np.ndarray) and (memory := memory_of(value)) is not None:
+            found.append(memory)
+    return found
+
+
 def call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """NumPy's `function` on the emulator's arrays."""
     out = options.get("out")
-    with np.errstate(all="ignore"):
-        result = function(*unwrap(args), **{k: unwrap(v) for k, v in options.items()})
+    bare, named = unwrap(args), {k: unwrap(v) for k, v in options.items()}
+
+    def compute() -> Any:
+        with np.errstate(all="ignore"):
+            return function(*bare, **named)
+
+    result = compute()
+    made = None if out is not None else wrap(result)
+    if streams.is_capturing():
+        _keep(function, compute, result, made, *bare, *named.values())
     if out is not None:
         return out[0] if isinstance(out, tuple) else out
-    return wrap(result)
+    return made
+
+
+def _keep(function: Any, compute: Callable[[], Any], result: Any, made: Any, *given: Any) -> None:
+    """Tell the capture how to do it again: into the memory that the result has now. A view is no
+    operation.
+    """
+    several = isinstance(made, (tuple, list))
+    results, arrays = (result, made) if several else ([result], [made])
+    # NumPy's views, as the arrays may die before the graph is launched
+    new = {
+        i: array.host
+        for i, (r, array) in enumerate(zip(results, arrays, strict=True))
+        if isinstance(array, ndarray) and not memories(r)
+    }
+    if not new and made is not None:
+        return
+
+    def again() -> None:
+        computed = compute()
+        for i, target in new.items():
+            target[...] = computed[i] if several else computed
+
+    bound = getattr(function, "__self__", None)
+    streams.did(again, *memories(bound, *given, list(new.values())))
 
 
 # Methods ------------------------------------------------------------------------------------------
 
 METHODS = (
-    *("argmax", "argmin", "argsort", "astype", "copy", "cumsum", "fill", "max", "mean", "min"),
-    *("ravel", "reshape", "squeeze", "sum", "swapaxes", "transpose", "view"),
+    *("all", "any", "argmax", "argmin", "argsort", "astype", "copy", "cumsum", "fill", "max"),
+    *("mean", "min", "ravel", "reshape", "squeeze", "sum", "swapaxes", "transpose", "view"),
 )
 OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
@@ -161,6 +239,7 @@ def _method(name: str) -> Callable[..., Any]:
         if {"initial", "where"} & options.keys():
             raise TypeError(f"{name}() got an unexpected keyword argument: CuPy has none such")
         if name == "argsort":
+            streams.waits("argsort()")  # inside of Thrust: on a GPU the process would end
             options = {"kind": "stable"} | options  # CuPy's sort is
         if name == "transpose" and len(args) == 1:
             args = (tuple(map(int, args[0])),)  # any sequence
@@ -179,8 +258,14 @@ def _operator(name: str) -> Callable[..., Any]:
 
 def _inplace(name: str) -> Callable[..., Any]:
     def operator(self: ndarray, other: Any) -> ndarray:
-        with np.errstate(all="ignore"):
-            getattr(self.host, f"__i{name}__")(unwrap(other))
+        mine, bare = self.host, unwrap(other)
+
+        def compute() -> None:
+            with np.errstate(all="ignore"):
+                getattr(mine, f"__i{name}__")(bare)
+
+        compute()
+        streams.did(compute, *memories(mine, bare))
         return self
 
     return operator

@@ -8,39 +8,48 @@ A function that is not listed here is an AttributeError: add it after a look int
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from kernels.cuda import compiler, launch
-from tests.cuda_emulator import launching
-from tests.cuda_emulator.arrays import call, ndarray, to_device, unwrap, wrap
+from tests.cuda_emulator import launching, streams
+from tests.cuda_emulator.arrays import call, ndarray, to_device, unwrap
 from tests.cuda_emulator.memory import allocate
 
 FUNCTIONS = (
-    *("abs", "absolute", "argmax", "argmin", "argsort", "broadcast_to", "concatenate"),
-    *("copysign", "exp", "expand_dims", "expm1", "flip", "full_like", "isfinite", "isnan"),
-    *("log", "log1p", "maximum", "minimum", "moveaxis", "ones_like", "reshape"),
-    *("rint", "sign", "split", "sqrt", "square", "stack", "tanh", "where", "zeros_like"),
+    *("abs", "absolute", "argmax", "argmin", "argsort", "bincount", "broadcast_to", "clip"),
+    *("concatenate", "copysign", "cumsum", "exp", "expand_dims", "expm1", "flatnonzero", "flip"),
+    *("full_like", "isfinite", "isnan", "log", "log1p", "maximum", "minimum"),
+    *("moveaxis", "ones_like", "reshape", "rint", "sign", "split", "sqrt", "square", "stack"),
+    *("take_along_axis", "tanh", "where", "zeros_like"),
 )
 VALUES = (
     *("bool_", "float16", "float32", "float64", "int32", "int64", "uint16", "uint32", "uint64"),
     *("inf", "nan", "newaxis", "pi"),
 )
 
+#: Bytes of a second-level cache that there is none of.
+L2_CACHE = 1 << 16
+
 #: Few, so that the loops of grid-stride kernels are taken more than once.
 MULTIPROCESSORS = 1
 
 
-def empty(shape: Any, dtype: Any = float) -> ndarray:
-    return ndarray(allocate(_shape(shape), dtype))
+def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
+    if order not in ("C", "F"):
+        raise TypeError(f"order not understood. order={order}")
+    sizes = _shape(shape)
+    return ndarray(allocate(sizes, dtype) if order == "C" else allocate(sizes[::-1], dtype).T)
 
 
 def empty_like(a: ndarray, dtype: Any = None) -> ndarray:
-    return wrap(to_device(np.empty_like(unwrap(a), dtype)))
+    return ndarray(to_device(np.empty_like(unwrap(a), dtype)))
 
 
 def full(shape: Any, value: Any, dtype: Any = None) -> ndarray:
@@ -58,19 +67,21 @@ def ones(shape: Any, dtype: Any = float) -> ndarray:
 
 
 def arange(*args: Any, dtype: Any = None) -> ndarray:
-    return wrap(np.arange(*args, dtype=dtype))
+    return call(np.arange, *args, dtype=dtype)
 
 
 def asarray(a: Any, dtype: Any = None) -> ndarray:
     """From anything: the one way from the host to the device."""
     if isinstance(a, ndarray):
         return a if dtype is None or a.dtype == dtype else a.astype(dtype)  # type: ignore
+    streams.waits("asarray() of the host's memory")
     return ndarray(to_device(np.asarray(a, dtype)))
 
 
 def array(a: Any, dtype: Any = None) -> ndarray:
-    host = a.host if isinstance(a, ndarray) else np.asarray(a)
-    return ndarray(to_device(host.astype(dtype or host.dtype, copy=False)))
+    if isinstance(a, ndarray):
+        return a.astype(dtype or a.dtype)  # type: ignore[attr-defined]
+    return asarray(a, dtype)
 
 
 def ascontiguousarray(a: ndarray, dtype: Any = None) -> ndarray:
@@ -83,17 +94,24 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return tuple(map(int, shape)) if isinstance(shape, Sequence) else (int(shape),)
 
 
+def count_nonzero(a: ndarray, axis: Any = None) -> ndarray:
+    """An array where NumPy gives a number."""
+    return call(lambda x: np.asarray(np.count_nonzero(x, axis)), a)
+
+
 def matmul(a: ndarray, b: ndarray) -> ndarray:
     """As cuBLAS does it for CuPy: 16-bit matrices are multiplied in float32 and rounded once; more
     than two axes of bfloat16 are refused.
     """
-    x, y = unwrap(a), unwrap(b)
-    if x.dtype.itemsize > 2:
-        return call(np.matmul, a, b)
-    if x.dtype.kind == "V" and x.ndim > 2:
-        raise TypeError(f"matmul of {x.dtype} with {x.ndim} axes")
-    with np.errstate(all="ignore"):
-        return wrap(np.matmul(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype))
+
+    def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        if x.dtype.itemsize > 2:
+            return np.matmul(x, y)
+        if x.dtype.kind == "V" and x.ndim > 2:
+            raise TypeError(f"matmul of {x.dtype} with {x.ndim} axes")
+        return np.matmul(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype)
+
+    return call(product, a, b)
 
 
 class _AddUfunc:
@@ -103,7 +121,27 @@ class _AddUfunc:
         return call(np.add, *args, **options)
 
     def at(self, a: ndarray, indices: Any, b: Any) -> None:
-        np.add.at(a.host, unwrap(indices), unwrap(b))
+        call(np.add.at, a, indices, b)
+
+
+class Device:
+    """`cupy.cuda.Device`, of which there is one."""
+
+    attributes = MappingProxyType({"MultiProcessorCount": MULTIPROCESSORS, "L2CacheSize": L2_CACHE})
+
+    def __init__(self, device: int = 0) -> None:
+        if device != 0:
+            raise streams.CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.id = device
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        streams.waits("synchronize()")
 
 
 class RawModule:
@@ -122,27 +160,66 @@ class RawModule:
         return launching.Function(self._code, name)
 
 
+class Event(streams.Event):
+    """A moment of the stream, which here is the host's."""
+
+    def record(self, stream: Any = None) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        streams.waits("synchronize()")
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    """Milliseconds."""
+    return (end.time - start.time) * 1e3
+
+
 def module() -> ModuleType:
     """A fresh module."""
     cupy = ModuleType("cupy")
-    made = (empty, empty_like, full, zeros, ones, arange, asarray, array, ascontiguousarray, matmul)
-    for function in made:
+    made = (empty, empty_like, full, zeros, ones, arange, asarray, array, ascontiguousarray)
+    for function in (*made, count_nonzero, matmul):
         setattr(cupy, function.__name__, function)
     for name in FUNCTIONS:
         setattr(cupy, name, _function(name))
     for name in VALUES:
         setattr(cupy, name, getattr(np, name))
     cupy.add, cupy.ndarray, cupy.RawModule = _AddUfunc(), ndarray, RawModule  # type: ignore
-    attributes = {"MultiProcessorCount": MULTIPROCESSORS}
+    cupy.RawKernel = launching.Function  # type: ignore[attr-defined]
+    cupy.get_default_memory_pool = lambda: streams.default_pool  # type: ignore[attr-defined]
+    cupy.__spec__ = ModuleSpec("cupy", None)
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
-        Device=lambda _=0: SimpleNamespace(id=0, attributes=attributes),
+        Device=Device,
+        Event=Event,
+        Memory=streams.Plain,
+        MemoryPool=streams.MemoryPool,
+        Stream=streams.Stream,
+        get_current_stream=streams.current,
+        get_elapsed_time=get_elapsed_time,
         is_available=lambda: True,
+        runtime=SimpleNamespace(
+            CUDARuntimeError=streams.CUDARuntimeError,
+            getDevice=lambda: 0,
+            getDeviceCount=lambda: 1,
+            runtimeGetVersion=lambda: 13000,
+        ),
+        using_allocator=streams.using_allocator,
     )
     return cupy
 
 
 def _function(name: str) -> Any:
-    return lambda *args, **options: call(getattr(np, name), *args, **options)
+    def function(*args: Any, **options: Any) -> Any:
+        if name in ("bincount", "flatnonzero"):
+            streams.waits(f"{name}()")  # to know the size of the result
+        if name == "argsort":
+            streams.waits("argsort()")  # inside of Thrust: on a GPU the process would end
+        if name in ("concatenate", "stack") and len(args[0]) > 8:
+            streams.waits(f"{name}() of more than 8 arrays")  # CuPy copies their addresses
+        return call(getattr(np, name), *args, **options)
+
+    return function
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.cuda_emulator import streams
 from tests.cuda_emulator.arrays import ndarray
 from tests.cuda_emulator.memory import memory_of
 from tests.cuda_emulator.programs import CompiledKernel, find, stacks
@@ -69,15 +70,20 @@ class Function:
         words = ctypes.c_uint * 3
         error = ctypes.create_string_buffer(2048)
         sizes = (words(*grid), words(*block), shared_mem)
-        failed = self._kernel.launch(
-            self._kernel.call, pointers, *sizes, _seed, stacks(), error, len(error)
-        )
-        if failed:
-            raise LaunchError(f"{self.name}, {error.value.decode()}")
-        for i, a in enumerate(args):
-            memory = memory_of(a.host) if isinstance(a, ndarray) else None
-            if memory is not None and (outside := memory.check()):
-                raise LaunchError(f"{self.name}: {outside}, argument {i}")
+        memories = [memory_of(a.host) if isinstance(a, ndarray) else None for a in args]
+
+        def run(slots: Any = slots) -> None:  # which the pointers point to
+            failed = self._kernel.launch(
+                self._kernel.call, pointers, *sizes, _seed, stacks(), error, len(error)
+            )
+            if failed:
+                raise LaunchError(f"{self.name}, {error.value.decode()}")
+            for i, memory in enumerate(memories):
+                if memory is not None and (outside := memory.check()):
+                    raise LaunchError(f"{self.name}: {outside}, argument {i}")
+
+        run()
+        streams.did(run, *memories)
         launched.add((self._kernel.program, self.name))
 
     def _sizes(self, grid: Any, block: Any, shared: int) -> tuple[Any, Any]:

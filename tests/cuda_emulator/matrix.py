@@ -1,5 +1,5 @@
-"""The kernels' contract on the emulator: every sample with a CUDA version, by dtype, size and
-layout.
+"""The kernels' contract on CUDA: every sample with a CUDA version, by dtype, size and layout. For
+the emulator, and for tests/kernels/test_contract_on_gpu.py on a real one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels import embedding
 from kernels.registry import Kernel
 from tests.kernels import contract
 
@@ -45,7 +46,12 @@ FEW = [(3, 5), (9, 136)]
 
 
 def dense(a: np.ndarray) -> Any:
-    return sys.modules["cupy"].asarray(a)
+    """With its axes in the order they have in memory: CuPy's asarray would turn channels-last
+    images into C order.
+    """
+    order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
+    moved = sys.modules["cupy"].asarray(a.transpose(order).copy())
+    return moved.transpose(sorted(range(a.ndim), key=order.__getitem__)) if a.ndim else moved
 
 
 def unaligned(a: np.ndarray) -> Any:
@@ -121,8 +127,20 @@ def check(
     assert contract.bits(got) == contract.bits(again), f"{what}: other bits the second time"
 
 
+def check_order(sizes: tuple[int, ...] = (1, 255, 256, 700)) -> None:
+    """What sorts while a step is captured, and so in no sample of a kernel."""
+    for n in sizes:
+        indices = np.random.default_rng(n).integers(-2, 9, n)
+        ordered, order = embedding.order_by_rank(dense(indices))
+        expected = indices.argsort(kind="stable")
+        np.testing.assert_array_equal(order.get(), expected)
+        np.testing.assert_array_equal(ordered.get(), indices[expected])
+
+
 def check_few(dtype: str) -> None:
     """Every case once or twice: for one dtype some seconds of work."""
+    if dtype == "float32":
+        check_order()
     for kernel, sample in CASES:
         if dtype != "float32" and takes_no_floats(kernel, sample):
             continue

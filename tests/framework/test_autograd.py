@@ -16,6 +16,12 @@ import framework.functional as F
 from framework.autograd import graph, record
 
 rng = np.random.default_rng(0)
+on_each_device = pytest.mark.usefixtures("device")
+
+
+def here(constant: fw.Tensor) -> fw.Tensor:
+    """On the device of the test."""
+    return constant.to(fw.default_device())
 
 
 def param(*shape: int, low: float = -2.0, high: float = 2.0) -> fw.Tensor:
@@ -46,7 +52,7 @@ CASES = {
     "absolute": (lambda a: abs(a), param(3, 4)),
     "maximum": (lambda a, b: fw.maximum(a, b), param(3, 4), param(4)),
     "minimum": (lambda a, b: fw.minimum(a, b), param(3, 4), param(3, 1)),
-    "where": (lambda a, b: fw.where(MASK, a, b), param(2, 3), param(1, 3)),
+    "where": (lambda a, b: fw.where(here(MASK), a, b), param(2, 3), param(1, 3)),
     "where scalar": (lambda a: fw.where(a > 0, a, 0.0), param(2, 3)),
     "clip": (lambda a: a.clip(-1, 1), param(3, 4)),
     "clip one side": (lambda a: a.clip(high=0.5), param(3, 4)),
@@ -91,9 +97,9 @@ CASES = {
     "slice": (lambda a: a[1:, ::2].exp() + a[:2, 1:3], param(3, 4)),
     "slice backwards": (lambda a: a[::-1].exp(), param(3, 4)),
     "index none": (lambda a: a[:, None, ..., 1].exp(), param(3, 4)),
-    "index repeated": (lambda a: a[INDEX].exp(), param(3, 4)),
+    "index repeated": (lambda a: a[here(INDEX)].exp(), param(3, 4)),
     "index pairs": (lambda a: a[[0, 1, 0], [2, 2, 2]].exp(), param(3, 4)),
-    "index mask": (lambda a: a[MASK].exp(), param(3, 4)),
+    "index mask": (lambda a: a[here(MASK)].exp(), param(3, 4)),
     "index twice": (lambda a: a[0] * a[0] + a[1], param(3, 4)),
     "concatenate": (lambda a, b: fw.concatenate([a, b], 1).exp(), param(2, 3), param(2, 2)),
     "stack": (lambda a, b: fw.stack([a, b], -1).exp(), param(2, 3), param(2, 3)),
@@ -117,9 +123,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@on_each_device
 def test_gradient_is_the_central_difference(name):
     function, *inputs = CASES[name]
-    assert fw.gradcheck(function, inputs)
+    assert fw.gradcheck(function, list(map(here, inputs)))
 
 
 def test_gradcheck_finds_a_wrong_gradient():
@@ -137,6 +144,7 @@ def test_gradcheck_refuses_float32_and_constants():
         fw.gradcheck(lambda x: x, [fw.tensor([1.0])])
 
 
+@on_each_device
 def test_shared_subexpressions_are_visited_once():
     x = fw.tensor([2.0], requires_grad=True)
     y = x * x
@@ -147,6 +155,7 @@ def test_shared_subexpressions_are_visited_once():
     np.testing.assert_allclose(x.grad.numpy(), [2 * 2 * 2**3 + 2 * 2 * 2])
 
 
+@on_each_device
 def test_gradients_add_up_over_calls_and_are_forgotten_by_zero_grad():
     x = fw.tensor([1.0, 2.0], requires_grad=True)
     for _ in range(3):
@@ -156,6 +165,7 @@ def test_gradients_add_up_over_calls_and_are_forgotten_by_zero_grad():
     assert x.grad is None
 
 
+@on_each_device
 def test_gradients_do_not_share_memory():
     a = fw.tensor([1.0], requires_grad=True)
     b = fw.tensor([1.0], requires_grad=True)
@@ -164,12 +174,14 @@ def test_gradients_do_not_share_memory():
     np.testing.assert_array_equal(b.grad.numpy(), [1])
 
 
+@on_each_device
 def test_explicit_gradient_for_a_vector():
     x = fw.tensor([1.0, 2.0], requires_grad=True)
     (x * x).backward([1.0, 10.0])
     np.testing.assert_array_equal(x.grad.numpy(), [2, 40])
 
 
+@on_each_device
 def test_backward_errors_say_what_to_do():
     x = fw.tensor([1.0, 2.0], requires_grad=True)
     with pytest.raises(ValueError, match=r"shape \(2,\) needs gradient"):
@@ -184,6 +196,7 @@ def test_backward_errors_say_what_to_do():
         y.backward()
 
 
+@on_each_device
 def test_retain_graph_allows_a_second_backward():
     x = fw.tensor([3.0], requires_grad=True)
     y = x * x
@@ -192,6 +205,7 @@ def test_retain_graph_allows_a_second_backward():
     np.testing.assert_array_equal(x.grad.numpy(), [12])
 
 
+@on_each_device
 def test_retain_grad_keeps_the_gradient_of_a_result():
     x = fw.tensor([3.0], requires_grad=True)
     y = x * x
@@ -200,6 +214,7 @@ def test_retain_grad_keeps_the_gradient_of_a_result():
     np.testing.assert_array_equal(y.grad.numpy(), [5])
 
 
+@on_each_device
 def test_no_grad_and_detach_record_nothing():
     x = fw.tensor([3.0], requires_grad=True)
     with fw.no_grad():
@@ -220,6 +235,7 @@ def test_no_grad_and_detach_record_nothing():
     assert not evaluate().requires_grad
 
 
+@on_each_device
 def test_hooks_see_and_replace_gradients_of_leaves_and_results():
     x = fw.tensor([1.0, 2.0], requires_grad=True)
     y = x * 3
@@ -238,6 +254,7 @@ def test_hooks_see_and_replace_gradients_of_leaves_and_results():
         (x * 1).sum().backward()
 
 
+@on_each_device
 def test_an_error_in_backward_leaves_no_half_sums():
     x = fw.tensor([1.0], requires_grad=True)
 
@@ -291,6 +308,7 @@ def test_results_are_freed_without_the_garbage_collector():
         gc.enable()
 
 
+@on_each_device
 def test_backward_is_deterministic_for_repeated_indices():
     index = rng.integers(0, 5, 1000)
     grads = []
@@ -301,6 +319,7 @@ def test_backward_is_deterministic_for_repeated_indices():
     assert grads[0] == grads[1]
 
 
+@on_each_device
 def test_where_and_clip_select_instead_of_multiplying():
     x = fw.tensor([0.0, 4.0], requires_grad=True)
     fw.where(x > 0, x.sqrt(), 0.0).sum().backward()
@@ -309,6 +328,7 @@ def test_where_and_clip_select_instead_of_multiplying():
     assert np.isnan(fw.tensor([np.nan]).clip(0, 1).numpy()).all()
 
 
+@on_each_device
 def test_ieee_arithmetic_is_silent():
     x = fw.tensor([1.0, -1.0, 0.0])
     zero = fw.tensor([0.0, 0.0, 0.0])
@@ -316,6 +336,7 @@ def test_ieee_arithmetic_is_silent():
     np.testing.assert_array_equal(zero.log().numpy(), [-np.inf] * 3)
 
 
+@on_each_device
 def test_float32_stays_float32():
     x = fw.tensor([1.0, 2.0], requires_grad=True)
     y = ((x * 2 + 1) / 3 - x**2).exp().mean() + x.norm() + x.var()
@@ -324,6 +345,7 @@ def test_float32_stays_float32():
     assert x.grad.dtype == np.float32
 
 
+@on_each_device
 def test_errors_show_shapes_and_values():
     x = fw.tensor([[1.0, 2.0]])
     with pytest.raises(ValueError, match=r"shapes \(1, 2\) and \(3,\) do not broadcast"):
@@ -331,7 +353,7 @@ def test_errors_show_shapes_and_values():
     with pytest.raises(ValueError, match=r"matmul: \(1, 2\) @ \(3, 1\): 2 columns meet 3 rows"):
         x @ fw.tensor([[1.0], [2.0], [3.0]])
     with pytest.raises(TypeError, match="float32 and float64 differ"):
-        x @ fw.tensor(np.ones((2, 2)))
+        x @ fw.ones(2, 2, dtype="float64")
     with pytest.raises(ValueError, match=r"cannot reshape \(1, 2\) \(2 elements\) to \(3,\)"):
         x.reshape(3)
     with pytest.raises(IndexError, match=r"index 5 into shape \(1, 2\)"):
@@ -424,6 +446,7 @@ def test_grad_mode_belongs_to_the_thread():
         worker.join()
 
 
+@on_each_device
 def test_a_step_by_hand_changes_the_parameter_in_place():
     p = fw.tensor([1.0, 2.0], requires_grad=True)
     memory = p.data
@@ -497,10 +520,12 @@ def test_a_slot_that_no_longer_fits_is_left_alone():
         lambda x: fw.where(x > 0, 1.0, 0.0),
     ],
 )
+@on_each_device
 def test_nothing_becomes_float64_by_itself(function):
     assert function(fw.tensor([1.0, 2.0])).dtype == np.float32
 
 
+@on_each_device
 def test_integers_are_not_truncated():
     assert fw.tensor([1, 2, 4]).var().item() == pytest.approx(7 / 3)
     assert fw.tensor([1, 1]).norm().item() == pytest.approx(2**0.5)
@@ -509,6 +534,7 @@ def test_integers_are_not_truncated():
         fw.tensor([1, 2]) ** -1
 
 
+@on_each_device
 def test_select_keeps_infinite_gradients_out():
     x = fw.tensor([1.0, 3.0], requires_grad=True)
     F.maximum(x, 2.0).backward([np.inf, 1.0])
@@ -518,6 +544,7 @@ def test_select_keeps_infinite_gradients_out():
     assert y.grad.item() == 0
 
 
+@on_each_device
 def test_hooks_cannot_change_a_shared_gradient():
     a, b = (fw.tensor([1.0], requires_grad=True) for _ in range(2))
 
@@ -543,6 +570,7 @@ def test_gradcheck_leaves_its_inputs_alone():
     assert x.grad.tolist() == [1, 1]
 
 
+@on_each_device
 def test_small_conveniences():
     x = fw.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert x.sum(dim=0).tolist() == [4, 6] and x.mean(dim=1, keepdim=True).shape == (2, 1)

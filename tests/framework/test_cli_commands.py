@@ -159,6 +159,32 @@ def test_interrupted_and_resumed_is_the_same_run(short, folder):
     assert not (parts / "last.safetensors").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp16-mixed"])
+def test_mixed_precision_is_kept_and_gone_on_with(folder, precision):
+    options = ["train", "mlp", "--precision", precision, "--epochs", "4", "--set", "hidden=32"]
+    whole, parts = folder / f"whole {precision}", folder / f"parts {precision}"
+    shown = call(folder, *options, "--out", whole).stdout
+    assert f"seed 0 · {precision}" in shown
+    assert float(shown.split()[-1]) > 0.9
+    assert json.loads((whole / "config.json").read_text())["recipe"]["precision"] == precision
+    stopped = subprocess.run(
+        [sys.executable, "-c", INTERRUPT, *options, "--out", str(parts)],
+        cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert stopped.returncode == 130, stopped.stderr
+    call(folder, "train", "--resume", parts)
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert records(whole) == records(parts)
+    assert call(folder, "evaluate", parts).stdout.split()[-1] == shown.split()[-1]
+    from framework.data import load
+
+    digits = load("digits", seed=0).test.batch(np.arange(20))[0]
+    np.save(folder / "digits.npy", digits)
+    call(folder, "predict", parts, "digits.npy", "--out", "probabilities.npy")
+    assert np.load(folder / "probabilities.npy").dtype == np.float32
+
+
 END = """
 import sys
 from framework.trainer.callbacks import CurvePlot

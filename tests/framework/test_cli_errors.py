@@ -61,6 +61,11 @@ def run(trained, tmp_path):
         (["mlp", "--dataset", "digit"], "unknown dataset 'digit' (did you mean digits?)"),
         (["--epochs", 0], "epochs is 0, expected an integer of at least 1"),
         (["--batch-size", -3], "batch_size is -3"),
+        (
+            ["--precision", "bf16"],
+            "precision is 'bf16', expected one of float32, tf32, bf16-mixed, fp16-mixed",
+        ),
+        (["--set", "precision=16"], "precision is '16', expected one of float32, tf32"),
         (["--lr", "nan"], "lr is nan, expected a number above 0"),
         (["--seed", -1], "--seed -1: expected 0 or more"),
         (["--device", "gpu"], "--device='gpu': expected 'auto', 'cpu', 'cuda' or 'cuda:N'"),

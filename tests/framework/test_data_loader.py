@@ -1,5 +1,6 @@
 """DataLoader: order, determinism over workers, exact resume, errors, and threads that end."""
 
+import contextvars
 import gc
 import threading
 import time
@@ -271,6 +272,32 @@ def test_threads_end_with_the_iteration():
     del iterator
     gc.collect()
     assert not loader_threads()
+
+
+def test_workers_allocate_as_their_caller_does():
+    alignment = pytest.importorskip("kernels.cpu.alignment")
+    if not alignment.align_arrays():
+        pytest.skip("arrays are aligned on 64-bit Linux and macOS only")
+    from numpy._core.multiarray import get_handler_name
+
+    def allocators(workers):
+        made = []
+
+        def note(x):
+            made.append((threading.current_thread(), get_handler_name(x * 2)))
+            return x
+
+        list(DataLoader(DATA, batch_size=4, workers=workers, transform=note))
+        assert workers == 0 or threading.main_thread() not in [thread for thread, _ in made]
+        return {name for _, name in made}
+
+    def aligned():
+        assert alignment.align_arrays()
+        return allocators(2)
+
+    assert contextvars.copy_context().run(aligned) == {"aligned to 64 bytes"}
+    # a context with NumPy's own allocator stays with it
+    assert contextvars.Context().run(allocators, 2) == {"default_allocator"}
 
 
 def test_an_old_iterator_does_not_disturb_the_state_of_a_new_one():

@@ -12,6 +12,12 @@ import framework.functional as F
 
 BCE = F.binary_cross_entropy_with_logits
 rng = np.random.default_rng(1)
+on_each_device = pytest.mark.usefixtures("device")
+
+
+def here(constant: fw.Tensor) -> fw.Tensor:
+    """On the device of the test."""
+    return constant.to(fw.default_device())
 
 
 def param(*shape: int, scale: float = 1.0) -> fw.Tensor:
@@ -61,10 +67,13 @@ CASES = {
     "prelu": (F.prelu, param(3, 4), param(4)),
     "prelu shared": (F.prelu, param(3, 4, 2), param(1)),
     "softmax": (F.softmax, param(3, 4)),
-    "softmax mask of a row": (lambda x: F.softmax(x, -1, MASK[0]), param(3, 4)),
-    "logsumexp mask of a column": (lambda x: F.logsumexp(x, 0, mask=MASK[:, :1]), param(3, 4)),
+    "softmax mask of a row": (lambda x: F.softmax(x, -1, here(MASK)[0]), param(3, 4)),
+    "logsumexp mask of a column": (
+        lambda x: F.logsumexp(x, 0, mask=here(MASK)[:, :1]),
+        param(3, 4),
+    ),
     "softmax axis 0": (lambda x: F.softmax(x, 0), param(3, 4)),
-    "softmax masked": (lambda x: F.softmax(x, -1, MASK), param(3, 4)),
+    "softmax masked": (lambda x: F.softmax(x, -1, here(MASK)), param(3, 4)),
     "log_softmax": (F.log_softmax, param(3, 4)),
     "log_softmax middle": (lambda x: F.log_softmax(x, 1), param(2, 3, 4)),
     "logsumexp": (F.logsumexp, param(3, 4)),
@@ -90,7 +99,7 @@ CASES = {
         param(1),
     ),
     "bilinear": (F.bilinear, param(3, 4), param(3, 2), param(5, 4, 2), param(5)),
-    "embedding": (lambda w: F.embedding(INDICES, w), param(5, 3)),
+    "embedding": (lambda w: F.embedding(here(INDICES), w), param(5, 3)),
     "layer_norm": (lambda x, w, b: F.layer_norm(x, 4, w, b), param(3, 4), param(4), param(4)),
     "layer_norm plain": (lambda x: F.layer_norm(x, (3, 4)), param(2, 3, 4)),
     "layer_norm no bias": (
@@ -126,38 +135,43 @@ CASES = {
     ),
     "instance_norm": (F.instance_norm, param(2, 3, 5)),
     "dropout": (lambda x: F.dropout(x, 0.4, generator=fw.Generator(5)), param(4, 9)),
-    "mse_loss": (lambda x: F.mse_loss(x, UNIT), param(3, 4)),
-    "mse_loss sum": (lambda x: F.mse_loss(x, UNIT, "sum"), param(3, 4)),
-    "l1_loss": (lambda x: F.l1_loss(x, UNIT), param(3, 4)),
-    "huber_loss": (lambda x: F.huber_loss(x, UNIT, delta=0.7), param(3, 4)),
-    "smooth_l1_loss": (lambda x: F.smooth_l1_loss(x, UNIT, "none", beta=0.5), param(3, 4)),
-    "bce": (lambda x: F.binary_cross_entropy_with_logits(x, UNIT), param(3, 4)),
+    "mse_loss": (lambda x: F.mse_loss(x, here(UNIT)), param(3, 4)),
+    "mse_loss sum": (lambda x: F.mse_loss(x, here(UNIT), "sum"), param(3, 4)),
+    "l1_loss": (lambda x: F.l1_loss(x, here(UNIT)), param(3, 4)),
+    "huber_loss": (lambda x: F.huber_loss(x, here(UNIT), delta=0.7), param(3, 4)),
+    "smooth_l1_loss": (lambda x: F.smooth_l1_loss(x, here(UNIT), "none", beta=0.5), param(3, 4)),
+    "bce": (lambda x: F.binary_cross_entropy_with_logits(x, here(UNIT)), param(3, 4)),
     "bce weighted": (
-        lambda x: F.binary_cross_entropy_with_logits(x, UNIT, UNIT.to(x.dtype), "sum", 3.0),
+        lambda x: F.binary_cross_entropy_with_logits(
+            x, here(UNIT), here(UNIT).to(x.dtype), "sum", 3.0
+        ),
         param(3, 4),
     ),
-    "kl_div": (lambda x: F.kl_div(x, UNIT, "batchmean"), param(3, 4)),
-    "kl_div log": (lambda x: F.kl_div(x, UNIT.log(), "sum", True), param(3, 4)),
-    "hinge_loss": (lambda x: F.hinge_loss(x, SIGNS), param(3, 2)),
-    "cross_entropy": (lambda x: F.cross_entropy(x, CLASSES), param(5, 4)),
+    "kl_div": (lambda x: F.kl_div(x, here(UNIT), "batchmean"), param(3, 4)),
+    "kl_div log": (lambda x: F.kl_div(x, here(UNIT).log(), "sum", True), param(3, 4)),
+    "hinge_loss": (lambda x: F.hinge_loss(x, here(SIGNS)), param(3, 2)),
+    "cross_entropy": (lambda x: F.cross_entropy(x, here(CLASSES)), param(5, 4)),
     "cross_entropy all options": (
-        lambda x: F.cross_entropy(x, CLASSES, WEIGHT, label_smoothing=0.2),
+        lambda x: F.cross_entropy(x, here(CLASSES), here(WEIGHT), label_smoothing=0.2),
         param(5, 4),
     ),
-    "cross_entropy sum": (lambda x: F.cross_entropy(x, CLASSES, reduction="sum"), param(5, 4)),
+    "cross_entropy sum": (
+        lambda x: F.cross_entropy(x, here(CLASSES), reduction="sum"),
+        param(5, 4),
+    ),
     "cross_entropy none": (
-        lambda x: F.cross_entropy(x, CLASSES, WEIGHT, reduction="none"),
+        lambda x: F.cross_entropy(x, here(CLASSES), here(WEIGHT), reduction="none"),
         param(5, 4),
     ),
     "cross_entropy probabilities": (
-        lambda x: F.cross_entropy(x, PROBABILITIES, WEIGHT, label_smoothing=0.1),
+        lambda x: F.cross_entropy(x, here(PROBABILITIES), here(WEIGHT), label_smoothing=0.1),
         param(5, 4),
     ),
     "cross_entropy positions": (
         lambda x: F.cross_entropy(x, fw.tensor([[0, 1, 2], [2, 2, 1]]), reduction="none"),
         param(2, 3, 3),
     ),
-    "nll_loss": (lambda x: F.nll_loss(x, CLASSES, WEIGHT), param(5, 4)),
+    "nll_loss": (lambda x: F.nll_loss(x, here(CLASSES), here(WEIGHT)), param(5, 4)),
     "nll_loss positions": (
         lambda x: F.nll_loss(x, fw.tensor([[0, 1], [2, 2]]), reduction="none"),
         param(2, 3, 2),
@@ -166,16 +180,18 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@on_each_device
 def test_gradient_is_the_central_difference(name):
     function, *inputs = CASES[name]
-    assert fw.gradcheck(function, inputs)
+    assert fw.gradcheck(function, list(map(here, inputs)))
 
 
 @pytest.mark.parametrize("name", CASES)
+@on_each_device
 def test_float32_agrees_with_float64_and_stays_float32(name):
     function, *inputs = CASES[name]
-    narrow = [fw.tensor(x.detach().numpy().astype(np.float32), requires_grad=True) for x in inputs]
-    wide = [fw.tensor(x.detach().numpy(), requires_grad=True) for x in inputs]
+    narrow = [here(x.detach()).to("float32").requires_grad_() for x in inputs]
+    wide = [here(x.detach()).clone().requires_grad_() for x in inputs]
     y, expected = function(*narrow), function(*wide)
     np.testing.assert_allclose(y.detach().numpy(), expected.detach().numpy(), rtol=2e-4, atol=2e-5)
     y.sum().backward()
@@ -185,6 +201,7 @@ def test_float32_agrees_with_float64_and_stays_float32(name):
         np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), rtol=1e-3, atol=5e-5)
 
 
+@on_each_device
 def test_known_values():
     x = fw.tensor([-1.0, 0.0, 2.0])
     np.testing.assert_allclose(F.sigmoid(x).numpy(), 1 / (1 + np.exp(-x.numpy())), rtol=1e-6)
@@ -197,21 +214,24 @@ def test_known_values():
     np.testing.assert_array_equal(F.one_hot(fw.tensor([2, 0]), 3).numpy(), [[0, 0, 1], [1, 0, 0]])
 
 
+@on_each_device
 def test_cross_entropy_mean_is_over_the_weights_of_what_counts():
-    x, t = values(4, 3), fw.tensor([0, 2, -100, 1])
+    x, t = here(values(4, 3)), fw.tensor([0, 2, -100, 1])
     w = fw.tensor([1.0, 2.0, 4.0], dtype="float64")
     each = F.cross_entropy(x, t, w, reduction="none").numpy()
     assert each[2] == 0
     assert F.cross_entropy(x, t, w).item() == pytest.approx(each.sum() / (1 + 4 + 2))
 
 
+@on_each_device
 def test_all_targets_ignored_is_nan_as_the_mean_of_nothing():
     loss = F.cross_entropy(fw.ones(2, 3), fw.tensor([-100, -100]))
     assert math.isnan(loss.item())
 
 
+@on_each_device
 def test_batch_norm_moves_the_running_statistics():
-    x = fw.tensor(rng.standard_normal((8, 2)).astype(np.float32) * 3 + 1)
+    x = here(fw.tensor(rng.standard_normal((8, 2)).astype(np.float32) * 3 + 1))
     mean, var = fw.zeros(2), fw.ones(2)
     F.batch_norm(x, mean, var, training=True, momentum=0.5)
     np.testing.assert_allclose(mean.numpy(), x.numpy().mean(0) / 2, rtol=1e-5)
@@ -221,6 +241,7 @@ def test_batch_norm_moves_the_running_statistics():
     np.testing.assert_array_equal(mean.numpy(), before)
 
 
+@on_each_device
 def test_dropout_keeps_the_mean_and_does_nothing_in_evaluation():
     x = fw.ones(100_000)
     fw.manual_seed(0)
@@ -230,6 +251,7 @@ def test_dropout_keeps_the_mean_and_does_nothing_in_evaluation():
     assert not F.dropout(x, 1.0).numpy().any()
 
 
+@on_each_device
 def test_dropout_backward_replays_the_mask():
     x = fw.ones(5000, requires_grad=True)
     y = F.dropout(x, 0.5)
@@ -237,12 +259,14 @@ def test_dropout_backward_replays_the_mask():
     np.testing.assert_array_equal(y.detach().numpy(), x.grad.numpy())
 
 
+@on_each_device
 def test_the_padding_row_of_an_embedding_gets_no_gradient():
-    w = param(5, 3)
-    F.embedding(INDICES, w, -1).sum().backward()
+    w = here(param(5, 3).detach()).requires_grad_()
+    F.embedding(here(INDICES), w, -1).sum().backward()
     np.testing.assert_array_equal(w.grad.numpy()[:, 0], [1, 1, 1, 0, 0])
 
 
+@on_each_device
 def test_frozen_weights_cost_and_get_nothing():
     x, w = values(3, 4), fw.tensor(rng.standard_normal((2, 4)))
     b = fw.tensor(np.zeros(2), requires_grad=True)
@@ -250,6 +274,7 @@ def test_frozen_weights_cost_and_get_nothing():
     assert w.grad is None and b.grad is not None
 
 
+@on_each_device
 def test_feed_forward_is_linear_gelu_linear():
     x, w1, b1, w2, b2 = tensors = [param(*s) for s in ((5, 4), (6, 4), (6,), (3, 6), (3,))]
     F.feed_forward(*tensors).sum().backward()
@@ -263,6 +288,7 @@ def test_feed_forward_is_linear_gelu_linear():
         np.testing.assert_allclose(gradient, t.grad.numpy(), rtol=1e-12, atol=1e-14)
 
 
+@on_each_device
 def test_feed_forward_of_one_weight_twice_adds_its_gradients():
     w, b1, b2, x = param(4, 4), param(4), param(4), values(3, 4)
     assert fw.gradcheck(lambda w, b1, b2: F.feed_forward(x, w, b1, w, b2), [w, b1, b2])
@@ -500,6 +526,7 @@ def test_batch_norm_moves_nothing_when_a_statistic_is_wrong(wrong):
     assert mean.tolist() == [0, 0]
 
 
+@on_each_device
 def test_one_sample_has_a_loss_without_axes():
     x = fw.tensor([0.0, 0.0, 0.0])
     for loss in (F.cross_entropy, F.nll_loss):
@@ -507,6 +534,7 @@ def test_one_sample_has_a_loss_without_axes():
     assert F.cross_entropy(x, fw.tensor([0.0, 1.0, 0.0]), reduction="none").shape == ()
 
 
+@on_each_device
 def test_cross_entropy_without_tape_computes_no_gradient(monkeypatch):
     from framework.functional import losses
 

@@ -8,38 +8,62 @@ import pytest
 import framework as fw
 from framework import functional as F, layers as L
 
+on_each_device = pytest.mark.usefixtures("device")
+
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 6))
 
 
 def run(layer, *inputs):
-    """In float64, so that comparisons are tight."""
-    return layer.to("float64")(*[fw.tensor(x) for x in inputs]).data
+    """In float64, so that comparisons are tight, on the device of the test."""
+    return host(here(layer)(*map(moved, inputs)))
+
+
+def here(layer):
+    """A layer in float64 on the device of the test."""
+    return layer.to(device=fw.default_device(), dtype="float64")
+
+
+def moved(x):
+    """A tensor on the device of the test."""
+    return fw.tensor(x, device=fw.default_device())
+
+
+def host(t):
+    """The values as NumPy's."""
+    return t.detach().numpy()
+
+
+def fill(t, values):
+    """Set the values of a parameter."""
+    t.data[...] = moved(np.array(values, t.dtype)).data
 
 
 def close(got, expected):
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-10)
 
 
+@on_each_device
 def test_linear():
     layer = L.Linear(6, 3)
     y = run(layer, X)
-    close(y, X @ layer.weight.data.T + layer.bias.data)
+    close(y, X @ host(layer.weight).T + host(layer.bias))
     stack = RNG.standard_normal((2, 5, 6))
-    close(run(layer, stack), stack @ layer.weight.data.T + layer.bias.data)
+    close(run(layer, stack), stack @ host(layer.weight).T + host(layer.bias))
     plain = L.Linear(6, 3, bias=False)
-    close(run(plain, X), X @ plain.weight.data.T)
+    close(run(plain, X), X @ host(plain.weight).T)
     assert list(plain.state_dict()) == ["weight"]
     assert plain.bias is None
 
 
+@on_each_device
 def test_bilinear():
     layer = L.Bilinear(6, 2, 3)
     z = RNG.standard_normal((4, 2))
     y = run(layer, X, z)
-    w = layer.weight.data
+    w = host(layer.weight)
     expected = [[x @ w[k] @ v for k in range(3)] for x, v in zip(X, z, strict=True)]
-    close(y, np.array(expected) + layer.bias.data)
+    close(y, np.array(expected) + host(layer.bias))
 
 
 def test_identity_and_flatten():
@@ -100,6 +124,7 @@ ACTIVATIONS = [
 
 
 @pytest.mark.parametrize(("layer", "expected"), ACTIVATIONS, ids=lambda v: type(v).__name__)
+@on_each_device
 def test_activations(layer, expected):
     close(run(layer, X), expected)
     assert type(layer).__name__ in repr(layer)
@@ -119,52 +144,56 @@ def standardised(x, axis, eps=1e-5):
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5)])
+@on_each_device
 def test_batch_norm_trains_and_evaluates(shape):
-    layer = L.BatchNorm1d(3, momentum=0.3).to("float64")
-    layer.weight.data[:] = [1, 2, 3]
-    layer.bias.data[:] = [0, 1, -1]
+    layer = here(L.BatchNorm1d(3, momentum=0.3))
+    fill(layer.weight, [1, 2, 3])
+    fill(layer.bias, [0, 1, -1])
     channel = (1, 3) + (1,) * (len(shape) - 2)
     axes = (0, 2) if len(shape) == 3 else (0,)
     mean, var = np.zeros(3), np.ones(3)
     for _ in range(3):
         x = RNG.standard_normal(shape) * 3 + 1
-        y = layer(fw.tensor(x)).data
-        w, b = layer.weight.data.reshape(channel), layer.bias.data.reshape(channel)
+        y = host(layer(moved(x)))
+        w, b = (host(p).reshape(channel) for p in (layer.weight, layer.bias))
         close(y, standardised(x, axes) * w + b)
         mean = 0.7 * mean + 0.3 * x.mean(axis=axes)
         var = 0.7 * var + 0.3 * x.var(axis=axes, ddof=1)
-    close(layer.running_mean.data, mean)
-    close(layer.running_var.data, var)
+    close(host(layer.running_mean), mean)
+    close(host(layer.running_var), var)
     assert int(layer.num_batches_tracked) == 3
     layer.eval()
-    y = layer(fw.tensor(x)).data
+    y = host(layer(moved(x)))
     close(y, (x - mean.reshape(channel)) / np.sqrt(var.reshape(channel) + 1e-5) * w + b)
     assert int(layer.num_batches_tracked) == 3
 
 
+@on_each_device
 def test_batch_norm_with_a_cumulative_average():
-    layer = L.BatchNorm1d(6, momentum=None, affine=False).to("float64")
+    layer = here(L.BatchNorm1d(6, momentum=None, affine=False))
     batches = [RNG.standard_normal((5, 6)) for _ in range(4)]
     for x in batches:
-        layer(fw.tensor(x))
-    close(layer.running_mean.data, np.mean([x.mean(axis=0) for x in batches], axis=0))
+        layer(moved(x))
+    close(host(layer.running_mean), np.mean([x.mean(axis=0) for x in batches], axis=0))
     # the initial 1 is forgotten too: the first average has weight 1
-    close(layer.running_var.data, np.mean([x.var(axis=0, ddof=1) for x in batches], axis=0))
+    close(host(layer.running_var), np.mean([x.var(axis=0, ddof=1) for x in batches], axis=0))
     assert list(layer.parameters()) == []
 
 
+@on_each_device
 def test_batch_norm_without_running_statistics():
-    layer = L.BatchNorm1d(6, track_running_stats=False).to("float64").eval()
-    close(layer(fw.tensor(X)).data, standardised(X, 0))
+    layer = here(L.BatchNorm1d(6, track_running_stats=False)).eval()
+    close(host(layer(moved(X))), standardised(X, 0))
     assert list(layer.state_dict()) == ["weight", "bias"]
 
 
+@on_each_device
 def test_batch_norm_refuses():
     layer = L.BatchNorm1d(6)
     with pytest.raises(ValueError, match=r"one value per channel in training .*\(1, 6\)"):
         layer(fw.ones(1, 6))
     assert int(layer.num_batches_tracked) == 0
-    assert (layer.running_var.data == 1).all()
+    assert (host(layer.running_var) == 1).all()
     layer.eval()(fw.ones(1, 6))
     with pytest.raises(ValueError, match=r"shape \(2, 5\), expected \(N, 6\)"):
         layer(fw.ones(2, 5))
@@ -172,34 +201,37 @@ def test_batch_norm_refuses():
         layer(fw.ones(2, 6, 1, 1))
 
 
+@on_each_device
 def test_layer_norm():
     x = RNG.standard_normal((2, 3, 4))
     layer = L.LayerNorm((3, 4))
     assert list(layer.state_dict()) == ["weight", "bias"]
-    layer.weight.data[...] = 2
-    layer.bias.data[...] = 1
+    fill(layer.weight, 2)
+    fill(layer.bias, 1)
     close(run(layer, x), standardised(x, (1, 2)) * 2 + 1)
     close(run(L.LayerNorm(4, eps=0.1), x), standardised(x, 2, 0.1))
     assert list(L.LayerNorm(4, bias=False).state_dict()) == ["weight"]
     assert list(L.LayerNorm(4, elementwise_affine=False).state_dict()) == []
 
 
+@on_each_device
 def test_rms_norm():
     x = RNG.standard_normal((2, 3, 4))
     layer = L.RMSNorm(4, eps=0.1)
-    layer.weight.data[...] = [1, 2, 3, 4]
-    close(run(layer, x), x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 0.1) * layer.weight.data)
+    fill(layer.weight, [1, 2, 3, 4])
+    close(run(layer, x), x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 0.1) * [1, 2, 3, 4])
     # eps None: the dtype's own epsilon
     tiny = np.full((1, 4), 1e-8)
     close(run(L.RMSNorm(4), tiny), tiny / np.sqrt(1e-16 + np.finfo("float64").eps))
 
 
+@on_each_device
 def test_group_norm():
     x = RNG.standard_normal((2, 4, 5))
     layer = L.GroupNorm(2, 4)
-    layer.weight.data[...] = [1, 2, 3, 4]
+    fill(layer.weight, [1, 2, 3, 4])
     expected = standardised(x.reshape(2, 2, 10), 2).reshape(2, 4, 5)
-    close(run(layer, x), expected * layer.weight.data[:, None])
+    close(run(layer, x), expected * host(layer.weight)[:, None])
     with pytest.raises(ValueError, match=r"shape \(2, 6\), expected \(N, 4, ...\)"):
         layer(fw.ones(2, 6, dtype="float64"))
 
@@ -208,6 +240,7 @@ def test_group_norm():
     ("kind", "shape", "letters"),
     [(L.InstanceNorm1d, (2, 3, 5), "L"), (L.InstanceNorm2d, (2, 3, 4, 5), "H, W")],
 )
+@on_each_device
 def test_instance_norm(kind, shape, letters):
     x = RNG.standard_normal(shape) * 3 + 1
     axes = tuple(range(2, len(shape)))
@@ -216,8 +249,9 @@ def test_instance_norm(kind, shape, letters):
     close(run(layer, x), standardised(x, axes, 0.1))
     close(run(layer.eval(), x), standardised(x, axes, 0.1))
     layer = kind(3, affine=True)
-    layer.weight.data[...], layer.bias.data[...] = [1, 2, 3], [4, 5, 6]
-    weight, bias = (p.data.reshape(3, *(1 for _ in axes)) for p in (layer.weight, layer.bias))
+    fill(layer.weight, [1, 2, 3])
+    fill(layer.bias, [4, 5, 6])
+    weight, bias = (host(p).reshape(3, *(1 for _ in axes)) for p in (layer.weight, layer.bias))
     close(run(layer, x), standardised(x, axes) * weight + bias)
     assert repr(layer) == f"{kind.__name__}(3, eps=1e-05, affine=True)"
     for wrong in (x[0], x[:, :2]):
@@ -229,23 +263,25 @@ def test_instance_norm(kind, shape, letters):
 # Dropout and embedding --------------------------------------------------------------------------
 
 
+@on_each_device
 def test_dropout():
     layer = L.Dropout(0.25)
     x = fw.ones(200, 200)
-    y = layer(x).data
+    y = host(layer(x))
     assert set(np.unique(y)) == {0, np.float32(1 / 0.75)}
     assert (y == 0).mean() == pytest.approx(0.25, abs=0.01)
-    assert (layer(x).data != y).any()
+    assert (host(layer(x)) != y).any()
     assert layer.eval()(x) is x
 
 
+@on_each_device
 def test_embedding():
     layer = L.Embedding(5, 3, padding_idx=0)
     ids = np.array([[1, 4], [0, 1]])
-    y = layer(fw.tensor(ids))
-    np.testing.assert_array_equal(y.data, layer.weight.data[ids])
+    y = layer(moved(ids))
+    np.testing.assert_array_equal(host(y), host(layer.weight)[ids])
     y.sum().backward()
-    np.testing.assert_array_equal(layer.weight.grad.data[:, 0], [0, 2, 0, 0, 1])
+    np.testing.assert_array_equal(host(layer.weight.grad)[:, 0], [0, 2, 0, 0, 1])
 
 
 # Gradients through the parameters ---------------------------------------------------------------
@@ -267,9 +303,10 @@ def test_embedding():
     ],
     ids=lambda v: "" if isinstance(v, list) else None,
 )
+@on_each_device
 def test_gradients(make, shapes):
-    layer = make().to("float64")
-    inputs = [fw.tensor(RNG.standard_normal(s), requires_grad=True) for s in shapes]
+    layer = here(make())
+    inputs = [moved(RNG.standard_normal(s)).requires_grad_() for s in shapes]
     everything = [*inputs, *layer.parameters()]
     assert fw.gradcheck(lambda *_: layer(*inputs), everything, rtol=1e-4, atol=1e-6)
 
@@ -349,15 +386,17 @@ def bce(pos_weight):
         (L.HingeLoss, X, SIGNS, np.maximum(0, 1 - SIGNS * X)),
     ],
 )
+@on_each_device
 def test_losses_and_their_reductions(loss, x, target, each):
     close(run(loss(reduction="none"), x, target), each)
     close(run(loss(reduction="sum"), x, target), each.sum())
     close(run(loss(), x, target), each.mean())
 
 
+@on_each_device
 def test_loss_options():
     weighted = -W[CLASSES] * LOGP[range(4), CLASSES]
-    weight = fw.tensor(W)
+    weight = moved(W)
     close(run(L.CrossEntropyLoss(weight), X, CLASSES), weighted.sum() / W[CLASSES].sum())
     close(run(L.NLLLoss(weight, reduction="sum"), LOGP, CLASSES), weighted.sum())
     ignored = np.array([1, 0, 2, 2])

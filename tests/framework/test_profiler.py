@@ -177,7 +177,7 @@ def test_memory_before_after_and_at_most(monkeypatch):
             in_use[0] = 700
             return F.relu(x)
 
-    monkeypatch.setattr(memory, "used", lambda device: in_use[0])
+    monkeypatch.setattr(memory, "memory_used", lambda device: in_use[0])
     with fw.profile() as p:
         Holds()(leaf(2))
         in_use[0] = 300

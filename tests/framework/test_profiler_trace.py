@@ -164,8 +164,7 @@ class FakeCuda:
             runtime=SimpleNamespace(getDevice=lambda: self.current),
             nvtx=self.nvtx,
         )
-        pool = SimpleNamespace(used_bytes=lambda: 1000 + round(self.now))
-        self.module = SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool)
+        self.module = SimpleNamespace(cuda=cuda)
         self.device = SimpleNamespace(kind="cuda", index=0, module=self.module, context=nullcontext)
 
 
@@ -173,6 +172,7 @@ class FakeCuda:
 def gpu(monkeypatch):
     fake = FakeCuda()
     monkeypatch.setattr(module, "choose_device", lambda name: fake.device)
+    monkeypatch.setattr(module.memory, "memory_used", lambda device: 1000 + round(fake.now))
     plain = Kernel.__call__
 
     def call(self, *args, **options):

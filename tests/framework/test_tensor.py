@@ -11,7 +11,10 @@ import pytest
 import framework as fw
 from framework.autograd import Parameter
 
+on_each_device = pytest.mark.usefixtures("device")
 
+
+@on_each_device
 def test_lists_become_float32_and_arrays_keep_their_dtype():
     assert fw.tensor([1.0, 2.0]).dtype == np.float32
     assert fw.tensor([1, 2]).dtype == np.int64
@@ -21,6 +24,7 @@ def test_lists_become_float32_and_arrays_keep_their_dtype():
     assert fw.tensor(2.5).shape == ()
 
 
+@on_each_device
 def test_tensor_copies_its_input():
     array = np.ones(3, np.float32)
     x = fw.tensor(array)
@@ -28,6 +32,7 @@ def test_tensor_copies_its_input():
     np.testing.assert_array_equal(x.numpy(), [1, 1, 1])
 
 
+@on_each_device
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="cannot make a tensor of this list"):
         fw.tensor([[1.0], [1.0, 2.0]])
@@ -67,6 +72,7 @@ def test_dlpack_shares_memory_both_ways():
         np.from_dlpack(fw.tensor([1.0], requires_grad=True))
 
 
+@on_each_device
 def test_python_numbers():
     x = fw.tensor([3.0])
     assert x.item() == 3 and float(x) == 3 and int(x) == 3 and bool(x)
@@ -80,6 +86,7 @@ def test_python_numbers():
         len(fw.tensor(1.0))
 
 
+@on_each_device
 def test_comparison_gives_booleans():
     x = fw.tensor([1.0, 2.0, 3.0])
     for result, expected in [
@@ -99,11 +106,12 @@ def test_comparison_gives_booleans():
     assert len({x, x}) == 1
 
 
+@on_each_device
 def test_integer_results_of_reductions():
     x = fw.tensor([[1.0, 5.0], [7.0, 2.0]])
     assert x.argmax().item() == 2 and x.argmin(1).tolist() == [0, 1]
     assert x.argmax(0).dtype == np.int64
-    assert x.sum().shape == () and isinstance(x.sum().data, np.ndarray)
+    assert x.sum().shape == () and hasattr(x.sum().data, "strides")  # an array
 
 
 def test_repr_shows_values_dtype_and_origin():
@@ -134,6 +142,7 @@ def test_deepcopy_copies_leaves_only():
         copy.deepcopy(x * 2)
 
 
+@on_each_device
 def test_requires_grad_only_on_leaves():
     x = fw.tensor([1.0], requires_grad=True)
     with pytest.raises(RuntimeError, match="detach"):
@@ -145,6 +154,7 @@ def test_requires_grad_only_on_leaves():
     assert x.is_leaf and not (x * 2).is_leaf
 
 
+@on_each_device
 def test_creation():
     assert fw.zeros(2, 3).shape == (2, 3) and fw.ones((2, 3)).numpy().sum() == 6
     assert fw.full((2,), 7, dtype="int64").tolist() == [7, 7]
@@ -159,6 +169,7 @@ def test_creation():
         fw.arange(0, 1, 0)
 
 
+@on_each_device
 def test_random_draws_repeat_by_seed():
     def draws():
         fw.manual_seed(7)
@@ -182,6 +193,7 @@ def test_random_draws_repeat_by_seed():
     assert not np.array_equal(fw.rand(5).numpy(), fw.rand(5).numpy())
 
 
+@on_each_device
 def test_random_state_is_two_integers():
     generator = fw.Generator(3)
     fw.rand(10, generator=generator)
@@ -199,6 +211,7 @@ def test_bad_seeds_are_refused(seed):
         fw.manual_seed(seed)
 
 
+@on_each_device
 def test_bad_draws_are_refused():
     with pytest.raises(ValueError, match="low=3 is not below high=3"):
         fw.randint(3, 3, (2,))

@@ -11,6 +11,8 @@ from framework.data import ArrayDataset, DataLoader
 from framework.functional import cross_entropy, mse_loss
 from framework.trainer import Accuracy, Callback, TopK, Trainer
 
+on_each_device = pytest.mark.usefixtures("device")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(70, 5)).astype(np.float32)
 Y = (X[:, 0] + X[:, 1] > 0).astype(np.int64)
@@ -25,7 +27,22 @@ def make_model(seed=0, norm=True):
 
 
 def make_loader(batch_size=16, shuffle=True):
-    return DataLoader(ArrayDataset(X, Y), batch_size, shuffle=shuffle, seed=1, device="cpu")
+    return loader(ArrayDataset(X, Y), batch_size, shuffle=shuffle, seed=1)
+
+
+def loader(dataset, batch_size, **options):
+    """Batches on the device of the test."""
+    return DataLoader(dataset, batch_size, device=fw.default_device(), **options)
+
+
+def moved(array):
+    """A tensor on the device of the test."""
+    return fw.tensor(array, device=fw.default_device())
+
+
+def host(t):
+    """The values as NumPy's."""
+    return t.detach().numpy()
 
 
 def make_trainer(model=None, lr=0.05, **options):
@@ -34,9 +51,10 @@ def make_trainer(model=None, lr=0.05, **options):
 
 
 def weights(model):
-    return {name: x.data.tobytes() for name, x in model.state_dict().items()}
+    return {name: host(x).tobytes() for name, x in model.state_dict().items()}
 
 
+@on_each_device
 def test_it_learns_and_the_history_says_so():
     trainer = make_trainer(metrics=[Accuracy()])
     history = trainer.fit(make_loader(), validation=make_loader(shuffle=False), epochs=8)
@@ -48,13 +66,15 @@ def test_it_learns_and_the_history_says_so():
     assert history is trainer.history
 
 
+@on_each_device
 def test_the_loss_is_the_mean_over_samples():
     model = make_model(norm=False).eval()
     trainer = make_trainer(model)
-    expected = cross_entropy(model(fw.tensor(X)), fw.tensor(Y)).item()
+    expected = cross_entropy(model(moved(X)), moved(Y)).item()
     assert trainer.evaluate(make_loader(16))["loss"] == pytest.approx(expected, rel=1e-6)
 
 
+@on_each_device
 def test_a_mapping_names_its_validations():
     loaders = {"test": make_loader(), "other": make_loader()}
     record = make_trainer().fit(make_loader(), loaders)[0]
@@ -69,15 +89,16 @@ def small_gradients(accumulate, batch_size):
 
     class Look(Callback):
         def on_gradients(self, trainer):
-            seen.append(np.concatenate([p.grad.data.ravel().copy() for p in model.parameters()]))
+            seen.append(np.concatenate([host(p.grad).ravel() for p in model.parameters()]))
 
-    data = DataLoader(ArrayDataset(X.astype(np.float64), Y), batch_size, device="cpu")
+    data = loader(ArrayDataset(X.astype(np.float64), Y), batch_size)
     optimizer = optimizers.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, cross_entropy, optimizer, accumulate=accumulate, callbacks=[Look()])
     history = trainer.fit(data, epochs=2)
     return seen, history
 
 
+@on_each_device
 def test_accumulation_equals_the_big_batch_with_a_ragged_window():
     # 70 samples: windows of 3 x 8 = 24, 24, then 8 + 8 + 6 = 22
     many, history = small_gradients(3, 8)
@@ -88,6 +109,7 @@ def test_accumulation_equals_the_big_batch_with_a_ragged_window():
     assert [r["loss"] for r in history] == pytest.approx([r["loss"] for r in expected], rel=1e-12)
 
 
+@on_each_device
 def test_the_schedule_multiplies_the_learning_rate():
     seen = []
 
@@ -109,12 +131,13 @@ def test_reduce_on_plateau_is_told_the_validation_loss():
     assert trainer.optimizer.lr == pytest.approx(0.05)  # as of the last step
 
 
+@on_each_device
 def test_clipping_limits_what_the_step_sees():
     norms, largest = [], []
 
     class Look(Callback):
         def on_gradients(self, trainer):
-            grads = [p.grad.data for p in trainer.model.parameters()]
+            grads = [host(p.grad) for p in trainer.model.parameters()]
             norms.append(np.sqrt(sum((g**2).sum() for g in grads)))
             largest.append(max(abs(g).max() for g in grads))
 
@@ -124,6 +147,7 @@ def test_clipping_limits_what_the_step_sees():
     assert max(largest[5:]) <= 1.001e-3
 
 
+@on_each_device
 def test_evaluate_and_predict_leave_no_trace():
     model = make_model()
     model.train()
@@ -152,6 +176,7 @@ def test_mode_is_restored_after_an_error():
     assert fw.is_grad_enabled()
 
 
+@on_each_device
 def test_evaluation_inside_an_epoch_does_not_disturb_its_metrics():
     class Evaluate(Callback):
         def on_step_end(self, trainer):
@@ -163,32 +188,35 @@ def test_evaluation_inside_an_epoch_does_not_disturb_its_metrics():
     assert plain[0]["loss"] == disturbed[0]["loss"]
 
 
+@on_each_device
 def test_predict_of_arrays_tensors_and_loaders_agree():
     trainer = make_trainer()
-    whole = trainer.predict(X).data
+    whole = host(trainer.predict(X))
     assert whole.shape == (70, 2)
     for other in (
-        trainer.predict(fw.tensor(X), batch_size=70),
+        trainer.predict(moved(X), batch_size=70),
         trainer.predict(make_loader(shuffle=False)),
-        trainer.predict(DataLoader(ArrayDataset(X), 13, device="cpu")),
+        trainer.predict(loader(ArrayDataset(X), 13)),
     ):
-        np.testing.assert_allclose(other.data, whole, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(host(other), whole, rtol=1e-5, atol=1e-6)
         assert not other.requires_grad
 
 
+@on_each_device
 def test_ema_is_what_evaluation_sees():
     model = make_model()
     ema = optimizers.EMA(model, decay=1.0)  # never moves
     trainer = make_trainer(model, ema=ema)
-    start = trainer.predict(X).data.copy()
+    start = host(trainer.predict(X)).copy()
     trainer.fit(make_loader(), epochs=2)
-    np.testing.assert_array_equal(trainer.predict(X).data, start)
+    np.testing.assert_array_equal(host(trainer.predict(X)), start)
     assert ema.updates == 10
     model.eval()
     with fw.no_grad():
-        assert not np.allclose(model(fw.tensor(X)).data, start)
+        assert not np.allclose(host(model(moved(X))), start)
 
 
+@on_each_device
 def test_several_inputs():
     class Sum(layers.Module):
         def __init__(self):
@@ -199,10 +227,10 @@ def test_several_inputs():
             return self.linear(a + b)
 
     model = Sum()
-    loader = DataLoader(ArrayDataset(X, X, Y), 35, device="cpu")
+    batches = loader(ArrayDataset(X, X, Y), 35)
     trainer = Trainer(model, cross_entropy, optimizers.SGD(model.parameters(), lr=0.1))
-    assert trainer.fit(loader, epochs=2)[1]["loss"] < trainer.history[0]["loss"]
-    assert trainer.predict(loader).shape == (70, 2)
+    assert trainer.fit(batches, epochs=2)[1]["loss"] < trainer.history[0]["loss"]
+    assert trainer.predict(batches).shape == (70, 2)
 
 
 def test_memory_of_a_step_does_not_grow():

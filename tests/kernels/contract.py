@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 import kernels
+from kernels.elementwise import Elementwise
 from kernels.registry import Draw, all_kernels
 from tests.kernels.tolerances import assert_close
 
@@ -118,3 +119,35 @@ def check(kernel, args, got, what, spreads=False) -> None:
 
 def bits(arrays) -> list[bytes]:
     return [np.asarray(a).tobytes() for a in arrays]
+
+
+# --- gradients of elementwise kernels -------------------------------------------------------------
+
+ELEMENTWISE = [k for k in all_kernels().values() if isinstance(k, Elementwise)]
+
+
+def takes_the_input(gradient, kernel) -> bool:
+    """Is it (dy, the arguments of `kernel`)? If not, its family's tests look after it."""
+    same = isinstance(gradient, Elementwise) and gradient.scalars == kernel.scalars
+    return same and gradient.arrays == ["dy", *kernel.arrays]
+
+
+GRADIENTS = [
+    (all_kernels()[f"{k.name}_grad"], k, sample)
+    for k in ELEMENTWISE
+    for sample in k.samples
+    if f"{k.name}_grad" in all_kernels() and takes_the_input(all_kernels()[f"{k.name}_grad"], k)
+]
+GRADIENT_NAMES = [f"{g.name}-{sample}" for g, _, sample in GRADIENTS]
+
+
+def slope(kernel, sample, dtype) -> tuple:
+    """x and dy in `dtype`, the other arguments, and dy times the central difference at x of the
+    float64 reference.
+    """
+    x, *rest = arguments(kernel, sample, (7, 129), dtype)
+    dy = np.linspace(0.5, 1.5, x.size).reshape(x.shape).astype(x.dtype)
+    wide, step = x.astype(np.float64), 1e-6
+    others = [a.astype(np.float64) if is_float(a) else a for a in rest]
+    above, below = (kernel(wide + s, *others) for s in (step, -step))
+    return x, dy, rest, dy.astype(np.float64) * (above - below) / (2 * step)

@@ -10,11 +10,13 @@ import inspect
 import numpy as np
 import pytest
 
-from kernels.elementwise import Elementwise
 from kernels.registry import all_kernels, has_numba, reference_kernels
 from tests.kernels.contract import (
     CASES,
     DTYPES,
+    ELEMENTWISE,
+    GRADIENT_NAMES,
+    GRADIENTS,
     LAYOUTS,
     NAMES,
     SHAPES,
@@ -24,6 +26,7 @@ from tests.kernels.contract import (
     is_float,
     laid_out,
     run,
+    slope,
 )
 
 each_case = pytest.mark.parametrize(("kernel", "sample"), CASES, ids=NAMES)
@@ -105,8 +108,6 @@ def test_any_number_of_threads_gives_the_same_bits(kernel, sample):
 
 # --- elementwise kernels --------------------------------------------------------------------------
 
-ELEMENTWISE = [k for k in all_kernels().values() if isinstance(k, Elementwise)]
-
 
 @pytest.mark.parametrize("kernel", ELEMENTWISE, ids=lambda k: k.name)
 def test_zero_dimensions_stay_an_array(kernel):
@@ -127,28 +128,11 @@ def test_the_whole_range_of_float32(kernel):
     check(kernel, args, run(kernel, args), "powers of two")
 
 
-def takes_the_input(gradient, kernel) -> bool:
-    """Is it (dy, the arguments of `kernel`)? If not, its family's tests look after it."""
-    same = isinstance(gradient, Elementwise) and gradient.scalars == kernel.scalars
-    return same and gradient.arrays == ["dy", *kernel.arrays]
-
-
-GRADIENTS = [
-    (all_kernels()[f"{k.name}_grad"], k, sample)
-    for k in ELEMENTWISE
-    for sample in k.samples
-    if f"{k.name}_grad" in all_kernels() and takes_the_input(all_kernels()[f"{k.name}_grad"], k)
-]
-
-
 @pytest.mark.parametrize(
     ("gradient", "kernel", "sample"),
     GRADIENTS,
-    ids=[f"{g.name}-{sample}" for g, _, sample in GRADIENTS],
+    ids=GRADIENT_NAMES,
 )
 def test_gradient_is_the_slope(gradient, kernel, sample):
-    x, *rest = arguments(kernel, sample, (7, 129), "float64")
-    step = 1e-6
-    slope = (kernel(x + step, *rest) - kernel(x - step, *rest)) / (2 * step)
-    dy = np.linspace(0.5, 1.5, x.size).reshape(x.shape)
-    np.testing.assert_allclose(gradient(dy, x, *rest), dy * slope, rtol=1e-6, atol=1e-8)
+    x, dy, rest, expected = slope(kernel, sample, "float64")
+    np.testing.assert_allclose(gradient(dy, x, *rest), expected, rtol=1e-6, atol=1e-8)

@@ -171,6 +171,25 @@ def test_the_weights_gradient_goes_where_it_is_told(host, library):
         np.testing.assert_allclose(db.get(), dy.get().sum(0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("where", ["device", "host", "device, in steps"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits_multiply_into_float32_without_rounding(dtype, where, host, library):
+    if "steps" in where:
+        library.unsupported = {lt.EPILOGUE_BIAS, lt.EPILOGUE_BGRADB}
+    place = host.device_array if "device" in where else np.asarray
+    dy, x, bias = normal(6, 4, dtype=dtype), normal(6, 5, dtype=dtype), normal(5, dtype=dtype)
+    expected = dy.astype(np.float64).T @ x.astype(np.float64)
+    out = np.full((4, 5), np.nan, np.float32)
+    given = host.ndarray(out) if "device" in where else out
+    dw, db = linear_weight_grad(place(dy), place(x), given)
+    assert dw is given
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
+    db = np.asarray(db.get() if "device" in where else db, np.float64)
+    np.testing.assert_allclose(db, dy.astype(np.float64).sum(0), rtol=1e-2, atol=1e-2)
+    assert matmul(place(dy), place(x), True, False, place(bias), given) is given
+    np.testing.assert_allclose(out, expected + bias.astype(np.float64), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_odd_addresses_are_told_to_the_library(dtype, host, library, close):
     a, b, bias = normal(8, 8, dtype=dtype), normal(8, 8, dtype=dtype), normal(8, dtype=dtype)

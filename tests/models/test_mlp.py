@@ -12,26 +12,35 @@ from models import ZOO, MLPConfig, build, configure, entry
 from models.mlp import ACTIVATIONS, NORMS
 
 RNG = np.random.default_rng(0)
+on_each_device = pytest.mark.usefixtures("device")
+
+
+def moved(array):
+    """A tensor on the device of the test."""
+    return fw.tensor(array, device=fw.default_device())
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (6, 6, 5)])
 @pytest.mark.parametrize("residual", [False, True])
+@on_each_device
 def test_shapes_and_depth(hidden, residual):
     model = build("mlp", inputs=12, hidden=hidden, outputs=3, residual=residual)
     for shape in ((4, 12), (4, 3, 2, 2)):
-        assert model(fw.tensor(RNG.normal(size=shape).astype(np.float32))).shape == (4, 3)
+        assert model(moved(RNG.normal(size=shape).astype(np.float32))).shape == (4, 3)
     linear = [m for m in model.blocks.modules() if isinstance(m, layers.Linear)]
     projections = sum(a != b for a, b in zip((12, *hidden), hidden, strict=False)) * residual
     assert len(linear) == len(hidden) + projections
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@on_each_device
 def test_activations(activation):
     check_that_everything_learns(build("mlp", inputs=6, hidden=(8,), activation=activation))
 
 
 @pytest.mark.parametrize("norm", [*NORMS, None])
 @pytest.mark.parametrize("residual", [False, True])
+@on_each_device
 def test_norms_and_residual(norm, residual):
     model = build("mlp", inputs=6, hidden=(8, 8), norm=norm, residual=residual)
     check_that_everything_learns(model)
@@ -39,29 +48,33 @@ def test_norms_and_residual(norm, residual):
 
 
 def check_that_everything_learns(model):
-    x = fw.tensor(RNG.normal(size=(16, 6)).astype(np.float32))
-    cross_entropy(model(x), fw.tensor(np.arange(16) % 10)).backward()
+    x = moved(RNG.normal(size=(16, 6)).astype(np.float32))
+    cross_entropy(model(x), moved(np.arange(16) % 10)).backward()
     for name, parameter in model.named_parameters():
-        assert np.isfinite(parameter.grad.data).all(), name
-        assert abs(parameter.grad.data).max() > 0, name
+        gradient = parameter.grad.numpy()
+        assert np.isfinite(gradient).all(), name
+        assert abs(gradient).max() > 0, name
 
 
+@on_each_device
 def test_residual_adds_the_input():
     model = build("mlp", inputs=4, hidden=(4,), norm=None, dropout=0.0, residual=True).eval()
-    block, x = model.blocks[0], fw.tensor(RNG.normal(size=(3, 4)).astype(np.float32))
+    block, x = model.blocks[0], moved(RNG.normal(size=(3, 4)).astype(np.float32))
     plain = block.activation(block.linear(x))
-    np.testing.assert_allclose(block(x).data, plain.data + x.data, rtol=1e-6)
+    got, expected = (t.detach().numpy() for t in (block(x), plain + x))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
+@on_each_device
 def test_one_batch_can_be_overfitted(task):
     fw.manual_seed(0)
-    x = fw.tensor(RNG.normal(size=(16, 6)).astype(np.float32))
+    x = moved(RNG.normal(size=(16, 6)).astype(np.float32))
     if task == "classification":
-        outputs, loss, target = 4, cross_entropy, fw.tensor(RNG.integers(0, 4, 16))
+        outputs, loss, target = 4, cross_entropy, moved(RNG.integers(0, 4, 16))
     else:
         outputs, loss = 2, mse_loss
-        target = fw.tensor(RNG.normal(size=(16, 2)).astype(np.float32))
+        target = moved(RNG.normal(size=(16, 2)).astype(np.float32))
     model = build("mlp", inputs=6, hidden=(32, 32), outputs=outputs, task=task, dropout=0.0)
     optimizer = optimizers.AdamW(model.parameters(), lr=0.02)
     for _ in range(150):
@@ -72,10 +85,11 @@ def test_one_batch_can_be_overfitted(task):
     assert value.item() < 1e-3
 
 
+@on_each_device
 def test_same_seed_same_weights():
     def weights(seed):
         fw.manual_seed(seed)
-        return [p.data.tobytes() for p in build("mlp").parameters()]
+        return [p.detach().numpy().tobytes() for p in build("mlp").parameters()]
 
     assert weights(1) == weights(1)
     assert weights(1)[0] != weights(2)[0]
@@ -107,9 +121,10 @@ def test_bad_configurations(options, message):
         MLPConfig(**options)
 
 
+@on_each_device
 def test_wrong_input():
     with pytest.raises(ValueError, match="5"):
-        build("mlp", inputs=6)(fw.tensor(np.zeros((2, 5), np.float32)))
+        build("mlp", inputs=6)(moved(np.zeros((2, 5), np.float32)))
 
 
 def test_the_zoo():

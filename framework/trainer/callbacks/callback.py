@@ -32,6 +32,11 @@ class Callback:
     def on_step_end(self, trainer: Trainer) -> None:
         """After the weights have moved."""
 
+    def on_step_skipped(self, trainer: Trainer) -> None:
+        """Instead of `on_gradients` and `on_step_end` where float16 gradients overflowed
+        (fp16-mixed): nothing has moved.
+        """
+
     def on_epoch_end(self, trainer: Trainer) -> None:
         """After the validation; the record is in the history."""
 

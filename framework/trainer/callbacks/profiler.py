@@ -23,9 +23,11 @@ class Profiler(Callback):
     profile.txt and trace.json into `folder` (None: nothing). `profile` has it all.
 
     The first steps compile kernels and make buffers: their time says nothing about the others'.
-    Evaluations between epochs are left out. Put it first among the callbacks: what the others do
-    within a step is then part of the step, and what they do after it of the wait for the next
-    batch.
+    Evaluations between epochs are left out. On CUDA the recorded steps are not replayed as a graph,
+    for a replay calls no layer: they take what they take with ``capture=False``.
+
+    Put it first among the callbacks: what the others do within a step is then part of the step, and
+    what they do after it of the wait for the next batch.
 
     Raises:
         FileError: `folder` cannot be written.
@@ -65,6 +67,9 @@ class Profiler(Callback):
         if self._recording and self.seen == self.warmup + self.steps:
             self._finish()
         self._wait()
+
+    def on_step_skipped(self, trainer: Trainer) -> None:
+        self.on_step_end(trainer)  # all was done but the last part
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         # What was taken for the wait for a next batch was the evaluation.

@@ -59,7 +59,7 @@ class Progress(Callback):
         self.task = self.bar.add_task(
             "",
             total=total,
-            completed=trainer.step,
+            completed=trainer.step + trainer.skipped,
             epoch=f"{trainer.epoch + 1:>{len(str(trainer.epochs))}}/{trainer.epochs}",
             scores="[dim]the first step compiles the kernels[/]",
             rate="",
@@ -97,7 +97,7 @@ class Progress(Callback):
         rate = samples / (self.shown - self.start)
         self.bar.update(
             self.task,
-            completed=trainer.step,
+            completed=trainer.step + trainer.skipped,
             epoch=f"{epoch:>{len(str(trainer.epochs))}}/{trainer.epochs}",
             scores="  ".join(f"[dim]{name}[/] {value:.4f}" for name, value in both),
             rate=f"{_short(rate)} samples/s",
@@ -114,7 +114,8 @@ class Progress(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self.bar is not None and trainer.should_stop:
-            self.bar.update(self.task, total=trainer.step, completed=trainer.step)
+            done = trainer.step + trainer.skipped
+            self.bar.update(self.task, total=done, completed=done)
         self._close()
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:

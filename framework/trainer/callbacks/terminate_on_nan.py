@@ -25,7 +25,8 @@ class TerminateOnNaN(Callback):
     The message names the first layer whose output is not finite, found by running the batch again.
     Weights and buffers are those before the step. On CUDA it waits for the device in every step;
     `every` looks at each n-th step only, and the weights are then those of up to n - 1 steps too
-    late.
+    late. Steps that fp16-mixed skips are no reason to stop, until the loss scale has fallen as far
+    as it may.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -59,6 +60,22 @@ class TerminateOnNaN(Callback):
             f"step {trainer.step + 1}, epoch {trainer.epoch + 1}: {found}; {where}. "
             "The weights are those before this step. Lower the learning rate, clip the gradients "
             "(clip_norm=1.0), or look at the data"
+        )
+
+    def on_step_skipped(self, trainer: Trainer) -> None:
+        scaler = trainer.precision.scaler
+        if scaler is None or not scaler.exhausted:
+            return
+        where = _first_bad_layer(trainer)
+        for buffer, before in self.buffers:
+            buffer.data[...] = before
+        raise NonFiniteError(
+            f"step {trainer.step + 1}, epoch {trainer.epoch + 1}: gradients overflow float16 "
+            f"(precision={trainer.precision.name!r}) even with the loss scaled by "
+            f"{scaler.min_scale:g}, the smallest scale; {where}. The weights are those of the last "
+            "good step. Take precision='bf16-mixed', which has the range of float32, or "
+            "'float32'; if the loss is not finite there either, lower the learning rate or look at "
+            "the data"
         )
 
 
@@ -103,7 +120,8 @@ def _first_bad_layer(trainer: Trainer) -> str:
                 for array in (*inputs, target):
                     if is_floating(array.dtype) and not _finite(array.data):
                         return "the batch itself has values that are not finite"
-                trainer.model(*inputs)
+                with trainer.precision.computing():
+                    trainer.model(*inputs)
                 if found:
                     return found[0]
     finally:

@@ -1,0 +1,74 @@
+"""How large the cases are, on each device.
+
+On the CPU: rows of a small transformer (768 x 65, 768 x 128), and 4M elements, which no cache of a
+core holds. On CUDA: 64 MB an array at least, beyond every L2 cache when it is flushed, and small
+ones that show what a launch costs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Device = Literal["cpu", "cuda"]
+Shape = tuple[int, ...]
+#: device -> the sizes of a case, or of all cases of a family.
+Sizes = dict[Device, list[Shape]]
+
+#: (rows, columns) by family or kernel; what is not here has those of "".
+BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
+    "cpu": {
+        "": [(4096, 1024)],
+        "softmax": [(768, 65), (4096, 1024)],
+        "losses": [(768, 65), (4096, 1024)],
+        "normalization": [(768, 128), (4096, 1024)],
+        "channel_norm": [(4096, 1024)],
+        "permutation": [(1024, 1024)],
+    },
+    "cuda": {
+        "": [(4096, 4096), (768, 128)],
+        # rows that one block holds in registers, and rows of a large vocabulary
+        "softmax": [(16384, 1024), (512, 32768), (768, 65)],
+        "losses": [(16384, 1024), (512, 32768), (768, 65)],
+        "normalization": [(16384, 1024), (4096, 4096), (768, 128)],
+        "permutation": [(4096, 1024)],
+    },
+}
+
+#: With --quick: 256k elements, 1 MB an array; on CUDA 16 MB.
+QUICK: dict[Device, list[Shape]] = {"cpu": [(1024, 256)], "cuda": [(4096, 1024)]}
+
+#: (N, C, H, W)
+IMAGES: Sizes = {"cpu": [(32, 64, 32, 32)], "cuda": [(64, 64, 64, 64), (32, 64, 8, 8)]}
+
+#: m x k x n: the layers of the 784-512-256-10 network at batch 128, and squares.
+PRODUCTS: Sizes = {
+    "cpu": [(128, 784, 512), (128, 512, 256), (512, 512, 512), (1024, 1024, 1024)],
+    "cuda": [(4096, 4096, 4096), (1024, 1024, 1024), (128, 784, 512)],
+}
+
+#: tokens x vocabulary x features
+LOOKUPS: Sizes = {
+    "cpu": [(768, 65, 128), (8192, 16384, 256)],
+    "cuda": [(65536, 32768, 256), (768, 65, 128)],
+}
+
+#: parameters x tensors that the peer has them in: a small network, and 10M or 16M at once
+FLAT: Sizes = {
+    "cpu": [(800_000, 40), (10_000_000, 1)],
+    "cuda": [(16_777_216, 1), (800_000, 40)],
+}
+
+
+def by_family(device: Device, kernel: str, family: str) -> list[Shape]:
+    """The (rows, columns) of a kernel's samples."""
+    known = BY_FAMILY[device]
+    return known.get(kernel) or known.get(family) or known[""]
+
+
+def as_large(shape: Shape, itemsize: int) -> Shape:
+    """`shape`, which is meant for float32, with its first axis as much longer as elements are
+    shorter: a large array of 16-bit elements has as many bytes.
+    """
+    grow = 4 // itemsize if math.prod(shape) >= 1 << 22 else 1
+    return (shape[0] * grow, *shape[1:])

@@ -1,0 +1,215 @@
+"""The part of README between two markers, made of the newest files in bench/results/.
+
+A kind of file (kernels, training, gpu) and a device have one newest file; the date inside decides.
+So numbers are never typed: they come from a run, by `python -m bench summary`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.cases import Case, size_text
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN = "<!-- figures: python -m bench summary -->"
+END = "<!-- end of figures -->"
+
+#: Kernels in README's table of the CPU: those that a network of today spends its time in.
+CPU_KERNELS = (
+    *("softmax", "cross_entropy", "layer_norm", "layer_norm_grad", "rms_norm", "batch_norm"),
+    *("gelu", "gelu_grad", "silu", "relu", "dropout", "sum", "matmul", "adam_step"),
+)
+
+NO_RESULTS = "No results are committed yet."
+NO_GPU = "Nothing has been measured on a GPU yet."
+
+
+class UnreadableResult(ValueError):
+    """A file in bench/results/ that is no result of this format."""
+
+
+def results(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """(kind, device) -> the newest result."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            key = str(facts["kind"]), str(facts["device"])
+            version, date = facts["format"], facts["date"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnreadableResult(f"{path}: no result of python -m bench ({error!r})") from None
+        if version != machine.FORMAT:
+            raise UnreadableResult(f"{path}: format {version}, expected {machine.FORMAT}")
+        if key not in newest or date > newest[key]["date"]:
+            newest[key] = facts
+    return newest
+
+
+def text(folder: Path) -> str:
+    """What stands between the markers."""
+    newest = results(folder)
+    lines = []
+    kernels, training = newest.get(("kernels", "cpu")), newest.get(("training", "cpu"))
+    if kernels:
+        lines += [*of_machine(kernels), ""]
+        chosen = [row for row in kernels["rows"] if row["kernel"] in CPU_KERNELS]
+        lines += [*table(chosen), ""]
+    if training:
+        lines += [*([] if kernels else [*of_machine(training), ""]), *of_training(training), ""]
+    if gpu := newest.get(("gpu", "cuda")):
+        lines += of_gpu(gpu)
+    elif lines:
+        lines.append(NO_GPU)
+    else:
+        lines.append(f"{NO_RESULTS} {NO_GPU}")
+    return "\n".join(lines).strip()
+
+
+def of_machine(facts: dict[str, Any]) -> list[str]:
+    """Where the figures come from, in a line."""
+    versions = facts["versions"]
+    parts = [f"{k} {versions[k]}" for k in ("numpy", "numba", "torch", "triton") if k in versions]
+    parts += [f"{k} {v}" for k, v in versions.items() if k.startswith("cupy")]
+    if "gpu" in facts:
+        gpu = facts["gpu"]
+        name = f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda_runtime']}"
+    else:
+        name = f"{facts['cpu']}, {facts['threads']} threads"
+    commit = str(facts["commit"] or "unknown")
+    commit = commit[:10] + ("+" if commit.endswith("+") else "")
+    return [f"{name}; {', '.join(parts)}; {facts['date'][:10]}, commit {commit}:"]
+
+
+def of_gpu(facts: dict[str, Any]) -> list[str]:
+    """Everything about a GPU: tests, kernels, training."""
+    from bench.gpu import MAIN
+
+    lines = [*of_machine(facts), ""]
+    if said := [*_of_tests(facts), *_of_sanitizer(facts)]:
+        lines += [" ".join(said), ""]
+    rows = facts.get("kernels", {}).get("rows", [])
+    chosen = [row for row in rows if row["kernel"] in MAIN]
+    if chosen:
+        lines += [*table(chosen), ""]
+    training = facts.get("training", {})
+    if "steps_per_second" in training:
+        lines += [*of_training({"result": training}), ""]
+    return lines[:-1]
+
+
+def _of_tests(facts: dict[str, Any]) -> list[str]:
+    tests = facts.get("tests", {})
+    if "passed" not in tests:
+        return []
+    rest = f", {tests['not_reached']} not reached" if tests["not_reached"] else ""
+    return [f"Tests on the GPU: {tests['passed']} passed, {tests['failed']} failed{rest}."]
+
+
+def _of_sanitizer(facts: dict[str, Any]) -> list[str]:
+    found = facts.get("sanitizer", {})
+    tools = [found[tool] for tool in ("memcheck", "racecheck") if "errors" in found.get(tool, {})]
+    return [
+        f"{tool['tool']}: {tool['errors']} errors in {tool['kernels']} calls of kernels"
+        + ("." if tool["complete"] else ", not complete.")
+        for tool in tools
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A Markdown table: time, times of the peers over ours, share of the bandwidth of a copy."""
+    sides = [s for s in ("torch", "compile", "reference") if any(_speedup(r, s) for r in rows)]
+    titles = {"torch": "x torch", "compile": "x torch.compile", "reference": "x array maths"}
+    products = any(row.get("flops") for row in rows)
+    head = ["kernel", "size", "us", *(titles[s] for s in sides), "of copy"]
+    head += ["TFLOP/s"] if products else []
+    lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
+    for row in rows:
+        case = Case(row["kernel"], row["variant"], tuple(row["shape"]), row.get("dtype", "float32"))
+        size = size_text(case.shape) + (" bf16" if case.dtype == "bfloat16" else "")
+        if "seconds" not in row:
+            lines.append(_line([case.label, size, "not timed", *[""] * (len(head) - 3)]))
+            continue
+        cells = [case.label, size, _number(row["seconds"]["ours"]["median"] * 1e6)]
+        cells += [_ratio(_speedup(row, side)) for side in sides]
+        cells += ["" if row.get("flops") else f"{row['share_of_copy']:.0%}"]
+        if products:
+            cells.append(_number(row["flops"] / 1e12) if row.get("flops") else "")
+        lines.append(_line(cells))
+    caption = (
+        "x: the time of the other side over ours, the median of turns and p20-p80; above 1 ours is "
+        "faster. of copy: least traffic over time, as a share of a plain copy's bandwidth in the "
+        "same run; above 100% the arrays stay in caches."
+    )
+    return [*lines, "", caption]
+
+
+def _speedup(row: dict[str, Any], side: str) -> dict[str, float] | None:
+    found: dict[str, float] | None = row.get("speedup", {}).get(side)
+    return found
+
+
+def _ratio(spread: dict[str, float] | None) -> str:
+    if spread is None:
+        return ""
+    median, p20, p80 = (_number(spread[k]) for k in ("median", "p20", "p80"))
+    return f"{median} ({p20}-{p80})"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value <= 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:,.{digits}f}"
+
+
+def of_training(facts: dict[str, Any]) -> list[str]:
+    """Steps a second of each side."""
+    result = facts["result"]
+    widths = "-".join(map(str, result["widths"]))
+    title = f"{result['model'].upper()} {widths}, batch {result['batch']}, Adam, {result['dtype']}"
+    head = ["", "steps/s", "p20-p80", f"loss after {len(result['losses']['ours'])} steps"]
+    lines = [f"Training, {title}:", "", _line(head), _line(["---", "---:", "---:", "---:"])]
+    for side, rate in result["steps_per_second"].items():
+        spread = f"{rate['p20']:,.0f}-{rate['p80']:,.0f}"
+        loss = f"{result['losses'][side][-1]:.4f}"
+        lines.append(_line([_SIDES.get(side, side), f"{rate['median']:,.0f}", spread, loss]))
+    return lines
+
+
+_SIDES = {
+    "captured": "ours, captured",
+    "torch": "torch eager",
+    "compile": "torch.compile",
+    "graph": "torch, CUDA graph",
+}
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+# README -------------------------------------------------------------------------------------------
+
+
+def inserted(readme: str, figures: str) -> str:
+    """`readme` with `figures` between its markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UnreadableResult(f"README.md has no part between {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{figures}\n{END}{after}"
+
+
+def update(readme: Path = README, folder: Path = machine.RESULTS, write: bool = True) -> bool:
+    """Rewrite the part, if `write`; was there anything to change?"""
+    old = readme.read_text(encoding="utf-8")
+    new = inserted(old, text(folder))
+    if write and new != old:
+        readme.write_text(new, encoding="utf-8")
+    return new != old

@@ -1,0 +1,67 @@
+"""A trainer whose memory ran out: the error explained, the memory given back, nothing half done."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from framework.backend import cuda
+from framework.backend.out_of_memory import OutOfMemoryError, release
+from framework.layers.errors import held_by, name_leaves
+from framework.optimizers import Optimizer
+
+if TYPE_CHECKING:
+    from framework.trainer.trainer import Trainer
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def explains_memory(method: Method) -> Method:
+    """A trainer's method that ends in an OutOfMemoryError where it would in NumPy's or CuPy's.
+
+    Weights and optimizer are those of the last good step (running statistics of batch norm may have
+    seen the batch that was too large), half-summed gradients are forgotten. The error's traceback
+    holds no local variables any more: the activations are free even while the error is looked at,
+    so that a smaller batch can be tried in its ``except`` block.
+    """
+
+    @functools.wraps(method)
+    def run(trainer: Trainer, *args: Any, **options: Any) -> Any:
+        try:
+            return method(trainer, *args, **options)
+        except OutOfMemoryError as error:
+            _explain(error, trainer)
+            raise
+        except MemoryError as error:
+            explained = OutOfMemoryError.of(error)
+            explained.__cause__ = error
+            _explain(explained, trainer)
+            raise explained from error
+
+    return cast(Method, run)
+
+
+def _explain(error: OutOfMemoryError, trainer: Trainer) -> None:
+    name_leaves(error, trainer.model)
+    error.held = held_by(trainer.model)
+    if isinstance(trainer.optimizer, Optimizer):
+        error.held |= trainer.optimizer.memory_held()
+    error.advice = _advice(trainer)
+    trainer.optimizer.zero_grad()
+    release(error)
+    if error.device.kind == "cuda":
+        # what the failed step left in the pool has the failed step's sizes
+        cuda.empty_cache(error.device)
+
+
+def _advice(trainer: Trainer) -> list[str]:
+    samples = max((len(batch[-1]) for batch in trainer.window), default=None)
+    batch = "the batch size"
+    if samples is not None:
+        batch += (
+            f" ({samples} samples), with accumulate={2 * trainer.accumulate} for the same steps"
+        )
+    precision = trainer.precision
+    halves = ["the precision (precision='bf16-mixed')"] if precision.half is None else []
+    return [batch, *halves, "the model's size"]

@@ -1,0 +1,355 @@
+"""Captured steps on the emulator: the same bits as steps that are run, and what prevents a capture.
+
+The emulator launches a graph with the arguments that were captured, numbers by value, so that a
+number which should change and does not shows in the weights.
+"""
+
+import gc
+import logging
+import weakref
+
+import numpy as np
+import pytest
+
+import framework as fw
+from framework import functional as F, optimizers
+from framework.backend.live import CaptureError
+from framework.backend.random import Generator
+from framework.data import load
+from framework.trainer import Callback, Metric, TerminateOnNaN, Trainer
+from framework.trainer.config import Recipe
+from framework.trainer.run import load_data
+from kernels.arrays import is_cuda
+from models.mlp import MLP, MLPConfig
+from tests.cuda_emulator import memory, streams, training, whole
+from tests.cuda_emulator.conftest import require_emulator
+
+
+@pytest.fixture(autouse=True)
+def cupy():
+    require_emulator()
+    with whole.device() as module:
+        yield module
+
+
+def fitted(capture="auto", epochs=4, sizes=(16, 16, 16, 16, 9), **options):
+    run = training.trainer("cuda", capture, **options)
+    run.fit(training.batches(sizes), epochs=epochs)
+    return run
+
+
+def test_the_framework_finds_the_emulator():
+    assert fw.cuda.is_available()
+    assert fw.cuda.device_count() == 1
+    x = fw.tensor([1.0, 2.0]).to("cuda")
+    assert is_cuda(x.data)
+    assert (x * 2).sum().item() == 6
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_captured_equals_eager(optimizer):
+    eager, captured = (fitted(capture, optimizer=optimizer) for capture in (False, "auto"))
+    assert training.differences(eager, captured) == []
+    whole_step = captured._captured.whole
+    # of 4 epochs: each shape is run twice, then captured and replayed
+    assert (whole_step.captures, whole_step.replays, whole_step.reason) == (2, 14 + 2, None)
+
+
+def test_captured_equals_the_cpu_within_rounding():
+    captured = fitted()
+    cpu = training.trainer("cpu")
+    cpu.fit(training.batches(), epochs=4)
+    assert cpu._captured is None
+    for name in ("generator", "steps", "updates", "lr", "step"):
+        assert training.bits(captured)[name] == training.bits(cpu)[name]
+    losses = [[record["loss"] for record in run.history] for run in (captured, cpu)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+    mine, theirs = (dict(run.model.named_parameters()) for run in (captured, cpu))
+    for name in mine.keys() - {"0.bias"}:  # batch norm takes it out: its gradient is rounding
+        np.testing.assert_allclose(mine[name].data.get(), theirs[name].data, 5e-3, 1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_callback_that_looks_at_gradients_splits_the_step(accumulate):
+    class Look(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_gradients(self, trainer):
+            grads = [p.grad.data.get() for p in trainer.model.parameters()]
+            self.seen.append([g.tobytes() for g in grads])
+
+    looks = Look(), Look()
+    eager, captured = (
+        fitted(capture, callbacks=[look, TerminateOnNaN()], accumulate=accumulate)
+        for capture, look in zip((False, "auto"), looks, strict=True)
+    )
+    assert training.differences(eager, captured) == []
+    assert looks[0].seen == looks[1].seen
+    steps = captured._captured
+    assert steps.whole.captures == 0
+    assert steps.gradients.captures == 2
+    assert steps.move.captures == 1
+
+
+def test_accumulated_gradients_are_one_graph():
+    eager, captured = (fitted(capture, accumulate=2) for capture in (False, "auto"))
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.captures == 2
+
+
+def test_metrics_that_wait_are_told_after_the_replay():
+    class Largest(Metric):
+        name = "largest"
+
+        def reset(self):
+            self.seen = 0.0
+
+        def update(self, output, target):
+            self.seen = max(self.seen, float(output.data.max()))
+
+        def compute(self):
+            return self.seen
+
+    def run(capture):
+        trainer = training.trainer("cuda", capture)
+        trainer.metrics.append(Largest())
+        trainer.fit(training.batches(), epochs=4)
+        return trainer
+
+    eager, captured = run(False), run("auto")
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.replays == 16
+
+
+def test_a_resumed_run_equals_one_that_went_on():
+    whole_run = fitted(epochs=6)
+    first = fitted(epochs=3)
+    state = first.state_dict()
+    state["optimizer"]["arrays"] = {
+        name: fw.Tensor(x.data.copy()) for name, x in state["optimizer"]["arrays"].items()
+    }
+    second = training.trainer("cuda")
+    second.load_state_dict(state)
+    second.fit(training.batches(), epochs=6)
+    assert training.differences(whole_run, second) == []
+
+
+def test_nothing_is_waited_for_and_no_memory_grows(monkeypatch):
+    trainer = training.trainer("cuda")
+    data = training.batches([16] * 4)
+    trainer.fit(data, epochs=2)
+    waited = []
+    gc.collect()  # of other tests
+    monkeypatch.setattr(streams, "waits", waited.append)
+    before = sum(m.size for m in memory.live())
+    for _ in range(100):
+        trainer._train_step([data[0]])
+    assert set(waited) == {"set()"}  # batches and numbers, copied in
+    assert sum(m.size for m in memory.live()) == before
+    assert trainer._captured.whole.replays == 6 + 100
+
+
+def test_a_recipe_trains_on_the_device_as_on_the_cpu():
+    """The run that `python -m framework train` makes, with its loader, on the emulator."""
+
+    def run(device, capture):
+        fw.manual_seed(1)
+        digits = load("digits", seed=0)
+        data = load_data(digits, Recipe(epochs=2, batch_size=256), 1, device)
+        net = MLP(MLPConfig(inputs=64, hidden=(16,), outputs=10, dropout=0.2)).to(device)
+        trainer = Trainer(
+            net,
+            F.cross_entropy,
+            optimizers.AdamW(net.parameters(), lr=0.01),
+            callbacks=[TerminateOnNaN()],
+            device=device,
+            capture=capture,
+        )
+        trainer.fit(data.train, data.validation, epochs=2)
+        return trainer
+
+    runs = [run("cpu", "auto"), run("cuda", False), run("cuda", "auto")]
+    losses = [[record["loss"] for record in r.history] for r in runs]
+    assert losses[1] == losses[2]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert runs[2]._captured.gradients.captures >= 1
+    assert runs[2]._captured.move.captures == 1
+
+
+# --- numbers that do not change are found ---------------------------------------------------------
+
+
+def baked_learning_rate(monkeypatch):
+    update = optimizers.AdamW.update
+    monkeypatch.setattr(optimizers.AdamW, "update", lambda *args: update(*args[:-1], None))
+
+
+def baked_place(monkeypatch):
+    monkeypatch.setattr(Generator, "advance", Generator._take)
+
+
+def baked_average(monkeypatch):
+    monkeypatch.setattr(optimizers.EMA, "_live_weight", lambda self, _: self._next_weight())
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (baked_learning_rate, "model 0.weight"),
+        (baked_place, "model 0.weight"),
+        (baked_average, "ema 0.weight"),
+    ],
+)
+def test_a_number_that_was_captured_by_value_shows(fault, found, monkeypatch):
+    eager = fitted(False)
+    with monkeypatch.context() as patch:
+        fault(patch)
+        captured = fitted()
+    assert captured._captured.whole.captures == 2
+    assert found in training.differences(eager, captured)
+
+
+# --- changes between steps ------------------------------------------------------------------------
+
+
+class Changes(Callback):
+    """Does something to the trainer before its 9th step."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def on_step_start(self, trainer):
+        if trainer.step == 8:
+            self.change(trainer)
+
+
+def freeze(trainer):
+    next(iter(trainer.model.parameters())).requires_grad_(False)
+
+
+def decay(trainer):
+    trainer.optimizer.param_groups[0]["weight_decay"] = 0.3
+
+
+def other_array(trainer):
+    p = next(iter(trainer.model.parameters()))
+    p.data = p.data * 0.5
+
+
+def clip(trainer):
+    trainer.clip_norm = 0.01
+
+
+def reload(trainer):
+    trainer.model.load_state_dict({n: x * 0.5 for n, x in trainer.model.state_dict().items()})
+
+
+def forget_gradients(trainer):
+    trainer.optimizer.zero_grad()
+
+
+def hold_gradients(trainer):
+    trainer.held = [p.grad for p in trainer.model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "change", [freeze, decay, other_array, clip, reload, forget_gradients, hold_gradients]
+)
+def test_changes_between_steps_are_followed(change):
+    eager, captured = (fitted(capture, callbacks=[Changes(change)]) for capture in (False, "auto"))
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.reason is None
+    assert captured._captured.whole.replays > 8
+
+
+def test_an_option_out_of_range_is_an_error_and_counts_nothing():
+    trainer = fitted(epochs=3)
+    before = training.bits(trainer)
+    trainer.optimizer.param_groups[0]["eps"] = -1.0
+    with pytest.raises(ValueError, match="eps=-1.0"):
+        trainer._train_step([training.batches()[0]])
+    after = training.bits(trainer)
+    assert {n for n in before if before[n] != after[n]} <= {"lr"}
+
+
+# --- what cannot be captured ----------------------------------------------------------------------
+
+
+def reads_the_loss(output, target):
+    loss = F.cross_entropy(output, target)
+    assert float(loss) < 100
+    return loss
+
+
+def from_the_host(output, target):
+    weights = fw.tensor([1.0] * training.CLASSES, device="cuda")
+    return F.cross_entropy(output, target, weight=weights)
+
+
+@pytest.mark.parametrize("loss", [reads_the_loss, from_the_host])
+def test_a_step_that_cannot_be_captured_runs_as_it_is(loss, caplog):
+    def run(capture):
+        trainer = training.trainer("cuda", capture)
+        trainer.loss = loss
+        trainer.fit(training.batches(), epochs=4)
+        return trainer
+
+    eager = run(False)
+    with caplog.at_level(logging.WARNING, "framework"):
+        captured = run("auto")
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.captures == 0
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "is not captured into a CUDA graph" in message
+    assert "waits for the device or copies from the host at test_captured_training.py:" in message
+
+
+def test_asked_for_by_name_it_is_an_error():
+    trainer = training.trainer("cuda", True)
+    trainer.loss = reads_the_loss
+    with pytest.raises(CaptureError, match="cannot be captured: it waits for the device"):
+        trainer.fit(training.batches(), epochs=2)
+
+
+def test_a_rule_without_numbers_is_not_captured():
+    class Plain(optimizers.SGD):
+        numbers = optimizers.Optimizer.numbers
+
+    training.OPTIMIZERS["plain"] = lambda ps: Plain(ps, lr=0.1)
+    try:
+        eager, captured = (fitted(capture, optimizer="plain") for capture in (False, "auto"))
+    finally:
+        del training.OPTIMIZERS["plain"]
+    assert training.differences(eager, captured) == []
+    assert "Plain has no numbers()" in captured._captured.whole.reason
+
+
+def test_hooks_run_in_every_step(caplog):
+    seen = []
+
+    def run(capture):
+        trainer = training.trainer("cuda", capture)
+        trainer.model.register_forward_hook(lambda *_: seen.append(capture))
+        with caplog.at_level(logging.WARNING, "framework"):
+            trainer.fit(training.batches(), epochs=3)
+        return trainer
+
+    assert training.differences(run(False), run("auto")) == []
+    assert seen.count("auto") == seen.count(False) == 15
+    assert len(caplog.records) == 1
+
+
+def test_graphs_go_with_their_trainer():
+    trainer = fitted(epochs=3)
+    gone = weakref.ref(trainer._captured.whole)
+    assert gone().captures == 2
+    gc.disable()  # what it would have to find is a cycle of references
+    try:
+        del trainer
+        assert gone() is None
+    finally:
+        gc.enable()
