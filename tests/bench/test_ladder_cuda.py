@@ -4,10 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from bench import machine
+from bench.__main__ import app
 from bench.cases import TOLERANCE, error
-from bench.ladder import sides
+from bench.ladder import run, sides
 from bench.ladder.steps import OPERATIONS, Step, steps
+from framework.backend import cuda
 from kernels.cuda import report
 from kernels.cuda.sources import Program
 from tests.cuda_emulator import launching
@@ -106,7 +110,7 @@ def gpu(cupy, monkeypatch):
 def test_an_iteration_is_many_launches_on_arrays_of_their_own():
     work = sides.cuda(steps("layer_norm", "cuda")[2], 8, 16)
     assert work.facts["error"] <= TOLERANCE
-    assert work.facts["scale"] == pytest.approx(1 / 5)  # 5 launches of 1 KB touch 5000 bytes
+    assert work.facts["scale"] == pytest.approx(1 / 20)  # 4 x 5 launches of 1 KB touch 5000 bytes
     device, host = work.step()
     assert device == pytest.approx(2e-3)
     assert host >= 0
@@ -118,3 +122,16 @@ def test_the_copy_says_what_it_moved():
     work = sides.cuda_copy()
     assert work.facts == {"bytes": 2 * 4 * 256}
     assert work.step()[0] == pytest.approx(2e-3)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_command_runs_on_the_emulator(local, monkeypatch):
+    monkeypatch.setattr(run, "Worker", local)
+    monkeypatch.setattr(cuda, "why_not", lambda: "")
+    card = {"name": "no GPU at all", "driver": "0", "cuda_runtime": "13.0"}
+    monkeypatch.setattr(machine, "gpu", lambda: card)
+    options = ["--device", "cuda", "--size", "40x36", "--seconds", "0.01", "--turns", "3"]
+    result = CliRunner().invoke(app, ["ladder", "transpose", *options])
+    assert result.exit_code == 0, result.output
+    for part in ("no GPU at all", "40 x 36 float32, cuda", "no two lanes in one bank", "fastest"):
+        assert part in result.output

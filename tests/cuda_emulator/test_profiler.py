@@ -71,7 +71,7 @@ def test_times_are_those_of_events(ranges):
 def test_a_capture_inside_a_profile_has_no_events_in_it(ranges):
     model = layers.Linear(3, 2).to("cuda")
     x = fw.ones((4, 3), device="cuda")
-    step = fw.cuda.graph(lambda x: model(x))
+    step = fw.cuda.graph(lambda x: model(x), device="cuda")
     with fw.profile(device="cuda") as p:
         results = [step(x).detach().cpu().numpy() for _ in range(6)]
     assert all((y == results[0]).all() for y in results)

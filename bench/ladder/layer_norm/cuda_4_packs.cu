@@ -3,8 +3,9 @@
 // Idea: a lane loads and stores 4 neighbouring floats with one instruction; a warp moves 512 bytes. Where rows are no
 //     multiple of 4 long, a pack has 1 float: the same text, compiled twice.
 // Memory: 3 reads and 1 write of 4 bytes an element; the second and third read come from L1.
-// Faster: a quarter of the instructions, and four times the bytes under way for each of them. Memory answers after some
-//     500 ns; to keep it busy, 1.5 MB have to be on their way at 3 TB/s, and each load in flight holds a register.
+// Faster: a quarter of the instructions, and four times the bytes under way for each of them. Memory answers late: to
+//     keep it busy, as many bytes as it delivers in that time have to be on their way, more than a megabyte on a large
+//     GPU, and a load in flight is worth the more the wider it is.
 #define EPS 1e-5f
 
 template <int K> struct alignas(4 * K) Floats {

@@ -5,10 +5,10 @@ Idea: kernels/cpu/rows.py writes out what LLVM had to guess: 16 floats are one v
     row is loaded with a mask. While the exponentials of a row are computed, the same places of the
     next row are fetched into L1.
 Memory: 1 read and 1 write of 4 bytes an element, as before.
-Faster: rows have neither checks before their loop nor a scalar remainder after it, which counts
-    most where they are short (try --size 4096x65); and the maximum of the next row, one comparison
-    an element, finds its data in L1 in place of waiting for memory, which counts most where the
-    array lies in no cache (try --size 16384x1024).
+Faster: by little: most was gained in step 4. Rows have neither checks before their loop nor a
+    scalar remainder after it, which counts where they are short (try --size 4096x65); and the
+    maximum of the next row, one comparison an element, finds its data in L1 in place of waiting for
+    memory, which counts where the array lies in no cache (try --size 16384x1024).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 // Memory: 3 reads and 1 write of 4 bytes an element, in whole lines: the 32 floats of a warp are 128 bytes. The second
 //     and third read come from L1 or L2, where the row was a moment ago.
 // Faster: each sector that is fetched is used whole and at once, and every row keeps 256 threads busy. But each
-//     of the two trees takes 9 barriers, at which the block waits for its last warp.
+//     of the two trees takes 10 barriers, at which the block waits for its last warp.
 template <typename Op> __device__ float tree(float value, float* scratch) {
     const unsigned t = threadIdx.x;
     scratch[t] = value;
