@@ -7,13 +7,12 @@ written again after each part and each kernel, so that a kill leaves what was me
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import cases, gpu_tests, machine, sanitizer, training
+from bench import cases, gpu_tests, machine, overlap, sanitizer, training
 from bench.budget import Budget
 from bench.cases import Case
 from bench.kernel_bench import KernelBench, Row
@@ -167,13 +166,9 @@ class Run:
             self.say(f"  the sides do not train alike: {result.loss_difference:.2g} apart")
         return result.as_dict() | {"agrees": result.agrees, "turns": None}
 
-    def _overlap(self) -> Any:
-        """What the input pipeline measures by itself, where it is there."""
-        if importlib.util.find_spec("bench.overlap") is None:
-            return {"problem": "not available: there is no bench.overlap"}
-        overlap: Any = importlib.import_module("bench.overlap")
-        result = overlap.measure_overlap("cuda")
-        return result.as_dict() if hasattr(result, "as_dict") else result
+    def _overlap(self) -> dict[str, Any]:
+        """How much of the copying of batches the computation hides."""
+        return overlap.measure_overlap("cuda")
 
     def _sanitizer(self) -> dict[str, Any]:
         """Both tools, or why there are none."""

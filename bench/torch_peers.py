@@ -378,3 +378,19 @@ direct(
         dy, i, rows, -1 if padding is None else padding, False
     ),
 )
+
+
+# Loss scaling -------------------------------------------------------------------------------------
+
+
+@prepared("unscale_", "torch._amp_foreach_non_finite_check_and_unscale_", comparable=False)
+def _(g, state):
+    found, factor = torch.zeros(1, device=g.device), 1 / state[:1]
+    return lambda: torch._amp_foreach_non_finite_check_and_unscale_([g], found, factor)
+
+
+@prepared("update_scale_", "torch._amp_update_scale_", comparable=False)
+def _(state, growth=2.0, backoff=0.5, interval=2000, *_):
+    scale, found = state[:1], torch.zeros(1, device=state.device)
+    good = torch.zeros(1, dtype=torch.int32, device=state.device)
+    return lambda: torch._amp_update_scale_(scale, good, found, growth, backoff, interval)

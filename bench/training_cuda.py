@@ -99,13 +99,10 @@ def captured(name: str) -> Work:
 
 
 def captured_step(step: Step) -> Step:
-    """`step` as a CUDA graph of the framework's; NotAvailable where it has none."""
+    """`step` as a CUDA graph of the framework's."""
     import framework as fw
 
-    graph = getattr(fw.cuda, "graph", None)
-    if graph is None:
-        raise NotAvailable("this version of the framework has no fw.cuda.graph")
-    captured: Step = graph(step, device="cuda", strict=True)
+    captured: Step = fw.cuda.graph(step, device="cuda", strict=True)
     return captured
 
 

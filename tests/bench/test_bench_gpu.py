@@ -2,12 +2,11 @@
 
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from bench import gpu, gpu_tests, machine, sanitizer, training
+from bench import gpu, gpu_tests, machine, overlap, sanitizer, training
 from bench.__main__ import app
 from bench.budget import Budget
 from bench.cases import Case
@@ -191,6 +190,7 @@ def test_parts_come_in_order_and_a_failing_one_stops_nothing(run, monkeypatch, s
     monkeypatch.setattr(gpu_tests, "run", tests)
     monkeypatch.setattr(training, "run", train)
     monkeypatch.setattr(sanitizer, "find", lambda: None)
+    monkeypatch.setattr(overlap, "measure_overlap", lambda device: {"hidden": 0.9})
     made = run(clock=clock, bench=Bench(clock))
     made.all()
     figures = written(made)
@@ -215,7 +215,7 @@ def test_training_is_written_with_what_is_missing(run, monkeypatch):
     turns = Turns(["ours"])
     turns.add("ours", [(1e-3,)])
     memory = {"ours": {"device": 5}}
-    missing = {"captured": "captured: NotAvailable: no fw.cuda.graph"}
+    missing = {"captured": "captured: CaptureError: no"}
     result = training.Result(
         TASKS["mlp"], turns, {"ours": [2.0, 1.0]}, memory, missing, device="cuda"
     )
@@ -227,33 +227,6 @@ def test_training_is_written_with_what_is_missing(run, monkeypatch):
     assert figures["memory"] == memory
     assert figures["missing"] == missing
     assert figures["agrees"] is True
-
-
-def test_overlap_is_asked_where_it_is_there(run, monkeypatch):
-    made = run()
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    assert made._overlap() == {"problem": "not available: there is no bench.overlap"}
-    there = SimpleNamespace(measure_overlap=lambda device: {"device": device, "share": 0.9})
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: there)
-    monkeypatch.setattr(gpu.importlib, "import_module", lambda name: there)
-    assert made._overlap() == {"device": "cuda", "share": 0.9}
-
-
-# A step that cannot be captured -------------------------------------------------------------------
-
-
-def test_capture_that_is_not_there_is_not_available(monkeypatch):
-    import framework as fw
-    from bench.training_cuda import NotAvailable, captured_step
-
-    monkeypatch.delattr(fw.cuda, "graph", raising=False)
-    with pytest.raises(NotAvailable, match=r"no fw\.cuda\.graph"):
-        captured_step(lambda x, y: x)
-    monkeypatch.setattr(
-        fw.cuda, "graph", lambda step, device, strict: (step, device), raising=False
-    )
-    step = object()
-    assert captured_step(step) == (step, "cuda")
 
 
 def test_rounds_time_a_step_and_start_again_for_losses():

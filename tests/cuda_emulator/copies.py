@@ -266,20 +266,16 @@ def installed(policy: str = "late", immediate: bool = False, ignore: str = "") -
         device.write(self, host, stream or device.current)
 
     previous, memory.source = memory.source, device.pool
-    had_cupyx = sys.modules.get("cupyx")
+    previous_set = arrays.ndarray.set
     with cupy_module.installed() as cupy:
-        sys.modules["cupyx"] = cupyx = ModuleType("cupyx")
-        cupyx.empty_pinned = device.empty_pinned  # type: ignore[attr-defined]
-        arrays.ndarray.set = set_  # type: ignore[attr-defined]
+        sys.modules["cupyx"].empty_pinned = device.empty_pinned  # type: ignore[attr-defined]
+        arrays.ndarray.set = set_  # type: ignore[method-assign]
         _add_cuda(cupy, device)
         try:
             yield device
         finally:
-            del arrays.ndarray.set  # type: ignore[attr-defined]
+            arrays.ndarray.set = previous_set  # type: ignore[method-assign]
             memory.source = previous
-            del sys.modules["cupyx"]
-            if had_cupyx is not None:
-                sys.modules["cupyx"] = had_cupyx
 
 
 class _Place:

@@ -8,7 +8,6 @@ A function that is not listed here is an AttributeError: add it after a look int
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
@@ -160,17 +159,7 @@ class RawModule:
         return launching.Function(self._code, name)
 
 
-class Event(streams.Event):
-    """A moment of the stream, which here is the host's."""
-
-    def record(self, stream: Any = None) -> None:
-        self.time = time.perf_counter()
-
-    def synchronize(self) -> None:
-        streams.waits("synchronize()")
-
-
-def get_elapsed_time(start: Event, end: Event) -> float:
+def get_elapsed_time(start: streams.Event, end: streams.Event) -> float:
     """Milliseconds."""
     return (end.time - start.time) * 1e3
 
@@ -191,7 +180,7 @@ def module() -> ModuleType:
     cupy.__spec__ = ModuleSpec("cupy", None)
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=Device,
-        Event=Event,
+        Event=streams.Event,
         Memory=streams.Plain,
         MemoryPool=streams.MemoryPool,
         Stream=streams.Stream,
@@ -228,16 +217,16 @@ def installed() -> Iterator[ModuleType]:
 
     The framework is told nothing: it looks for devices by itself, and this is for kernels/ alone.
     """
-    real = sys.modules.get("cupy")
+    real = {name: sys.modules.pop(name) for name in ("cupy", "cupyx") if name in sys.modules}
     _forget()
     sys.modules["cupy"] = cupy = module()
+    sys.modules["cupyx"] = cupyx = ModuleType("cupyx")
+    cupyx.empty_pinned = np.empty  # type: ignore[attr-defined]
     try:
         yield cupy
     finally:
-        if real is None:
-            del sys.modules["cupy"]
-        else:
-            sys.modules["cupy"] = real
+        del sys.modules["cupy"], sys.modules["cupyx"]
+        sys.modules.update(real)
         _forget()
 
 

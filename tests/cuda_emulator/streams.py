@@ -13,6 +13,7 @@ from a pool of the graph's own, and a launch after some of its memory was freed.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -134,10 +135,16 @@ class Stream:
 
 
 class Event:
-    """`cupy.cuda.Event`."""
+    """`cupy.cuda.Event`: a moment of a stream, which here is the host's."""
 
     def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        pass
+        self.time = 0.0
+
+    def record(self, stream: Stream | None = None) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        waits("synchronize()")
 
 
 class _State(threading.local):
