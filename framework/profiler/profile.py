@@ -49,7 +49,7 @@ class Profile:
         self.device = default_device() if device is None else choose_device(device)
         self.clock = CudaClock(self.device) if self.device.kind == "cuda" else None
         self.spans: list[Span] = []
-        #: (nanoseconds, bytes in use) after the outermost spans: a forward, a backward, ...
+        #: (nanoseconds, bytes in use) after a forward, a backward, a batch, a step.
         self.samples: list[tuple[int, int]] = []
         #: Nanoseconds from and to when it recorded, one pair for each time it was entered.
         self.intervals: list[tuple[int, int]] = []
@@ -90,8 +90,9 @@ class Profile:
         if not self.recording:
             return
         self.spans.append(span)
-        # Asking for it takes 10 us and more: not inside of what is being timed.
-        if span.category != "kernel" and self.is_outermost(span):
+        # Asking for it takes 20 us: seldom, and not inside of what is being timed.
+        seldom = span.category != "kernel" and span.detail != "optimizer"
+        if seldom and self.is_outermost(span):
             self._sample()
 
     def _sample(self) -> None:
@@ -173,7 +174,7 @@ class Profile:
         """Bytes in use at the beginning, at the end, and the most that was seen in between.
 
         On CUDA of live arrays, on the CPU of the whole process; seen after each forward of a model,
-        backward, optimizer step and batch. `fw.peak_memory` counts every allocation.
+        backward and batch. `fw.peak_memory` counts every allocation.
         """
         values = [used for _, used in self._finished().samples]
         return (values[0], values[-1], max(values)) if values else (0, 0, 0)

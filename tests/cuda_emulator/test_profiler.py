@@ -7,7 +7,7 @@ import pytest
 import framework as fw
 from framework import layers
 from framework.profiler import spans
-from framework.trainer import Profiler, trainer
+from framework.trainer import Profiler
 from tests.cuda_emulator import training, whole
 from tests.cuda_emulator.conftest import require_emulator
 
@@ -35,9 +35,7 @@ def fitted(*callbacks):
     return run
 
 
-def test_profiled_steps_are_run_and_the_others_replayed(ranges, tmp_path, monkeypatch):
-    # copies beside the computation are tested in test_copies.py
-    monkeypatch.setattr(trainer, "batches_on", lambda loader, device: iter(loader))
+def test_profiled_steps_are_run_and_the_others_replayed(ranges, tmp_path):
     plain = fitted()
     profiler = Profiler(tmp_path, warmup=5, steps=4)
     run = fitted(profiler)
