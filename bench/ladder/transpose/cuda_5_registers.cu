@@ -9,7 +9,8 @@
 //     columns are no multiple of 4, single floats are moved.
 __global__ void transpose(const float* __restrict__ x, float* __restrict__ y, i64 rows, i64 columns) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const i64 r = blockIdx.y * 64LL + 4 * (warp % 2 * 8 + lane % 8), i = blockIdx.x * 64LL + 4 * (warp / 2 * 4 + lane / 8);
+    const i64 r = blockIdx.y * 64LL + 4 * (warp % 2 * 8 + lane % 8);
+    const i64 i = blockIdx.x * 64LL + 4 * (warp / 2 * 4 + lane / 8);
     if (r >= rows || i >= columns) return;
     if (rows % 4 == 0 && columns % 4 == 0 && aligned(x, y)) {
         Pack<float> in[4], out[4];
