@@ -178,9 +178,25 @@ def numbers(count: int) -> np.ndarray:
     return np.arange(count)
 
 
+#: True in a process that was forked from one whose threads had started: OpenMP ends such a process
+#: when it asks for threads.
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+    if one_launch_at_a_time.locked():  # by a thread that is not here
+        one_launch_at_a_time.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def threads() -> int:
-    """Threads a parallel loop uses."""
-    return numba.get_num_threads()
+    """Threads a parallel loop uses: one in a forked process."""
+    return 1 if _forked else int(numba.get_num_threads())
 
 
 class Loop:
@@ -215,7 +231,8 @@ class Loop:
         lead = args[self._lead]
         # Never by the number of threads: LLVM rounds differently in the twin, and the bits must not
         # depend on how many there are.
-        if (lead.size if work is None else work) < SERIAL_BELOW or lead.shape[0] < 2:
+        small = (lead.size if work is None else work) < SERIAL_BELOW
+        if small or lead.shape[0] < 2 or _forked:
             self._serial(*args)
             if self._finish is not None:
                 self._finish(*args)

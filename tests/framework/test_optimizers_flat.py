@@ -521,7 +521,7 @@ def test_memory_of_a_step_does_not_grow_without_the_collector():
 
     gc.disable()
     try:
-        steps(1000)  # the interpreter's free lists fill up first
+        steps(2500)  # the interpreter's free lists fill up first: 2,000 tuples of each length
         before = sys.getallocatedblocks()
         steps(500)
         after = sys.getallocatedblocks()

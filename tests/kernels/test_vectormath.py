@@ -26,7 +26,7 @@ UNARY: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "sigmoid": (lambda x: np.exp(-np.logaddexp(0, -x)), 3),
     "softplus": (lambda x: np.logaddexp(0, x), 2.5),
     "tanh": (np.tanh, 3),
-    "erf": (erf, 4.5),
+    "erf": (erf, 6.5),
     "sin": (np.sin, 2),
     "cos": (np.cos, 2),
     "sqrt": (np.sqrt, 0.5),
@@ -112,6 +112,7 @@ def grid() -> np.ndarray:
         np.linspace(-110, 110, 200_001),
         np.linspace(-2, 2, 100_001),
         np.linspace(0.6, 1.6, 100_001),
+        np.arange(0x40400000, 0x40800000, 41, dtype=np.int32).view(np.float32),  # 3 to 4
     ]
     return np.concatenate([everywhere, *(part.astype(np.float32) for part in dense), EDGES])
 
