@@ -34,6 +34,16 @@ def call(folder, *args, code=0):
     return result
 
 
+@pytest.fixture(autouse=True, scope="module")
+def ctrl_c_is_not_ignored():
+    """Under nohup and in background jobs of scripts SIGINT is ignored, and children inherit that;
+    a handler is not inherited.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cli")
