@@ -230,8 +230,9 @@ def load_model(
         weights = {n: a for n, a in arrays.items() if not n.startswith((INPUT, TARGET))}
         model.load_state_dict(weights)
     except (ValueError, TypeError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise FileError(f"{path} does not fit {folder / CONFIG}: {first}") from error
+        reason = "; ".join(line.strip() for line in str(error).splitlines())
+        reason = reason.replace(":; ", ": ")  # a list begins
+        raise FileError(f"{path} does not fit {folder / CONFIG}: {reason}") from error
     return inputs, targets
 
 

@@ -156,6 +156,7 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
     wider = content["model_config"] | {"hidden": [9]}
     config.write_text(json.dumps(content | {"model_config": wider}))
     assert "model.safetensors does not fit" in says()
+    assert "nothing was loaded: blocks.0.linear.weight: shape" in says()
     config.write_text(json.dumps(content | {"model_config": {"depth": 3}}))
     assert "describes no model: mlp has no 'depth'" in says()
     config.write_text(text)
