@@ -130,6 +130,8 @@ def test_a_folder_that_holds_a_run(run):
 def test_a_folder_that_cannot_be_made(folder):
     (folder / "file").write_text("")
     assert "cannot make" in error("train", "--out", folder / "file" / "run", "--quiet")
+    text = error("train", "--out", folder / "file", "--quiet")
+    assert f"cannot make the folder {folder / 'file'}: there is a file of this name" in text
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["predict"]])
@@ -146,8 +148,10 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
     assert "it has no config.json" in says(folder)
     config.write_text(text[: len(text) // 2])
     assert "config.json is damaged" in says()
-    config.write_text("[]")
-    assert "config.json is damaged" in says()
+    for content in ("[]", "3"):
+        config.write_text(content)
+        assert f"config.json is damaged: it holds {content}, expected a run's settings" in says()
+    assert "config.json is no run folder: it is a file" in says(config)
     content = json.loads(text)
     config.write_text(json.dumps(content | {"format": 7}))
     assert "has format 7, this version reads 1" in says()
