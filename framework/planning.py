@@ -47,7 +47,11 @@ def plan_run(
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: expected 0 or more")
     for_model, for_recipe = _settings(settings, family.config, Recipe)
-    recipe = expect(lambda: Recipe(**{**for_recipe, **options}))
+    for name in options:
+        if name in for_recipe:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{name} is given twice: by {option} and by --set {name}=...")
+    recipe = expect(lambda: Recipe(**for_recipe, **options))
     splits = load(dataset, seed)
     classes = len(splits.classes) if splits.classes else None
     model_config = expect(
@@ -167,6 +171,8 @@ def _settings(
                 f"there are: {', '.join(known)}"
             )
         side = 0 if key in for_model else 1
+        if key in found[side]:
+            raise UsageError(f"--set {setting}: {key} is given twice")
         found[side][key] = _parsed(setting, text.strip(), (for_model | for_recipe)[key])
     return found
 

@@ -89,6 +89,10 @@ def load_data(
     """Loaders as the recipe has them; the transforms are fitted unless they are given."""
     if inputs is None:
         inputs, targets = fit_transforms(splits)
+    if recipe.label_smoothing and splits.task != "classification":
+        raise ValueError(
+            f"label_smoothing is {recipe.label_smoothing}, but {splits.name} has no classes"
+        )
     train: Any = splits.train
     held_out = None
     if recipe.validation:
@@ -97,6 +101,12 @@ def load_data(
     if recipe.shift:
         if len(splits.shape) != 3:
             raise ValueError(f"shift is {recipe.shift}, but {splits.name} has no images")
+        height, width = splits.shape[1:]
+        if recipe.shift >= min(height, width):
+            raise ValueError(
+                f"shift is {recipe.shift}, but the images of {splits.name} have {height}x{width} "
+                f"pixels: expected at most {min(height, width) - 1}"
+            )
         augmented = Compose(RandomCrop(splits.shape[1:], padding=recipe.shift), inputs)
     # A last batch of a single sample has no variance for batch norm: leave it out.
     single = len(train) % recipe.batch_size == 1 and len(train) > recipe.batch_size
