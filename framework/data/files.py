@@ -73,14 +73,14 @@ def fetch(folder: str, file: RemoteFile) -> Path:
         except DataError as error:
             failures.append(str(error))
     root = data_folder()
-    where = (
-        f"into {root / folder}"
-        if root is not None
-        else (
-            f"into a folder {folder} inside any folder, which the environment variable FRAMEWORK_DATA "
-            f"then has to name: FRAMEWORK_DATA=/path/to/data for /path/to/data/{folder}/{file.name}"
+    if root is not None:
+        where = f"into {root / folder}"
+    else:
+        where = (
+            f"into a folder {folder} inside any folder, which the environment variable "
+            "FRAMEWORK_DATA then has to name: FRAMEWORK_DATA=/path/to/data for "
+            f"/path/to/data/{folder}/{file.name}"
         )
-    )
     raise DataError(
         f"{file.name} could not be downloaded: {'; '.join(failures)}; "
         f"get it by other means, and put it {where}"
