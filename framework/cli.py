@@ -314,7 +314,7 @@ def _train(plan: Plan, resumed: bool, quiet: bool) -> None:
         TerminateOnNaN(),
         JSONLLog(folder / METRICS),
         kept,
-        CurvePlot(folder / CURVES),
+        CurvePlot(folder / CURVES, quiet),
     ]
     if not quiet:
         callbacks.insert(0, Progress(screen.console()))

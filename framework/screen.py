@@ -170,16 +170,21 @@ def _cell(count: int, right: bool) -> str:
 
 
 def show_predictions(config: RunConfig, values: np.ndarray[Any, Any]) -> None:
-    """A table in a terminal; elsewhere a line for each sample: number, class, probability (or the
-    values).
+    """A table in a terminal; elsewhere tab-separated lines, the first with the columns' names, then
+    one for each sample: number, class, probability and next class, or number and values.
     """
     rows = [_prediction(config, value) for value in values]
+    if config.task == "classification":
+        heads = ["class", "probability", "next"]
+    else:
+        heads = ["value"] if len(rows[0]) == 1 else [f"value {i}" for i in range(len(rows[0]))]
     if not console().is_terminal:
+        print("sample", *heads, sep="\t")
         for i, cells in enumerate(rows):
             print(i, *cells, sep="\t")
         return
-    heads = ["class", "probability", "next"] if config.task == "classification" else ["value"]
-    out = table("sample", *heads, right=(0, 2) if config.task == "classification" else (0, 1))
+    numbers = (2,) if config.task == "classification" else range(1, len(heads) + 1)
+    out = table("sample", *heads, right=(0, *numbers))
     for i, cells in enumerate(rows[:ROWS]):
         out.add_row(str(i), *map(escape, cells))
     console().print(out)

@@ -95,7 +95,9 @@ def test_predict(trained, folder):
     _, run = trained
     images, labels = load("digits", 0).test[np.arange(40)]
     np.save(folder / "images.npy", images)
-    lines = call(folder, "predict", run, "images.npy", "--out", "p.npy").stdout.splitlines()
+    shown = call(folder, "predict", run, "images.npy", "--out", "p.npy").stdout
+    columns, *lines = shown.splitlines()
+    assert columns.split("\t") == ["sample", "class", "probability", "next"]
     found = np.array([int(line.split("\t")[1]) for line in lines])
     assert (found == labels).mean() > 0.9
     probabilities = np.load(folder / "p.npy")
@@ -104,7 +106,7 @@ def test_predict(trained, folder):
     np.testing.assert_array_equal(probabilities.argmax(1), found)
     np.save(folder / "one.npy", images[3, 0] * 16)
     one = call(folder, "predict", run, "one.npy")
-    assert one.stdout.count("\n") == 1
+    assert one.stdout.count("\n") == 2
     assert "the model was trained on 0 to 1" in one.stderr
 
 
@@ -313,7 +315,8 @@ def test_regression_and_validation(folder):
     data = load("regression", 0).test
     x, t = data[np.arange(len(data))]
     np.save(folder / "x.npy", x)
-    lines = call(folder, "predict", "r", "x.npy").stdout.splitlines()
+    columns, *lines = call(folder, "predict", "r", "x.npy").stdout.splitlines()
+    assert columns == "sample\tvalue"
     values = np.array([float(line.split("\t")[1]) for line in lines])
     assert np.corrcoef(values, t[:, 0])[0, 1] > 0.9
     assert abs(values.mean() - t.mean()) < 1  # on the scale of the data

@@ -297,7 +297,7 @@ def test_inputs_in_every_form(trained, folder, shape):
     np.save(folder / "x.npy", np.zeros(shape))
     result = call("predict", trained, folder / "x.npy")
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("\n") == (2 if shape[0] == 2 else 1)
+    assert result.stdout.count("\n") == 1 + (2 if shape[0] == 2 else 1)
 
 
 def test_the_file_of_predictions(trained, folder, monkeypatch):
