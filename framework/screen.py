@@ -59,8 +59,17 @@ def title(text: str) -> None:
 # train --------------------------------------------------------------------------------------------
 
 
-def show_training(config: RunConfig, splits: Splits, model: Module, epochs_done: int) -> None:
-    """Device, data, recipe and model, before training begins."""
+def show_training(
+    config: RunConfig,
+    splits: Splits,
+    model: Module,
+    epochs_done: int,
+    epochs_before: int | None = None,
+    anew: bool = False,
+) -> None:
+    """Device, data, recipe and model, before training begins. `epochs_before`: what a run that gets
+    more epochs was to have; `anew`: its optimizer has lost its state.
+    """
     recipe = config.recipe
     sizes = [f"{len(splits.train):,} to train", f"{len(splits.test):,} to test"]
     if splits.classes:
@@ -85,7 +94,11 @@ def show_training(config: RunConfig, splits: Splits, model: Module, epochs_done:
     )
     show_summary(model, splits.shape)
     if epochs_done:
-        console().print(f"going on after epoch {epochs_done}\n")
+        note = ""
+        if epochs_before is not None:
+            note = f"; the learning rate follows the schedule of {recipe.epochs} epochs now"
+            note += f", not of {epochs_before}" + (", and AdamW starts anew" if anew else "")
+        console().print(f"going on after epoch {epochs_done}{note}\n")
 
 
 def show_summary(model: Module, shape: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,41 @@ def test_interrupted_and_resumed_is_the_same_run(short, folder):
     assert (short / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert records(short) == records(parts)
     assert not (parts / "last.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
+def test_a_complete_run_is_trained_on(folder):
+    """And, where that is interrupted, goes on as if it had not been."""
+    call(folder, *OPTIONS, "--epochs", "2", "--out", "two")
+    shutil.copytree(folder / "two", folder / "whole five")
+    more = ["train", "--resume", "two", "--epochs", "5"]
+    shown = call(folder, "train", "--resume", "whole five", "--epochs", "5").stdout
+    assert (
+        "going on after epoch 2; the learning rate follows the schedule of 5 epochs now, not of 2, "
+        "and AdamW starts anew\n"
+    ) in shown
+    whole, parts = folder / "whole five", folder / "two"
+    assert json.loads((whole / "config.json").read_text())["recipe"]["epochs"] == 5
+    found = records(whole)
+    assert [record["epoch"] for record in found] == [1, 2, 3, 4, 5]
+    assert found[:2] == records(parts)
+    assert found[2]["lr"] > found[1]["lr"]
+    assert found[4]["step"] * 2 == found[1]["step"] * 5
+    assert found[4]["loss"] < found[1]["loss"]
+    assert not (whole / "last.safetensors").exists()
+    stopped = subprocess.run(
+        [sys.executable, "-c", INTERRUPT.replace("== 3", "== 4"), *more],
+        cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert stopped.returncode == 130, stopped.stderr
+    assert "stopped; epoch 3 of 5 is kept" in stopped.stderr
+    shutil.copytree(parts, folder / "six")
+    shown = call(folder, "train", "--resume", "six", "--epochs", "6").stdout
+    assert "of 6 epochs now, not of 5\n" in shown  # its AdamW goes on
+    assert len(records(folder / "six")) == 6
+    call(folder, "train", "--resume", "two")
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert records(whole) == records(parts)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")

@@ -91,9 +91,9 @@ def run(trained, tmp_path):
         (["--set", "batch-size=8", "--batch-size", 8], "batch_size is given twice: by --batch-s"),
         (["--set", "lr=0.1", "--set", "lr=0.2"], "--set lr=0.2: lr is given twice"),
         (["--resume", "nowhere"], "nowhere is no run folder: there is no such folder"),
-        (["--resume", ".", "--epochs", 3], "leave out --dataset, --epochs"),
-        (["--resume", ".", "--seed", 0], "leave out --dataset, --epochs"),
-        (["--resume", ".", "--dataset", "moons"], "leave out --dataset, --epochs"),
+        (["--resume", ".", "--epochs", 3], ". is no run folder: it has no config.json"),
+        (["--resume", ".", "--seed", 0], "leave out --dataset, --batch-size"),
+        (["--resume", ".", "--dataset", "moons"], "leave out --dataset, --batch-size"),
         (["--batch-size", 1], "batch_size is 1, but batch norm needs at least 2 samples"),
         (["--set", "hidden=1000000000000"], "not enough memory"),
         (["--set", "hidden=1" + "0" * 30], "describes no model"),
@@ -132,7 +132,29 @@ def test_corrupt_and_wrong_files(folder, monkeypatch):
 
 def test_a_folder_that_holds_a_run(run):
     assert "holds a run already" in error("train", "--out", run)
-    assert "is complete" in error("train", "--resume", run)
+    assert "is complete: there is nothing to go on with; --epochs N trains on, with N above 1" in (
+        error("train", "--resume", run)
+    )
+    assert "is a run of 1 epochs, --resume takes more" in (
+        error("train", "--resume", run, "--epochs", 1)
+    )
+
+
+def test_a_complete_run_that_cannot_be_trained_on(run):
+    def says():
+        text = error("train", "--resume", run, "--epochs", 2)
+        assert json.loads(config.read_text())["recipe"]["epochs"] == 1
+        return text
+
+    config, log = run / "config.json", run / "metrics.jsonl"
+    content = json.loads(config.read_text())
+    log.write_text("{}")
+    assert "metrics.jsonl is damaged" in says()
+    log.unlink()
+    assert "metrics.jsonl does not exist" in says()
+    content["recipe"]["validation"] = 0.1
+    config.write_text(json.dumps(content))
+    assert "has its best epoch's weights by the validation loss" in says()
 
 
 def test_a_folder_that_cannot_be_made(folder):
