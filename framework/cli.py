@@ -135,7 +135,12 @@ def train(
         typer.Option(help="digits, mnist, fashion-mnist, ...", show_default="digits"),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training data.", show_default="by its size")
+        int | None,
+        typer.Option(
+            help="Passes over the training data. With --resume: a larger number than before trains "
+            "on, with the schedule of so many epochs.",
+            show_default="by its size",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples of a step.", show_default="64")
@@ -155,7 +160,11 @@ def train(
         Path | None, typer.Option(help="The run folder.", show_default="runs/MODEL-DATASET-seedN")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with an interrupted run.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Go on with an interrupted run; with more --epochs, with a complete one too.",
+            show_default=False,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -190,8 +199,8 @@ def train(
             model or "mlp", dataset or "digits", seed or 0, device, out, options, settings or []
         )
     else:
-        only_resume(dataset, epochs, batch_size, lr, precision, seed, out, settings)
-        plan = resumed_run(resume, model, device)
+        only_resume(dataset, batch_size, lr, precision, seed, out, settings)
+        plan = resumed_run(resume, model, device, epochs)
     _train(plan, resume is not None, quiet, profile)
 
 
@@ -306,6 +315,7 @@ def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
         LAST,
         METRICS,
         fitting_threads,
+        keep_state_of_complete_run,
         make_trainer,
         save_model,
     )
@@ -321,7 +331,7 @@ def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
         TerminateOnNaN(),
         JSONLLog(folder / METRICS),
         kept,
-        CurvePlot(folder / CURVES),
+        CurvePlot(folder / CURVES, quiet),
     ]
     if not quiet:
         callbacks.insert(0, Progress(screen.console()))
@@ -329,12 +339,15 @@ def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
     if profiled:
         callbacks.insert(0, profiler)
     trainer = make_trainer(model, config, data, callbacks)
+    anew = resumed and not (folder / LAST).is_file()
+    if anew:
+        keep_state_of_complete_run(folder, trainer, config, data)
     if resumed:
         checkpoint.load_trainer(folder / LAST, trainer)
-    else:
+    if not resumed or plan.epochs_before is not None:
         config.write(folder)
     if not quiet:
-        screen.show_training(config, plan.splits, model, trainer.epoch)
+        screen.show_training(config, plan.splits, model, trainer.epoch, plan.epochs_before, anew)
     watched = {"validation": data.validation} if data.validation else {"test": data.test}
     assert config.recipe.epochs is not None
     try:

@@ -20,12 +20,16 @@ class UsageError(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, on which data, and where the run is kept."""
+    """What to train, on which data, and where the run is kept.
+
+    `epochs_before`: where a run gets more epochs than it was to have, how many those were.
+    """
 
     config: RunConfig
     folder: Path
     splits: Splits
     data: Data
+    epochs_before: int | None = None
 
 
 def plan_run(
@@ -47,7 +51,11 @@ def plan_run(
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: expected 0 or more")
     for_model, for_recipe = _settings(settings, family.config, Recipe)
-    recipe = expect(lambda: Recipe(**{**for_recipe, **options}))
+    for name in options:
+        if name in for_recipe:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{name} is given twice: by {option} and by --set {name}=...")
+    recipe = expect(lambda: Recipe(**for_recipe, **options))
     splits = load(dataset, seed)
     classes = len(splits.classes) if splits.classes else None
     model_config = expect(
@@ -99,33 +107,52 @@ def _free_folder(name: str) -> Path:
 def only_resume(*options: Any) -> None:
     if any(option not in (None, []) for option in options):
         raise UsageError(
-            "--resume goes on with the run's own settings: leave out --dataset, --epochs, "
-            "--batch-size, --lr, --precision, --seed, --out and --set"
+            "--resume goes on with the run's own settings: leave out --dataset, --batch-size, "
+            "--lr, --precision, --seed, --out and --set"
         )
 
 
-def resumed_run(folder: Path, model: str | None, device: str | None) -> Plan:
-    """An interrupted run."""
+def resumed_run(
+    folder: Path, model: str | None, device: str | None, epochs: int | None = None
+) -> Plan:
+    """An interrupted run; with more `epochs` also a complete one."""
     from framework.data import load
     from framework.trainer.run import LAST, METRICS, MODEL, RunConfig, load_data
 
     config = RunConfig.read(folder)
     if model not in (None, config.model):
         raise UsageError(f"{folder} is a run of {config.model}, not of {model}")
-    if not (folder / LAST).is_file():
-        if (folder / MODEL).is_file():
-            raise UsageError(f"{folder} is complete: there is nothing to go on with")
+    before = config.recipe.epochs
+    assert before is not None
+    if epochs is not None and epochs <= before:
+        raise UsageError(
+            f"--epochs {epochs}: {folder} is a run of {before} epochs, --resume takes more, or none"
+        )
+    complete = (folder / MODEL).is_file() and not (folder / LAST).is_file()
+    if complete and epochs is not None and config.recipe.validation:
+        raise UsageError(
+            f"{folder} is complete and has its best epoch's weights by the validation loss: "
+            "it cannot be trained on from there"
+        )
+    if not (folder / LAST).is_file() and not (complete and epochs is not None):
+        if complete:
+            raise UsageError(
+                f"{folder} is complete: there is nothing to go on with; "
+                f"--epochs N trains on, with N above {before}"
+            )
         log = folder / METRICS
         if log.is_file() and log.stat().st_size:
             raise UsageError(f"{folder} has lost its {LAST}: start the run anew")
         raise UsageError(f"{folder} was interrupted before its first epoch ended: start it anew")
     if device is not None:
         config = replace(config, device=place(device))
+    if epochs is not None:
+        config = replace(config, recipe=replace(config.recipe, epochs=epochs))
     splits = load(config.dataset, config.seed)
     config.check_data(splits)
     with damage_of(folder):
         data = load_data(splits, config.recipe, config.seed, config.device)
-    return Plan(config, folder, splits, data)
+    return Plan(config, folder, splits, data, None if epochs is None else before)
 
 
 @contextmanager
@@ -167,6 +194,8 @@ def _settings(
                 f"there are: {', '.join(known)}"
             )
         side = 0 if key in for_model else 1
+        if key in found[side]:
+            raise UsageError(f"--set {setting}: {key} is given twice")
         found[side][key] = _parsed(setting, text.strip(), (for_model | for_recipe)[key])
     return found
 

@@ -61,8 +61,17 @@ def title(text: str) -> None:
 # train --------------------------------------------------------------------------------------------
 
 
-def show_training(config: RunConfig, splits: Splits, model: Module, epochs_done: int) -> None:
-    """Device, data, recipe and model, before training begins."""
+def show_training(
+    config: RunConfig,
+    splits: Splits,
+    model: Module,
+    epochs_done: int,
+    epochs_before: int | None = None,
+    anew: bool = False,
+) -> None:
+    """Device, data, recipe and model, before training begins. `epochs_before`: what a run that gets
+    more epochs was to have; `anew`: its optimizer has lost its state.
+    """
     recipe = config.recipe
     sizes = [f"{len(splits.train):,} to train", f"{len(splits.test):,} to test"]
     if splits.classes:
@@ -87,7 +96,11 @@ def show_training(config: RunConfig, splits: Splits, model: Module, epochs_done:
     )
     show_summary(model, splits.shape)
     if epochs_done:
-        console().print(f"going on after epoch {epochs_done}\n")
+        note = ""
+        if epochs_before is not None:
+            note = f"; the learning rate follows the schedule of {recipe.epochs} epochs now"
+            note += f", not of {epochs_before}" + (", and AdamW starts anew" if anew else "")
+        console().print(f"going on after epoch {epochs_done}{note}\n")
 
 
 def show_summary(model: Module, shape: tuple[int, ...]) -> None:
@@ -186,16 +199,21 @@ def _cell(count: int, right: bool) -> str:
 
 
 def show_predictions(config: RunConfig, values: np.ndarray[Any, Any]) -> None:
-    """A table in a terminal; elsewhere a line for each sample: number, class, probability (or the
-    values).
+    """A table in a terminal; elsewhere tab-separated lines, the first with the columns' names, then
+    one for each sample: number, class, probability and next class, or number and values.
     """
     rows = [_prediction(config, value) for value in values]
+    if config.task == "classification":
+        heads = ["class", "probability", "next"]
+    else:
+        heads = ["value"] if len(rows[0]) == 1 else [f"value {i}" for i in range(len(rows[0]))]
     if not console().is_terminal:
+        print("sample", *heads, sep="\t")
         for i, cells in enumerate(rows):
             print(i, *cells, sep="\t")
         return
-    heads = ["class", "probability", "next"] if config.task == "classification" else ["value"]
-    out = table("sample", *heads, right=(0, 2) if config.task == "classification" else (0, 1))
+    numbers = (2,) if config.task == "classification" else range(1, len(heads) + 1)
+    out = table("sample", *heads, right=(0, *numbers))
     for i, cells in enumerate(rows[:ROWS]):
         out.add_row(str(i), *map(escape, cells))
     console().print(out)

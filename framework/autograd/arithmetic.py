@@ -253,6 +253,8 @@ def _apply(function: Callable[[Any, Any], Any], x: Any, y: Any) -> Array:
             out = as_array(function(x, y))
             # to NumPy a Python number times bfloat16 is float32; a number changes no dtype
             return out if half is None or out.dtype == bool else out.astype(half, copy=False)
+    except OverflowError as error:
+        raise _out_of_bounds(error, x, y) from None
     except ValueError as error:
         shapes = [getattr(v, "shape", ()) for v in (x, y)]
         try:
@@ -261,6 +263,18 @@ def _apply(function: Callable[[Any, Any], Any], x: Any, y: Any) -> Array:
             message = f"shapes {shapes[0]} and {shapes[1]} do not broadcast together"
             raise ValueError(message) from None
         raise ValueError(str(error)) from None  # integers to negative powers
+
+
+def _out_of_bounds(error: OverflowError, *values: Any) -> OverflowError:
+    """What to say of a Python integer that an integer tensor's dtype cannot hold."""
+    numbers = [v for v in values if isinstance(v, int)]
+    dtypes = [v.dtype for v in values if hasattr(v, "dtype")]
+    if len(numbers) != 1 or len(dtypes) != 1:
+        return OverflowError(str(error))
+    cure = "; use .to('int64') on the tensor first" if abs(numbers[0]) < 2**63 else ""
+    return OverflowError(
+        f"the number {numbers[0]} does not fit into the tensor's dtype {dtypes[0].name}{cure}"
+    )
 
 
 def _pair(a: Any, b: Any, out: Array, da: Rule, db: Rule) -> Tensor:
@@ -307,8 +321,11 @@ def _in_place(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
         raise ValueError(f"in-place: shape {y.shape} does not fit into {x.shape}")
     if state.copies:
         forget_copies()
-    with np.errstate(all="ignore"):
-        function(x, y)
+    try:
+        with np.errstate(all="ignore"):
+            function(x, y)
+    except OverflowError as error:
+        raise _out_of_bounds(error, x, y) from None
     return target
 
 

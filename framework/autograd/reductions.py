@@ -18,7 +18,8 @@ from kernels.arrays import Array, array_module, is_floating
 if TYPE_CHECKING:
     from framework.autograd.tensor import Tensor
 
-Axis = int | tuple[int, ...] | None
+Axis = int | tuple[int, ...] | list[int] | None
+Axes = int | tuple[int, ...] | None  # after `_checked`
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -51,20 +52,20 @@ class Reductions:
         """Sum."""
         x = _wide(self)
         shape = x.shape
-        axis = _checked("sum", shape, axis)
-        out = reductions.sum(x.data, axis, keepdims)
-        return record(out, [x], lambda dy: [_spread(dy, shape, axis, keepdims)])
+        at = _checked("sum", shape, axis)
+        out = reductions.sum(x.data, at, keepdims)
+        return record(out, [x], lambda dy: [_spread(dy, shape, at, keepdims)])
 
     @_torch_words
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Mean; of nothing it is NaN."""
         x = _wide(self)
         shape = x.shape
-        axis = _checked("mean", shape, axis)
-        out = reductions.mean(_floats(x), axis, keepdims)
-        share, dtype = 1 / max(1, count(shape, axis)), out.dtype
+        at = _checked("mean", shape, axis)
+        out = reductions.mean(_floats(x), at, keepdims)
+        share, dtype = 1 / max(1, count(shape, at)), out.dtype
         return record(
-            out, [x], lambda dy: [_spread(in_dtype(dy * share, dtype), shape, axis, keepdims)]
+            out, [x], lambda dy: [_spread(in_dtype(dy * share, dtype), shape, at, keepdims)]
         )
 
     @_torch_words
@@ -72,9 +73,9 @@ class Reductions:
         """Variance over n - `correction` (1: unbiased, 0: of the population)."""
         x = _wide(self)
         a = _floats(x)
-        axis = _checked("var", x.shape, axis)
-        out = reductions.var(a, axis, correction, keepdims)
-        return record(out, [x], lambda dy: [reductions.var_grad(dy, a, axis, correction, keepdims)])
+        at = _checked("var", x.shape, axis)
+        out = reductions.var(a, at, correction, keepdims)
+        return record(out, [x], lambda dy: [reductions.var_grad(dy, a, at, correction, keepdims)])
 
     @_torch_words
     def std(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:
@@ -96,9 +97,9 @@ class Reductions:
         """Euclidean norm; the gradient at the origin is 0."""
         x = _wide(self)
         a = _floats(x)
-        axis = _checked("norm", x.shape, axis)
-        y = reductions.norm(a, axis, keepdims)
-        return record(y, [x], lambda dy: [reductions.norm_grad(dy, a, y, axis, keepdims)])
+        at = _checked("norm", x.shape, axis)
+        y = reductions.norm(a, at, keepdims)
+        return record(y, [x], lambda dy: [reductions.norm_grad(dy, a, y, at, keepdims)])
 
     @_torch_words
     def cumsum(self, axis: int) -> Tensor:
@@ -122,12 +123,12 @@ class Reductions:
     @_torch_words
     def all(self, axis: Axis = None) -> Tensor:
         """Are all true?"""
-        return record(as_array(_tensor(self).data.all(axis=axis)), [], lambda dy: [])
+        return _truth("all", self, axis)
 
     @_torch_words
     def any(self, axis: Axis = None) -> Tensor:
         """Is any true?"""
-        return record(as_array(_tensor(self).data.any(axis=axis)), [], lambda dy: [])
+        return _truth("any", self, axis)
 
 
 def _tensor(x: Any) -> Tensor:
@@ -139,15 +140,19 @@ def _wide(x: Any) -> Tensor:
     return _tensor(x) if state.dtype is None else widened(_tensor(x))
 
 
-def _checked(name: str, shape: tuple[int, ...], axis: Axis) -> Axis:
-    """`axis` as Python ints, if there are such axes."""
+def _checked(name: str, shape: tuple[int, ...], axis: Axis) -> Axes:
+    """`axis` as Python ints, if there are such axes; a list is as good as a tuple."""
     if axis is None:
         return None
-    axes = tuple(map(operator.index, axis if isinstance(axis, tuple) else (axis,)))
+    given = axis if isinstance(axis, (tuple, list)) else (axis,)
+    try:
+        axes = tuple(map(operator.index, given))
+    except TypeError:
+        raise TypeError(f"{name}: axis={axis!r}, expected an integer or several") from None
     for a in axes:
         if not -len(shape) <= a < len(shape):
             raise ValueError(f"{name}: axis {a} does not exist in shape {shape}")
-    return axes if isinstance(axis, tuple) else axes[0]
+    return axes if isinstance(axis, (tuple, list)) else axes[0]
 
 
 def _floats(x: Tensor) -> Array:
@@ -155,14 +160,14 @@ def _floats(x: Tensor) -> Array:
     return x.data if is_floating(x.dtype) else x.data.astype("float32")
 
 
-def count(shape: tuple[int, ...], axis: Axis) -> int:
+def count(shape: tuple[int, ...], axis: Axes) -> int:
     """How many elements each result of a reduction is made of."""
     if axis is None:
         return math.prod(shape)
     return math.prod(shape[a] for a in ((axis,) if isinstance(axis, int) else axis))
 
 
-def _spread(dy: Array, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Array:
+def _spread(dy: Array, shape: tuple[int, ...], axis: Axes, keepdims: bool) -> Array:
     """Hand the gradient of a sum to everything that was summed (a broadcast view)."""
     xp = array_module(dy)
     if axis is not None and not keepdims:
@@ -173,11 +178,16 @@ def _spread(dy: Array, shape: tuple[int, ...], axis: Axis, keepdims: bool) -> Ar
 
 def _extreme(name: str, x: Any, axis: Axis, keepdims: bool) -> Tensor:
     a = x.data
-    axis = _checked(name, x.shape, axis)
-    if count(x.shape, axis) == 0:
+    at = _checked(name, x.shape, axis)
+    if count(x.shape, at) == 0:
         raise ValueError(f"{name} of nothing: shape {x.shape}, axis {axis}")
-    y = getattr(reductions, name)(a, axis, keepdims)
-    return record(y, [x], lambda dy: [reductions.max_grad(dy, a, y, axis, keepdims)])
+    y = getattr(reductions, name)(a, at, keepdims)
+    return record(y, [x], lambda dy: [reductions.max_grad(dy, a, y, at, keepdims)])
+
+
+def _truth(name: str, x: Any, axis: Axis) -> Tensor:
+    out = getattr(x.data, name)(axis=_checked(name, x.shape, axis))
+    return record(as_array(out), [], lambda dy: [])
 
 
 def _position(name: str, x: Any, axis: int | None) -> Tensor:

@@ -253,12 +253,16 @@ def split(x: Any, size: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     """Pieces along `axis`: of one size (the last may be smaller) or of given sizes."""
     at = _axis(axis, x.ndim)
     n = x.shape[at]
-    if isinstance(size, int):
+    if isinstance(size, (int, np.integer)):
         if size < 1:
             raise ValueError(f"split: size={size}, expected at least 1")
-        sizes = [min(size, n - start) for start in range(0, n, size)]
+        sizes = [min(int(size), n - start) for start in range(0, n, int(size))]
     else:
-        sizes = [int(s) for s in size]
+        try:
+            sizes = [operator.index(s) for s in size]
+        except TypeError:
+            message = f"split: size={size!r}, expected an integer or a list of integers"
+            raise TypeError(message) from None
         if sum(sizes) != n or min(sizes, default=0) < 0:
             raise ValueError(f"split: sizes {sizes} do not add up to {n}, the size of axis {axis}")
     starts = np.cumsum([0, *sizes])

@@ -171,7 +171,15 @@ class Tensor(Arithmetic, Shaping, Reductions):
             return graph.record(
                 to_device(self.data, there), [self], lambda dy: [to_device(dy, here)]
             )
-        before, after = self.dtype, as_dtype(target)
+        try:
+            before, after = self.dtype, as_dtype(target)
+        except TypeError as error:
+            if not isinstance(target, str):
+                raise
+            raise TypeError(
+                f"to({target!r}): expected a device ('auto', 'cpu', 'cuda' or 'cuda:N') or a dtype "
+                "('bool', 'int32', 'int64', 'float16', 'bfloat16', 'float32', 'float64')"
+            ) from error
         if before == after:
             return self
         if not is_floating(after):

@@ -72,7 +72,16 @@ def fetch(folder: str, file: RemoteFile) -> Path:
             return target
         except DataError as error:
             failures.append(str(error))
+    root = data_folder()
+    if root is not None:
+        where = f"into {root / folder}"
+    else:
+        where = (
+            f"into a folder {folder} inside any folder, which the environment variable "
+            "FRAMEWORK_DATA then has to name: FRAMEWORK_DATA=/path/to/data for "
+            f"/path/to/data/{folder}/{file.name}"
+        )
     raise DataError(
         f"{file.name} could not be downloaded: {'; '.join(failures)}; "
-        f"get it by other means, and put it into the folder {folder} inside FRAMEWORK_DATA"
+        f"get it by other means, and put it {where}"
     )

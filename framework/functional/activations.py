@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from framework.autograd import Tensor, record
 from framework.autograd.casting import lowered, state
-from framework.functional.check import floating, tensor_argument
+from framework.functional.check import floating, number, tensor_argument
 from kernels import activations as kernels
 from kernels.elementwise import Elementwise
 
@@ -60,6 +60,7 @@ def relu6(x: Tensor) -> Tensor:
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where positive, else negative_slope * x."""
+    number("leaky_relu", "negative_slope", negative_slope)
     return _activate(kernels.leaky_relu, kernels.leaky_relu_grad, x, negative_slope)
 
 
@@ -74,6 +75,7 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """x where positive, else alpha * (e^x - 1)."""
+    number("elu", "alpha", alpha)
     return _activate(kernels.elu, kernels.elu_grad, x, alpha)
 
 
@@ -84,7 +86,7 @@ def selu(x: Tensor) -> Tensor:
 
 def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """max(x, 0) + min(alpha * (e^(x / alpha) - 1), 0)."""
-    if alpha == 0:
+    if number("celu", "alpha", alpha) == 0:
         raise ValueError("celu: alpha=0, expected a number other than 0")
     return _activate(kernels.celu, kernels.celu_grad, x, alpha)
 
@@ -110,7 +112,8 @@ def mish(x: Tensor) -> Tensor:
 
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + e^(beta x)) / beta; x itself where beta * x is above `threshold`."""
-    if beta == 0:
+    number("softplus", "threshold", threshold)
+    if number("softplus", "beta", beta) == 0:
         raise ValueError("softplus: beta=0, expected a number other than 0")
     return _activate(kernels.softplus, kernels.softplus_grad, x, beta, threshold)
 
@@ -132,6 +135,7 @@ def hardswish(x: Tensor) -> Tensor:
 
 def hardtanh(x: Tensor, min_value: float = -1.0, max_value: float = 1.0) -> Tensor:
     """x limited to [min_value, max_value]."""
+    number("hardtanh", "min_value", min_value), number("hardtanh", "max_value", max_value)
     if not min_value < max_value:  # NaN is not below anything
         raise ValueError(f"hardtanh: min_value={min_value} is not below max_value={max_value}")
     return _activate(kernels.hardtanh, kernels.hardtanh_grad, x, min_value, max_value)

@@ -26,9 +26,16 @@ def optional_tensor(function: str, argument: str, value: Any) -> Tensor | None:
     return None if value is None else tensor_argument(function, argument, value)
 
 
+def number(function: str, argument: str, value: Any) -> float:
+    """`value`, if it is a Python or NumPy number; else TypeError."""
+    if not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{function}: {argument}={value!r}, expected a number")
+    return value  # type: ignore[return-value]
+
+
 def at_least_zero(function: str, argument: str, value: float) -> float:
     """`value`, unless it is negative or NaN."""
-    if not value >= 0:
+    if not number(function, argument, value) >= 0:
         raise ValueError(f"{function}: {argument}={value}, expected at least 0")
     return value
 
@@ -60,7 +67,7 @@ def axis_of(name: str, x: Tensor, dim: int) -> int:
 
 def probability(name: str, p: float) -> float:
     """`p`, if it is in [0, 1]."""
-    if not 0 <= p <= 1:
+    if not 0 <= number(name, "p", p) <= 1:
         raise ValueError(f"{name}: p={p}, expected a probability from 0 to 1")
     return p
 

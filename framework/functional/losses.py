@@ -17,6 +17,7 @@ from framework.functional.check import (
     array_of,
     broadcasts_to,
     floating,
+    number,
     optional_tensor,
     same_shape,
     tensor_argument,
@@ -67,13 +68,13 @@ def _per_element(
     return reduce(losses, reduction, name)
 
 
-def _check_constant(name: str, target: Tensor) -> None:
-    if target.requires_grad:
-        raise ValueError(f"{name}: the target requires a gradient; pass target.detach()")
+def _check_constant(name: str, x: Tensor, argument: str = "target") -> None:
+    if x.requires_grad:
+        raise ValueError(f"{name}: the {argument} requires a gradient; pass {argument}.detach()")
 
 
 def _known_on_cpu(target: Tensor) -> bool:
-    """Whether labels can be looked at: on CUDA that would make the CPU wait for the GPU."""
+    """Whether values can be looked at: on CUDA that would make the CPU wait for the GPU."""
     return isinstance(target, Tensor) and target.size > 0 and not is_cuda(target.data)
 
 
@@ -89,7 +90,7 @@ def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
 
 def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """Half the square up to `delta`, linear beyond (Huber 1964)."""
-    if delta <= 0:
+    if number("huber_loss", "delta", delta) <= 0:
         raise ValueError(f"huber_loss: delta={delta}, expected a positive number")
     return _per_element(
         "huber_loss", kernels.huber, kernels.huber_grad, x, target, reduction, delta
@@ -98,7 +99,7 @@ def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float 
 
 def smooth_l1_loss(x: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """The Huber loss over `beta`: slope 1 beyond it (Girshick 2015)."""
-    if beta < 0:
+    if number("smooth_l1_loss", "beta", beta) < 0:
         raise ValueError(f"smooth_l1_loss: beta={beta}, expected at least 0")
     return _per_element(
         "smooth_l1_loss", kernels.smooth_l1, kernels.smooth_l1_grad, x, target, reduction, beta
@@ -119,6 +120,7 @@ def binary_cross_entropy_with_logits(
     """
     name = "binary_cross_entropy_with_logits"
     _check_reduction(name, reduction)
+    number(name, "pos_weight", pos_weight)
     if optional_tensor(name, "weight", weight) is not None and not broadcasts_to(
         weight.shape, floating(name, x).shape
     ):
@@ -163,6 +165,7 @@ def hinge_loss(x: Tensor, target: Tensor, reduction: str = "mean", margin: float
     On the CPU another target raises ValueError; on CUDA, where looking would wait for the GPU, it
     does not.
     """
+    number("hinge_loss", "margin", margin)
     if _known_on_cpu(target):
         wrong = target.data[(target.data != 1) & (target.data != -1)]
         if wrong.size:
@@ -269,13 +272,15 @@ def cross_entropy(
     `target`: class indices (N, *), or probabilities in x's shape. `weight` (C,) scales the classes;
     targets equal to `ignore_index` do not count; `label_smoothing` mixes the target with the
     uniform distribution. The mean is over the weights of the targets that count. On the CPU an
-    index outside [0, C) raises IndexError.
+    index outside [0, C) raises IndexError, and a weight or probability below 0 ValueError.
     """
     _check_reduction("cross_entropy", reduction)
-    if not 0 <= label_smoothing <= 1:
+    if not 0 <= number("cross_entropy", "label_smoothing", label_smoothing) <= 1:
         raise ValueError(f"cross_entropy: label_smoothing={label_smoothing}, expected 0 to 1")
     rows, target, positions, probabilities = _as_rows("cross_entropy", x, target)
     _check_class_weight("cross_entropy", weight, rows.shape[1])
+    if probabilities:
+        _check_not_negative("cross_entropy", "a target probability", target)
     want_grad = rows.requires_grad and is_grad_enabled()
     t = target.data.astype(rows.dtype, copy=False) if probabilities else target.data
     losses, dlogits = kernels.cross_entropy(
@@ -288,8 +293,19 @@ def cross_entropy(
 
 
 def _check_class_weight(name: str, weight: Tensor | None, classes: int) -> None:
-    if optional_tensor(name, "weight", weight) is not None and weight.shape != (classes,):
+    if optional_tensor(name, "weight", weight) is None:
+        return
+    if weight.shape != (classes,):
         raise ValueError(f"{name}: weight has shape {weight.shape}, expected ({classes},)")
+    _check_constant(name, weight, "weight")
+    _check_not_negative(name, "a weight", weight)
+
+
+def _check_not_negative(name: str, what: str, x: Tensor) -> None:
+    if _known_on_cpu(x):
+        low = float(x.data.min())
+        if not low >= 0:
+            raise ValueError(f"{name}: {what} is {low:g}, expected at least 0")
 
 
 def _scaled(dy: Array, dlogits: Array) -> Array:

@@ -59,6 +59,11 @@ def to_bytes(
     """The content of the file that `save` writes."""
     import safetensors.numpy
 
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"save: tensors is a {type(tensors).__name__}, expected a dict of names and tensors, "
+            "as state_dict() gives it"
+        )
     arrays = {name: _plain(name, value) for name, value in tensors.items()}
     return safetensors.numpy.save(arrays, dict(metadata) if metadata else None)
 

@@ -274,20 +274,25 @@ class Optimizer(ABC):
         """Continue from a `state_dict` of an optimizer of the same class for parameters of the same
         shapes.
 
+        The groups take over the saved options, and with them come the buffers that the rule needs.
         ValueError says what does not fit, and then nothing has been loaded.
         """
-        self._check_state(state)
-        for group, saved in zip(self.param_groups, state["groups"], strict=True):
-            for name, value in saved.items():
-                if name in group:
-                    group[name] = tuple(value) if isinstance(value, (list, tuple)) else value
+        groups = self._check_state(state)
+        for group, taken, flats in zip(self.param_groups, groups, self._flat, strict=True):
+            group.update(taken)
+            for flat in flats:
+                flat.provide(self.buffers(group))
         for i, (flat, j) in enumerate(self._numbered()):
             flat.steps[j] = int(state["steps"][i])
-            for name, buffer in flat.state.items():
+            for name, buffer in list(flat.state.items()):
+                if f"{name}.{i}" not in state["arrays"]:
+                    del flat.state[name]  # a buffer of options that the saved run did not have
+                    continue
                 view = flat.view(buffer, j)
                 view[...] = to_device(_data(state["arrays"][f"{name}.{i}"]), device_of(view))
 
-    def _check_state(self, state: Mapping[str, Any]) -> None:
+    def _check_state(self, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The groups with the options of `state`, if everything in it fits."""
         if not isinstance(state, Mapping) or not {"name", "groups", "steps", "arrays"} <= set(
             state
         ):
@@ -302,18 +307,39 @@ class Optimizer(ABC):
         own = [len(group["params"]) for group in self.param_groups]
         if sizes != own or len(state["steps"]) != sum(own):
             raise ValueError(f"the state has groups of {sizes} parameters, the optimizer of {own}")
-        arrays = self.state_dict()["arrays"]
-        problems = [f"{name}: missing" for name in arrays if name not in state["arrays"]]
+        groups = [
+            group | {name: _frozen(value) for name, value in saved.items() if name in group}
+            for group, saved in zip(self.param_groups, state["groups"], strict=True)
+        ]
+        for group in groups:
+            self._check_options(group)
+        needed, arrays = self._arrays_of(groups)
+        problems = [f"{name}: missing" for name in needed if name not in state["arrays"]]
         problems += [f"{name}: unexpected" for name in state["arrays"] if name not in arrays]
         for name, mine in arrays.items():
-            if name in state["arrays"] and tuple(state["arrays"][name].shape) != mine.shape:
+            if name in state["arrays"] and tuple(state["arrays"][name].shape) != mine:
                 shape = tuple(state["arrays"][name].shape)
-                problems.append(f"{name}: shape {shape} in the state, {mine.shape} here")
+                problems.append(f"{name}: shape {shape} in the state, {mine} here")
         if problems:
             raise ValueError(
                 "the state does not fit the optimizer, nothing was loaded:\n  "
                 + "\n  ".join(problems)
             )
+        return groups
+
+    def _arrays_of(
+        self, groups: list[dict[str, Any]]
+    ) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+        """The arrays that a state with these options has to have, and the shapes of all that it may
+        have: what was needed once may be there still.
+        """
+        needed: list[str] = []
+        shapes: dict[str, tuple[int, ...]] = {}
+        wanted = [self.buffers(group) for group in groups for _ in group["params"]]
+        for i, ((flat, j), names) in enumerate(zip(self._numbered(), wanted, strict=True)):
+            needed += [f"{name}.{i}" for name in names]
+            shapes |= {f"{name}.{i}": flat.parameters[j].shape for name in flat.state | names}
+        return needed, shapes
 
     def _numbered(self) -> list[tuple[FlatParameters, int]]:
         """For each parameter in the order given: its buffers, and its place in them."""
@@ -358,6 +384,10 @@ def finite(name: str, value: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:

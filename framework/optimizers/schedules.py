@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 Schedule = Callable[[int], float]
 
 
@@ -24,7 +26,7 @@ def constant(factor: float = 1.0) -> Schedule:
 
 def step(step_size: int, gamma: float = 0.1) -> Schedule:
     """gamma^k after k times `step_size` steps (PyTorch: StepLR)."""
-    _at_least("step", "step_size", step_size, 1)
+    _whole("step", "step_size", step_size, 1)
     _at_least("step", "gamma", gamma, 0)
     return lambda step: gamma ** (_checked(step) // step_size)
 
@@ -32,7 +34,9 @@ def step(step_size: int, gamma: float = 0.1) -> Schedule:
 def multistep(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
     """gamma^k once k of the `milestones` have been reached (PyTorch: MultiStepLR)."""
     stones = list(milestones)
-    if stones != sorted(stones) or any(m < 0 for m in stones):
+    for i, stone in enumerate(stones):
+        _whole("multistep", f"milestones[{i}]", stone, 0)
+    if stones != sorted(stones):
         raise ValueError(f"multistep: milestones={stones}, expected steps in rising order")
     _at_least("multistep", "gamma", gamma, 0)
     return lambda step: gamma ** sum(_checked(step) >= m for m in stones)
@@ -46,7 +50,7 @@ def exponential(gamma: float) -> Schedule:
 
 def polynomial(total_steps: int, power: float = 1.0, end: float = 0.0) -> Schedule:
     """From 1 to `end` over `total_steps` along (1 - step / total_steps)^power, then `end`."""
-    _at_least("polynomial", "total_steps", total_steps, 1)
+    _whole("polynomial", "total_steps", total_steps, 1)
     _at_least("polynomial", "power", power, 0)
     _at_least("polynomial", "end", end, 0)
     return lambda step: end + (1 - end) * (1 - min(_checked(step) / total_steps, 1)) ** power
@@ -56,7 +60,7 @@ def cosine(total_steps: int, end: float = 0.0) -> Schedule:
     """From 1 to `end` over `total_steps` along half a cosine wave, then `end` (Loshchilov & Hutter
     2017).
     """
-    _at_least("cosine", "total_steps", total_steps, 1)
+    _whole("cosine", "total_steps", total_steps, 1)
     _at_least("cosine", "end", end, 0)
     return lambda step: _half_wave(min(_checked(step) / total_steps, 1), 1.0, end)
 
@@ -65,7 +69,7 @@ def cosine_restarts(period: int, period_factor: float = 1.0, end: float = 0.0) -
     """Cosine from 1 to just above `end` over and over: the first time in `period` steps, each time
     `period_factor` times as many (warm restarts, Loshchilov & Hutter 2017).
     """
-    _at_least("cosine_restarts", "period", period, 1)
+    _whole("cosine_restarts", "period", period, 1)
     _at_least("cosine_restarts", "period_factor", period_factor, 1)
     _at_least("cosine_restarts", "end", end, 0)
 
@@ -86,7 +90,7 @@ def linear_warmup(steps: int, then: Schedule | None = None, start: float = 0.0) 
 
     `then` is constant at 1 unless given. Step 0 has the multiplier `start`.
     """
-    _at_least("linear_warmup", "steps", steps, 0)
+    _whole("linear_warmup", "steps", steps, 0)
     _at_least("linear_warmup", "start", start, 0)
     after = constant() if then is None else then
 
@@ -110,10 +114,10 @@ def one_cycle(
 
     The learning rate it multiplies is the largest one. `anneal`: "cos" or "linear".
     """
-    _at_least("one_cycle", "total_steps", total_steps, 2)
+    _whole("one_cycle", "total_steps", total_steps, 2)
     _at_least("one_cycle", "div_factor", div_factor, 1)
     _at_least("one_cycle", "final_div_factor", final_div_factor, 1)
-    if not 0 < pct_start < 1:
+    if not _is_number(pct_start) or not 0 < pct_start < 1:
         raise ValueError(f"one_cycle: pct_start={pct_start!r}, expected a number between 0 and 1")
     if anneal not in ("cos", "linear"):
         raise ValueError(f"one_cycle: anneal={anneal!r}, expected 'cos' or 'linear'")
@@ -141,14 +145,23 @@ def _line(part: float, start: float, end: float) -> float:
 
 
 def _checked(step: int) -> int:
-    if step < 0:
-        raise ValueError(f"step={step}, expected at least 0")
+    if not _is_number(step) or not 0 <= step < math.inf or step % 1:
+        raise ValueError(f"step={step!r}, expected a whole number of at least 0")
     return step
 
 
 def _at_least(schedule: str, name: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise ValueError(f"{schedule}: {name}={value!r}, expected at least {low}")
+    if not _is_number(value) or not value >= low:
+        raise ValueError(f"{schedule}: {name}={value!r}, expected a number of at least {low}")
+
+
+def _whole(schedule: str, name: str, value: float, low: int) -> None:
+    if not _is_number(value) or not low <= value < math.inf or value % 1:
+        raise ValueError(f"{schedule}: {name}={value!r}, expected a whole number of at least {low}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 class ReduceOnPlateau:
@@ -178,7 +191,7 @@ class ReduceOnPlateau:
             raise ValueError(
                 f"ReduceOnPlateau: threshold_mode={threshold_mode!r}, expected 'rel' or 'abs'"
             )
-        if not 0 <= factor < 1:
+        if not _is_number(factor) or not 0 <= factor < 1:
             raise ValueError(
                 f"ReduceOnPlateau: factor={factor!r}, expected a number from 0 to below 1"
             )

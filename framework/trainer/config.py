@@ -128,12 +128,18 @@ class RunConfig:
     def read(cls, folder: Path) -> RunConfig:
         """The configuration of a run folder; FileError with one clear line where it is none."""
         if not folder.is_dir():
-            raise FileError(f"{folder} is no run folder: there is no such folder")
+            why = "it is a file" if folder.exists() else "there is no such folder"
+            raise FileError(f"{folder} is no run folder: {why}")
         if not (folder / CONFIG).is_file():
             raise FileError(f"{folder} is no run folder: it has no {CONFIG}")
         path = folder / CONFIG
         try:
             content = json.loads(read_bytes(path))
+            if not isinstance(content, dict):
+                raise FileError(
+                    f"{path} is damaged: it holds {_short(content)}, expected a run's settings "
+                    "in braces"
+                )
             if content.get("format") != FORMAT:
                 raise FileError(
                     f"{path} has format {content.get('format')!r}, this version reads {FORMAT}"

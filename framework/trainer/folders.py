@@ -11,5 +11,7 @@ def make_folder(folder: Path) -> None:
     """Make `folder` and those above it where they are missing; FileError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise FileError(f"cannot make the folder {folder}: there is a file of this name") from None
     except OSError as error:
         raise FileError(f"cannot make {folder}: {error.strerror or error}") from error

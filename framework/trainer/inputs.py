@@ -1,4 +1,6 @@
-"""The inputs that ``predict`` reads: a .npy file, whose content may be anything."""
+"""Inputs to predict: arrays as the model computes with them, and what the command reads, a .npy
+file whose content may be anything.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from framework.autograd import Tensor
+from framework.autograd.graph import in_dtype
 from framework.interop.atomic import FileError, read_bytes
+from framework.layers import Embedding, Module
+from kernels.arrays import is_array, is_floating
 
 MAGIC = b"\x93NUMPY"
 
@@ -44,6 +50,34 @@ def read_inputs(file: Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return x
 
 
+def holds_numbers(data: Any) -> bool:
+    """Is this a nested list of numbers, or a list of arrays, and not one of batches?"""
+    if not isinstance(data, (list, tuple)) or not data:
+        return False
+    first = data[0]
+    if is_array(first):
+        return True
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    return isinstance(first, (bool, int, float, str, np.generic))
+
+
+def as_input(name: str, data: Any, model: Module) -> Tensor:
+    """An array or nested list as the input that `model` computes with: in the dtype of its
+    parameters, integers as they are where it has an Embedding. `name` is the caller's.
+    """
+    try:
+        x = data if is_array(data) else np.asarray(data)
+    except ValueError as error:
+        raise ValueError(f"{name}: data is no array of numbers: {error}") from None
+    if x.dtype.kind not in "biuf" and not is_floating(x.dtype):
+        raise TypeError(f"{name}: data has dtype {x.dtype}, expected numbers")
+    if x.dtype.kind in "iu" and any(isinstance(m, Embedding) for m in model.modules()):
+        return Tensor(x)
+    dtype = next((p.dtype for p in model.parameters() if is_floating(p.dtype)), x.dtype)
+    return Tensor(in_dtype(x, dtype))
+
+
 def _as_samples(
     file: Path, x: np.ndarray[Any, Any], shape: tuple[int, ...]
 ) -> np.ndarray[Any, Any]:
@@ -52,7 +86,9 @@ def _as_samples(
     if len(shape) > 1 and shape[0] == 1:
         forms.append(shape[1:])
     single = x.shape in forms
-    if not single and (x.shape[1:] not in forms or len(x) == 0):
-        sizes = ", ".join(map(str, shape))
+    sizes = ", ".join(map(str, shape))
+    if not single and x.shape[1:] in forms and len(x) == 0:
+        raise FileError(f"{file} has shape {x.shape}: it holds no inputs, expected at least one")
+    if not single and x.shape[1:] not in forms:
         raise FileError(f"{file} has shape {x.shape}, expected inputs (N, {sizes})")
     return x.reshape(1 if single else len(x), *shape)

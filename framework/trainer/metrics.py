@@ -116,16 +116,23 @@ class _Share(Metric):
 class Accuracy(_Share):
     """The share of positions whose highest logit is the target's.
 
-    Targets of the output's own shape that are floating-point, with two classes or more, and whose
-    every row (axis 1) sums to 1 are one-hot or probabilities: the class of their highest counts.
-    (On CUDA such targets are waited for.) Any other output of the target's own shape, or (N, 1) for
-    targets (N,), is one logit for yes: above zero means class 1.
+    What targets of the output's own shape are is decided by dtype and shape alone, never by their
+    values. Floats (N, C, ...) with C > 1 are one-hot or probabilities, as in `cross_entropy`: the
+    class of their highest counts. Others (booleans, integers, (N,), (N, 1)), and (N,) for an output
+    (N, 1), are one answer per position: a logit above zero means yes, and so does a target above
+    0.5. `multilabel` makes answers of floats (N, C, ...) too, as `binary_cross_entropy_with_logits`
+    takes them.
+
+    Logits that are NaN, and classes of which one is NaN, are never right.
     """
 
     name = "accuracy"
 
-    def __init__(self, ignore_index: int | None = None) -> None:
+    def __init__(self, ignore_index: int | None = None, multilabel: bool = False) -> None:
         super().__init__(ignore_index)
+        if not isinstance(multilabel, bool):
+            raise ValueError(f"multilabel is {multilabel!r}, expected True or False")
+        self.multilabel = multilabel
 
     def update(self, output: Any, target: Any) -> None:
         output, target = _arrays(self.name, output, target)
@@ -135,21 +142,19 @@ class Accuracy(_Share):
             if target.dtype.kind not in "biu" and not is_floating(target.dtype):
                 raise _wrong_target(self.name, target)
             counts = None if self.ignore_index is None else target != self.ignore_index
-            if _are_distributions(target):
+            if not self.multilabel and _are_distributions(target):
                 counts = None  # there is no index to ignore
-                right = output.argmax(axis=1) == target.argmax(axis=1)
+                right = _is_highest(output, target.argmax(axis=1))
             else:
-                right = (output > 0) == (target > 0.5)
+                right = ((output > 0) == (target > 0.5)) & (output == output)
         else:
             target, counts = _without(self.ignore_index, target)
             _check_classes(self.name, output, target)
-            right = output.argmax(axis=1) == target
+            right = _is_highest(output, target)
         self._add(right, counts)
 
     def is_replayable(self, output: Any, target: Any) -> bool:
-        # targets that may be probabilities are looked at, which waits for the device
-        indices = target.dtype.kind in "biu" or target.shape != output.shape
-        return indices and self.ignore_index is None and type(self).update is Accuracy.update
+        return self.ignore_index is None and type(self).update is Accuracy.update
 
 
 class TopK(_Share):
@@ -388,12 +393,13 @@ def _without(ignore_index: int | None, target: Array) -> tuple[Array, Array | No
 
 
 def _are_distributions(target: Array) -> bool:
-    """Are these floats (N, C, ...), C > 1, whose rows sum to 1 and have nothing below 0?"""
-    if target.ndim < 2 or target.shape[1] < 2 or not is_floating(target.dtype):
-        return False
-    wide = target.astype("float32")
-    # 0.01: bfloat16 has a relative error of 0.004.
-    return bool((wide >= 0).all() & (abs(wide.sum(axis=1) - 1) < 0.01).all())
+    """Are these floats (N, C, ...), C > 1?"""
+    return target.ndim > 1 and target.shape[1] > 1 and is_floating(target.dtype)
+
+
+def _is_highest(output: Array, target: Array) -> Array:
+    """Where class `target` has the highest of the logits (axis 1); nowhere among NaN."""
+    return (output.argmax(axis=1) == target) & (output == output).all(axis=1)
 
 
 def _wrong_target(name: str, target: Array) -> TypeError:

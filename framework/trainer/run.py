@@ -10,6 +10,7 @@ last.safetensors     while it trains, and after Ctrl-C: the state to resume from
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ from framework.data import (
     random_split,
 )
 from framework.interop import safetensors
-from framework.interop.atomic import FileError
+from framework.interop.atomic import FileError, read_bytes
 from framework.layers import Module
 from framework.optimizers import AdamW, schedules
+from framework.trainer import checkpoint
 from framework.trainer.callbacks import Callback, EarlyStopping
 from framework.trainer.callbacks.model_checkpoint import LAST as LAST
 from framework.trainer.config import (
@@ -90,6 +92,10 @@ def load_data(
     """Loaders as the recipe has them; the transforms are fitted unless they are given."""
     if inputs is None:
         inputs, targets = fit_transforms(splits)
+    if recipe.label_smoothing and splits.task != "classification":
+        raise ValueError(
+            f"label_smoothing is {recipe.label_smoothing}, but {splits.name} has no classes"
+        )
     train: Any = splits.train
     held_out = None
     if recipe.validation:
@@ -98,6 +104,12 @@ def load_data(
     if recipe.shift:
         if len(splits.shape) != 3:
             raise ValueError(f"shift is {recipe.shift}, but {splits.name} has no images")
+        height, width = splits.shape[1:]
+        if recipe.shift >= min(height, width):
+            raise ValueError(
+                f"shift is {recipe.shift}, but the images of {splits.name} have {height}x{width} "
+                f"pixels: expected at most {min(height, width) - 1}"
+            )
         augmented = Compose(RandomCrop(splits.shape[1:], padding=recipe.shift), inputs)
     # A last batch of a single sample has no variance for batch norm: leave it out.
     single = len(train) % recipe.batch_size == 1 and len(train) > recipe.batch_size
@@ -231,9 +243,46 @@ def load_model(
         weights = {n: a for n, a in arrays.items() if not n.startswith((INPUT, TARGET))}
         model.load_state_dict(weights)
     except (ValueError, TypeError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise FileError(f"{path} does not fit {folder / CONFIG}: {first}") from error
+        reason = "; ".join(line.strip() for line in str(error).splitlines())
+        reason = reason.replace(":; ", ": ")  # a list begins
+        raise FileError(f"{path} does not fit {folder / CONFIG}: {reason}") from error
     return inputs, targets
+
+
+def keep_state_of_complete_run(
+    folder: Path, trainer: Trainer, config: RunConfig, data: Data
+) -> None:
+    """Write last.safetensors for a run that has ended, to train on from: weights and epochs as they
+    were. The optimizer's averages are not kept with such a run: it starts anew.
+
+    Raises:
+        FileError: model.safetensors or metrics.jsonl are missing or damaged.
+    """
+    load_model(folder, trainer.model, config)
+    trainer.history = read_history(folder / METRICS)
+    trainer.epoch, trainer.step = len(trainer.history), trainer.history[-1]["step"]
+    trainer.train_loader = data.train
+    data.train.set_epoch(trainer.epoch)
+    checkpoint.save_trainer(folder / LAST, trainer)
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; what JSON has as null is NaN again."""
+    try:
+        records = [json.loads(line) for line in read_bytes(path).splitlines()]
+        numbers = [record["epoch"] for record in records]
+        if not numbers or numbers != list(range(1, len(numbers) + 1)):
+            raise ValueError("its epochs are not 1, 2, ...")
+        if not isinstance(records[-1]["step"], int):
+            raise ValueError(f"step is {records[-1]['step']!r}")
+        return [
+            {name: float("nan") if value is None else value for name, value in record.items()}
+            for record in records
+        ]
+    except FileError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FileError(f"{path} is damaged: {error}") from error
 
 
 def outputs_for(

@@ -20,6 +20,7 @@ from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.capture import captured_training
+from framework.trainer.inputs import as_input, holds_numbers
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
 from framework.trainer.precision import ComputePrecision
@@ -285,21 +286,31 @@ class Trainer:
 
     @explains_memory
     def predict(
-        self, data: Loader | Tensor | np.ndarray[Any, Any], batch_size: int = 256
+        self, data: Loader | Tensor | np.ndarray[Any, Any] | list[Any], batch_size: int = 256
     ) -> Tensor:
-        """The model's outputs (N, ...) for an array or Tensor of N inputs, or for a loader's.
+        """The model's outputs (N, ...) for an array, nested list or Tensor of N inputs, or for a
+        loader's.
 
-        They are float32 in every precision. Of a loader's batches the last array, the target, is
-        left out (unless it is the only one).
+        They are float32 in every precision. Arrays and lists become what the model computes with,
+        the dtype of its parameters; integers stay integers where it has an Embedding. A Tensor is
+        taken as it is. Of a loader's batches the last array, the target, is left out (unless it is
+        the only one).
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
         batches: Loader
-        if isinstance(data, Tensor) or hasattr(data, "dtype"):
-            x = data if isinstance(data, Tensor) else Tensor(data)
+        if isinstance(data, Tensor) or hasattr(data, "dtype") or holds_numbers(data):
+            x = data if isinstance(data, Tensor) else as_input("predict", data, self.model)
+            if x.ndim == 0:
+                raise ValueError("predict: data has shape (), expected inputs (N, ...)")
             batches = ((x[i : i + batch_size],) for i in range(0, len(x), batch_size))
-        else:
+        elif isinstance(data, Iterable):
             batches = data
+        else:
+            raise TypeError(
+                f"predict: data is a {type(data).__name__}, expected an array, a nested list, a "
+                "Tensor or a loader"
+            )
         outputs = []
         with self.evaluating():
             for batch in batches_on(batches, self.device):

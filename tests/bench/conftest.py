@@ -1,5 +1,7 @@
 """Shared by the tests of bench/: CUDA on the emulator, workers without processes."""
 
+import sys
+
 import pytest
 
 from bench.peer import PeerError, Worker, _Server
@@ -28,6 +30,14 @@ class Local:
 
     def __exit__(self, *error):
         self.close()
+
+
+@pytest.fixture(autouse=True)
+def torch_records_gradients_again():
+    """bench/torch_calls.py turns it off for its process, which here is other tests' too."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_grad_enabled(True)
 
 
 @pytest.fixture

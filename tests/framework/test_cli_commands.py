@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def call(folder, *args, code=0):
     )
     assert result.returncode == code, result.stderr + result.stdout
     return result
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ctrl_c_is_not_ignored():
+    """Under nohup and in background jobs of scripts SIGINT is ignored, and children inherit that;
+    a handler is not inherited.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +96,9 @@ def test_predict(trained, folder):
     _, run = trained
     images, labels = load("digits", 0).test[np.arange(40)]
     np.save(folder / "images.npy", images)
-    lines = call(folder, "predict", run, "images.npy", "--out", "p.npy").stdout.splitlines()
+    shown = call(folder, "predict", run, "images.npy", "--out", "p.npy").stdout
+    columns, *lines = shown.splitlines()
+    assert columns.split("\t") == ["sample", "class", "probability", "next"]
     found = np.array([int(line.split("\t")[1]) for line in lines])
     assert (found == labels).mean() > 0.9
     probabilities = np.load(folder / "p.npy")
@@ -94,7 +107,7 @@ def test_predict(trained, folder):
     np.testing.assert_array_equal(probabilities.argmax(1), found)
     np.save(folder / "one.npy", images[3, 0] * 16)
     one = call(folder, "predict", run, "one.npy")
-    assert one.stdout.count("\n") == 1
+    assert one.stdout.count("\n") == 2
     assert "the model was trained on 0 to 1" in one.stderr
 
 
@@ -157,6 +170,41 @@ def test_interrupted_and_resumed_is_the_same_run(short, folder):
     assert (short / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert records(short) == records(parts)
     assert not (parts / "last.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
+def test_a_complete_run_is_trained_on(folder):
+    """And, where that is interrupted, goes on as if it had not been."""
+    call(folder, *OPTIONS, "--epochs", "2", "--out", "two")
+    shutil.copytree(folder / "two", folder / "whole five")
+    more = ["train", "--resume", "two", "--epochs", "5"]
+    shown = call(folder, "train", "--resume", "whole five", "--epochs", "5").stdout
+    assert (
+        "going on after epoch 2; the learning rate follows the schedule of 5 epochs now, not of 2, "
+        "and AdamW starts anew\n"
+    ) in shown
+    whole, parts = folder / "whole five", folder / "two"
+    assert json.loads((whole / "config.json").read_text())["recipe"]["epochs"] == 5
+    found = records(whole)
+    assert [record["epoch"] for record in found] == [1, 2, 3, 4, 5]
+    assert found[:2] == records(parts)
+    assert found[2]["lr"] > found[1]["lr"]
+    assert found[4]["step"] * 2 == found[1]["step"] * 5
+    assert found[4]["loss"] < found[1]["loss"]
+    assert not (whole / "last.safetensors").exists()
+    stopped = subprocess.run(
+        [sys.executable, "-c", INTERRUPT.replace("== 3", "== 4"), *more],
+        cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert stopped.returncode == 130, stopped.stderr
+    assert "stopped; epoch 3 of 5 is kept" in stopped.stderr
+    shutil.copytree(parts, folder / "six")
+    shown = call(folder, "train", "--resume", "six", "--epochs", "6").stdout
+    assert "of 6 epochs now, not of 5\n" in shown  # its AdamW goes on
+    assert len(records(folder / "six")) == 6
+    call(folder, "train", "--resume", "two")
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert records(whole) == records(parts)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
@@ -303,7 +351,8 @@ def test_regression_and_validation(folder):
     data = load("regression", 0).test
     x, t = data[np.arange(len(data))]
     np.save(folder / "x.npy", x)
-    lines = call(folder, "predict", "r", "x.npy").stdout.splitlines()
+    columns, *lines = call(folder, "predict", "r", "x.npy").stdout.splitlines()
+    assert columns == "sample\tvalue"
     values = np.array([float(line.split("\t")[1]) for line in lines])
     assert np.corrcoef(values, t[:, 0])[0, 1] > 0.9
     assert abs(values.mean() - t.mean()) < 1  # on the scale of the data

@@ -82,10 +82,18 @@ def run(trained, tmp_path):
         (["--set", "epochs=1.5"], "expected an integer"),
         (["--set", "patience=3"], "patience is 3, but nothing is held out to watch"),
         (["--dataset", "moons", "--set", "shift=1"], "shift is 1, but moons has no images"),
+        (["--set", "shift=8"], "shift is 8, but the images of digits have 8x8 pixels"),
+        (
+            ["--dataset", "regression", "--set", "label_smoothing=0.1"],
+            "label_smoothing is 0.1, but regression has no classes",
+        ),
+        (["--set", "lr=0.1", "--lr", 0.2], "lr is given twice: by --lr and by --set lr=..."),
+        (["--set", "batch-size=8", "--batch-size", 8], "batch_size is given twice: by --batch-s"),
+        (["--set", "lr=0.1", "--set", "lr=0.2"], "--set lr=0.2: lr is given twice"),
         (["--resume", "nowhere"], "nowhere is no run folder: there is no such folder"),
-        (["--resume", ".", "--epochs", 3], "leave out --dataset, --epochs"),
-        (["--resume", ".", "--seed", 0], "leave out --dataset, --epochs"),
-        (["--resume", ".", "--dataset", "moons"], "leave out --dataset, --epochs"),
+        (["--resume", ".", "--epochs", 3], ". is no run folder: it has no config.json"),
+        (["--resume", ".", "--seed", 0], "leave out --dataset, --batch-size"),
+        (["--resume", ".", "--dataset", "moons"], "leave out --dataset, --batch-size"),
         (["--batch-size", 1], "batch_size is 1, but batch norm needs at least 2 samples"),
         (["--set", "hidden=1000000000000"], "not enough memory"),
         (["--set", "hidden=1" + "0" * 30], "describes no model"),
@@ -124,12 +132,36 @@ def test_corrupt_and_wrong_files(folder, monkeypatch):
 
 def test_a_folder_that_holds_a_run(run):
     assert "holds a run already" in error("train", "--out", run)
-    assert "is complete" in error("train", "--resume", run)
+    assert "is complete: there is nothing to go on with; --epochs N trains on, with N above 1" in (
+        error("train", "--resume", run)
+    )
+    assert "is a run of 1 epochs, --resume takes more" in (
+        error("train", "--resume", run, "--epochs", 1)
+    )
+
+
+def test_a_complete_run_that_cannot_be_trained_on(run):
+    def says():
+        text = error("train", "--resume", run, "--epochs", 2)
+        assert json.loads(config.read_text())["recipe"]["epochs"] == 1
+        return text
+
+    config, log = run / "config.json", run / "metrics.jsonl"
+    content = json.loads(config.read_text())
+    log.write_text("{}")
+    assert "metrics.jsonl is damaged" in says()
+    log.unlink()
+    assert "metrics.jsonl does not exist" in says()
+    content["recipe"]["validation"] = 0.1
+    config.write_text(json.dumps(content))
+    assert "has its best epoch's weights by the validation loss" in says()
 
 
 def test_a_folder_that_cannot_be_made(folder):
     (folder / "file").write_text("")
     assert "cannot make" in error("train", "--out", folder / "file" / "run", "--quiet")
+    text = error("train", "--out", folder / "file", "--quiet")
+    assert f"cannot make the folder {folder / 'file'}: there is a file of this name" in text
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["predict"]])
@@ -146,8 +178,10 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
     assert "it has no config.json" in says(folder)
     config.write_text(text[: len(text) // 2])
     assert "config.json is damaged" in says()
-    config.write_text("[]")
-    assert "config.json is damaged" in says()
+    for content in ("[]", "3"):
+        config.write_text(content)
+        assert f"config.json is damaged: it holds {content}, expected a run's settings" in says()
+    assert "config.json is no run folder: it is a file" in says(config)
     content = json.loads(text)
     config.write_text(json.dumps(content | {"format": 7}))
     assert "has format 7, this version reads 1" in says()
@@ -156,6 +190,7 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
     wider = content["model_config"] | {"hidden": [9]}
     config.write_text(json.dumps(content | {"model_config": wider}))
     assert "model.safetensors does not fit" in says()
+    assert "nothing was loaded: blocks.0.linear.weight: shape" in says()
     config.write_text(json.dumps(content | {"model_config": {"depth": 3}}))
     assert "describes no model: mlp has no 'depth'" in says()
     config.write_text(text)
@@ -254,7 +289,9 @@ def huge_npy():
         (b"no array", "is no .npy file of numbers"),
         (np.array(["a"]), "holds <U1"),
         (np.zeros((3, 7)), "has shape (3, 7), expected inputs (N, 1, 8, 8)"),
-        (np.zeros((0, 64)), "has shape (0, 64)"),
+        (np.zeros((0, 64)), "has shape (0, 64): it holds no inputs, expected at least one"),
+        (np.zeros((0, 8, 8)), "has shape (0, 8, 8): it holds no inputs"),
+        (np.zeros((0, 7)), "has shape (0, 7), expected inputs (N, 1, 8, 8)"),
         (np.full((2, 64), np.nan), "NaN or infinite"),
         (np.full((2, 64), 1e300), "NaN or infinite"),
         (np.zeros((8, 1, 8)), "has shape (8, 1, 8), expected inputs (N, 1, 8, 8)"),
@@ -282,7 +319,7 @@ def test_inputs_in_every_form(trained, folder, shape):
     np.save(folder / "x.npy", np.zeros(shape))
     result = call("predict", trained, folder / "x.npy")
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("\n") == (2 if shape[0] == 2 else 1)
+    assert result.stdout.count("\n") == 1 + (2 if shape[0] == 2 else 1)
 
 
 def test_the_file_of_predictions(trained, folder, monkeypatch):

@@ -106,7 +106,7 @@ def test_a_wrong_file_is_never_kept(server, path, how, reason):
         fetch("set", remote(server, path, **how))
     message = str(caught.value)
     assert "file.gz could not be downloaded" in message and "\n" not in message
-    assert "put it into the folder set inside FRAMEWORK_DATA" in message
+    assert "variable FRAMEWORK_DATA then has to name: FRAMEWORK_DATA=/path/to/data for" in message
     assert left_behind() == []
 
 
@@ -163,3 +163,10 @@ def test_framework_data_must_be_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FRAMEWORK_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="FRAMEWORK_DATA is .*nowhere', which is not a folder"):
         fetch("set", RemoteFile("a", 1, SHA256, ()))
+
+
+def test_where_to_put_a_file_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("FRAMEWORK_DATA", str(tmp_path))
+    with pytest.raises(DataError) as caught:
+        fetch("set", RemoteFile("a", 1, SHA256, ("http://127.0.0.1:9/a",)))
+    assert str(caught.value).endswith(f"put it into {tmp_path / 'set'}")

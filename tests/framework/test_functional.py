@@ -564,3 +564,41 @@ def test_f_exports_every_public_activation():
     public = sorted(n for n in defined if not n.startswith("_"))
     assert sorted(activations.__all__) == public
     assert all(getattr(F, n) is getattr(activations, n) for n in public)
+
+
+@on_each_device
+def test_class_weights_and_probabilities_that_cannot_be():
+    x, labels = values(2, 3), fw.tensor([0, 1])
+    learnt = here(fw.ones(3, requires_grad=True))
+    for loss in (F.cross_entropy, F.nll_loss):
+        with pytest.raises(ValueError, match=r"weight requires a gradient; pass weight.detach\(\)"):
+            loss(here(x), here(labels), learnt)
+        with pytest.raises(ValueError, match="a weight is -1, expected at least 0"):
+            loss(x.cpu(), labels.cpu(), fw.tensor([1.0, -1.0, 1.0], device="cpu"))
+    with pytest.raises(ValueError, match="a target probability is -0.5, expected at least 0"):
+        F.cross_entropy(x.cpu(), fw.tensor([[1.5, -0.5, 0.0]] * 2, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (
+            lambda x: F.cross_entropy(x, x, label_smoothing="a"),
+            "cross_entropy: label_smoothing='a'",
+        ),
+        (lambda x: F.leaky_relu(x, "a"), "leaky_relu: negative_slope='a'"),
+        (lambda x: F.elu(x, "a"), "elu: alpha='a'"),
+        (lambda x: F.celu(x, None), "celu: alpha=None"),
+        (lambda x: F.softplus(x, "a"), "softplus: beta='a'"),
+        (lambda x: F.softplus(x, 1.0, "a"), "softplus: threshold='a'"),
+        (lambda x: F.hardtanh(x, "a"), "hardtanh: min_value='a'"),
+        (lambda x: F.huber_loss(x, x, delta="a"), "huber_loss: delta='a'"),
+        (lambda x: F.smooth_l1_loss(x, x, beta="a"), "smooth_l1_loss: beta='a'"),
+        (lambda x: F.hinge_loss(x, x, margin="a"), "hinge_loss: margin='a'"),
+        (lambda x: BCE(x, x, pos_weight="a"), "pos_weight='a'"),
+        (lambda x: F.dropout(x, "a"), "dropout: p='a'"),
+    ],
+)
+def test_options_that_are_no_numbers_are_named(call, named):
+    with pytest.raises(TypeError, match=named):
+        call(fw.ones(2, 3))

@@ -223,3 +223,37 @@ def test_skipping_a_parameter_leaves_it_and_its_state(name):
 def test_bad_options_show_their_value(make, message):
     with pytest.raises(ValueError, match=message):
         make([fw.Parameter(np.ones(2, "float32"))])
+
+
+@on_each_device
+@pytest.mark.parametrize("other", [0.0, 0.5])
+@pytest.mark.parametrize("changed", [0.9, 0.0])
+def test_options_that_were_changed_are_saved_and_loaded(changed, other):
+    """The loading optimizer was made with other options, and so with other buffers."""
+
+    def made(momentum):
+        p = fw.Parameter(moved(np.ones(3)))
+        return p, SGD([p], lr=0.1, momentum=momentum)
+
+    def step(p, optimizer):
+        p.grad = moved(np.arange(3.0))
+        optimizer.step()
+
+    p, optimizer = made(0.0)
+    optimizer.param_groups[0]["momentum"] = changed
+    step(p, optimizer)
+    q, fresh = made(other)
+    fresh.load_state_dict(optimizer.state_dict())
+    q.data[...] = p.data
+    assert fresh.param_groups[0]["momentum"] == changed
+    step(p, optimizer), step(q, fresh)
+    np.testing.assert_array_equal(values(p), values(q))
+
+
+def test_options_out_of_range_are_not_loaded():
+    optimizer = SGD([fw.Parameter(moved(np.ones(3)))], lr=0.1)
+    state = optimizer.state_dict()
+    state["groups"][0]["momentum"] = -1.0
+    with pytest.raises(ValueError, match="momentum=-1"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["momentum"] == 0

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from framework.optimizers import ReduceOnPlateau
@@ -76,7 +77,7 @@ def test_one_cycle(anneal):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: constant(-1), "constant: factor=-1, expected at least 0"),
+        (lambda: constant(-1), "constant: factor=-1, expected a number of at least 0"),
         (lambda: step(0), "step: step_size=0"),
         (lambda: multistep([5, 3]), r"milestones=\[5, 3\], expected steps in rising order"),
         (lambda: exponential(float("nan")), "exponential: gamma=nan"),
@@ -87,7 +88,7 @@ def test_one_cycle(anneal):
         (lambda: one_cycle(10, pct_start=1.0), "pct_start=1.0, expected a number between 0 and 1"),
         (lambda: one_cycle(10, anneal="exp"), "anneal='exp'"),
         (lambda: one_cycle(1), "total_steps=1"),
-        (lambda: cosine(3)(-1), "step=-1, expected at least 0"),
+        (lambda: cosine(3)(-1), "step=-1, expected a whole number"),
         (lambda: ReduceOnPlateau("lowest"), "mode='lowest'"),
         (lambda: ReduceOnPlateau(factor=1.0), "factor=1.0"),
         (lambda: ReduceOnPlateau(patience=-1), "patience=-1"),
@@ -140,3 +141,32 @@ def test_plateau_state_round_trip():
     assert part + feed(second, metrics[4:]) == whole
     with pytest.raises(ValueError, match="lacks bad, best, multiplier, resting"):
         second.load_state_dict({})
+
+
+@pytest.mark.parametrize("number", [1.5, math.inf, math.nan, -1, "a", None, True])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        step(3), multistep([2]), exponential(0.5), polynomial(9), cosine(9), cosine_restarts(3),
+        linear_warmup(3), one_cycle(9),
+    ],
+)  # fmt: skip
+def test_steps_are_whole_numbers(schedule, number):
+    with pytest.raises(ValueError, match=f"step={number!r}, expected a whole number of at least 0"):
+        schedule(number)
+
+
+@pytest.mark.parametrize("number", [2.5, math.inf, math.nan, -1, "a"])
+def test_numbers_of_steps_are_whole(number):
+    makers = {
+        step: "step_size", polynomial: "total_steps", cosine: "total_steps",
+        cosine_restarts: "period", linear_warmup: "steps", one_cycle: "total_steps",
+    }  # fmt: skip
+    for make, name in makers.items():
+        with pytest.raises(ValueError, match=f"{make.__name__}: {name}={number!r}, expected a who"):
+            make(number)
+    with pytest.raises(ValueError, match=r"multistep: milestones\[1\]="):
+        multistep([1, number])
+    with pytest.raises(ValueError, match="exponential: gamma='a', expected a number"):
+        exponential("a")
+    assert cosine(1e4)(np.int64(10)) == cosine(10_000)(10)

@@ -219,3 +219,37 @@ def test_bad_draws_are_refused():
         fw.bernoulli(2, (2,))
     with pytest.raises(TypeError, match="expected a floating-point type"):
         fw.rand(2, dtype="int64")
+
+
+@on_each_device
+def test_lists_of_axes_and_numpys_integers():
+    x = fw.tensor(np.arange(24.0).reshape(2, 3, 4), device=fw.default_device(), requires_grad=True)
+    for name in ("sum", "mean", "var", "std", "max", "min", "norm", "all", "any"):
+        method = getattr(x, name)
+        np.testing.assert_array_equal(
+            method([0, 1]).detach().numpy(), method((0, 1)).detach().numpy()
+        )
+    x.sum([0, -1]).sum().backward()
+    assert (x.grad.numpy() == 1).all()
+    assert [part.shape for part in x.split(np.int64(2), 2)] == [(2, 3, 2)] * 2
+    assert [part.shape for part in x.split(np.array([1, 3]), 2)] == [(2, 3, 1), (2, 3, 3)]
+
+
+def test_errors_name_what_was_given(tmp_path):
+    x = fw.tensor(np.zeros((2, 3), np.uint8))
+    with pytest.raises(TypeError, match="sum: axis='a', expected an integer"):
+        x.sum("a")
+    with pytest.raises(ValueError, match="any: axis 2 does not exist"):
+        x.any(2)
+    with pytest.raises(TypeError, match="split: size=2.5, expected an integer or a list"):
+        x.split(2.5)
+    with pytest.raises(TypeError, match="save: tensors is a list, expected a dict of names"):
+        fw.save([1], tmp_path / "x.safetensors")
+    with pytest.raises(
+        OverflowError, match="number 300 does not fit into the tensor's dtype uint8"
+    ):
+        x + 300
+    with pytest.raises(OverflowError, match="number -1 does not fit into the tensor's dtype uint8"):
+        x += -1
+    with pytest.raises(TypeError, match=r"to\('gpu'\): expected a device \('auto', 'cpu', 'cuda'"):
+        x.to("gpu")

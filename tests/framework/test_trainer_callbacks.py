@@ -379,6 +379,32 @@ def test_curves(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
+@pytest.mark.parametrize(
+    ("last", "labels"),
+    [(0.04, ["0.05", "0.1", "0.2", "0.5", "1"]), (1e-4, ["0.0001", "0.001", "0.01", "0.1", "1"])],
+)
+def test_the_axis_of_losses_has_decimals(last, labels, monkeypatch):
+    from matplotlib.figure import Figure
+
+    shown = []
+
+    def look(figure, *args, **options):
+        figure.canvas.draw()
+        axis = figure.axes[0].yaxis
+        low, high = axis.get_view_interval()
+        for minor in (False, True):
+            ticks = zip(axis.get_ticklocs(minor=minor), axis.get_ticklabels(minor), strict=False)
+            shown.extend(text.get_text() for at, text in ticks if low <= at <= high)
+        raise FileNotFoundError("nothing is written")
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    history = [{"epoch": i, "loss": loss} for i, loss in enumerate((0.95, 0.3, last), 1)]
+    with pytest.raises(FileError, match="cannot write"):
+        draw_curves(history, "curves.png", [])
+    assert list(filter(None, shown)) == labels
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
 def test_curves_of_losses_that_are_no_numbers(tmp_path):
     for loss in (math.nan, math.inf):
         draw_curves([{"epoch": 1, "loss": loss}], tmp_path / "curves.png", [])
@@ -392,6 +418,9 @@ def test_curves_without_matplotlib(tmp_path, monkeypatch, caplog):
     )
     make_trainer(CurvePlot(tmp_path / "curves.png")).fit(loader())
     assert "matplotlib is not installed (pip install" in caplog.text
+    caplog.clear()
+    make_trainer(CurvePlot(tmp_path / "curves.png", quiet=True)).fit(loader())
+    assert caplog.text == ""
     assert not (tmp_path / "curves.png").exists()
 
 

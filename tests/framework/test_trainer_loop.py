@@ -267,6 +267,43 @@ def test_bad_settings(options, message):
         make_trainer(**options)
 
 
+@on_each_device
+def test_predict_takes_arrays_and_lists_of_any_numbers():
+    trainer = make_trainer()
+    whole = host(trainer.predict(X))
+    for data in (X.astype(np.float64), X.tolist(), list(X), tuple(map(tuple, X.tolist()))):
+        np.testing.assert_array_equal(host(trainer.predict(data)), whole)
+    integers = np.arange(15).reshape(3, 5)
+    expected = host(trainer.predict(integers.astype(np.float32)))
+    for data in (integers, integers.astype(np.uint8), integers.tolist()):
+        np.testing.assert_array_equal(host(trainer.predict(data)), expected)
+
+
+@on_each_device
+def test_predict_leaves_the_indices_of_an_embedding():
+    model = layers.Sequential(layers.Embedding(6, 4), layers.Linear(4, 2))
+    trainer = make_trainer(model)
+    found = trainer.predict([[0, 1, 5], [2, 2, 3]])
+    assert found.shape == (2, 3, 2)
+    np.testing.assert_array_equal(
+        host(trainer.predict(np.array([[0, 1, 5], [2, 2, 3]], np.uint8))), host(found)
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ([["a", "b"]], TypeError, "predict: data has dtype <U1, expected numbers"),
+        ([[1.0, 2.0], [3.0]], ValueError, "predict: data is no array of numbers"),
+        (np.array(1.0), ValueError, r"predict: data has shape \(\)"),
+        (3, TypeError, "predict: data is a int, expected an array, a nested list"),
+    ],
+)
+def test_what_cannot_be_predicted(data, error, message):
+    with pytest.raises(error, match=message):
+        make_trainer().predict(data)
+
+
 def test_bad_calls():
     trainer = make_trainer()
     for epochs in (0, -1, 2.0, True):

@@ -87,9 +87,14 @@ def test_accuracy_of_one_logit_and_of_positions():
 
 
 def test_nan_logits_are_never_right():
-    for metric in (TopK(1), TopK(2)):
+    for metric in (TopK(1), TopK(2), Accuracy()):
         metric.update(np.array([[np.nan, 1.0], [1.0, 0.0]]), np.array([0, 0]))
         assert metric.compute() == 0.5
+    nothing = np.full((3, 2), np.nan)
+    for target in (np.zeros(3, int), np.eye(2)[[0, 0, 0]], np.zeros((3, 2), bool)):
+        metric = Accuracy()
+        metric.update(nothing, target)
+        assert metric.compute() == 0
 
 
 def test_mean_is_weighted():
@@ -167,12 +172,27 @@ def test_accuracy_of_one_hot_targets_and_of_several_yes_or_no():
     metric = Accuracy()
     metric.update(LOGITS, np.eye(3, dtype=np.float32)[TARGET])  # 4 of 6, all logits are >= 0
     assert metric.compute() == pytest.approx(4 / 6)
-    metric.reset()
+    metric = Accuracy(multilabel=True)
     metric.update(np.array([[1.0, -1.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [1.0, 1.0]]))
     assert metric.compute() == 1.0
     metric.reset()
     metric.update(np.array([[1.0, -1.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 0.0]]))
     assert metric.compute() == 0.5
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_accuracy_does_not_depend_on_the_batches(multilabel):
+    """Rows that sum to 1 are no other kind of target than those beside them."""
+    logits = np.array([[1.0, 1.0, -1.0], [1.0, 2.0, 3.0], [1.0, -1.0, -1.0]])
+    target = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    whole, parts = Accuracy(multilabel=multilabel), Accuracy(multilabel=multilabel)
+    whole.update(logits, target)
+    for i in range(3):
+        parts.update(logits[i : i + 1], target[i : i + 1])
+    assert parts.compute() == whole.compute() == pytest.approx(5 / 9 if multilabel else 2 / 3)
+    whole.reset()
+    whole.update(logits, target.astype(int))  # integers are answers, whatever the option
+    assert whole.compute() == pytest.approx(5 / 9)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +203,7 @@ def test_accuracy_of_one_hot_targets_and_of_several_yes_or_no():
         lambda: ConfusionMatrix(1),
         lambda: F1(3, "weighted"),
         lambda: Accuracy(ignore_index=1.0),
+        lambda: Accuracy(multilabel="yes"),
     ],
 )
 def test_bad_settings(make):

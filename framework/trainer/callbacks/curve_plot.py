@@ -27,11 +27,12 @@ class CurvePlot(Callback):
     off.
 
     A panel for the loss and one for each metric; a line for the training and one for each
-    validation. Without matplotlib it logs one line that says how to install it.
+    validation. Without matplotlib it logs one line that says how to install it, unless it is
+    `quiet`.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, quiet: bool = False) -> None:
+        self.path, self.quiet = Path(path), quiet
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self._draw(trainer)
@@ -43,7 +44,8 @@ class CurvePlot(Callback):
         if not trainer.history:
             return
         if importlib.util.find_spec("matplotlib") is None:
-            log.warning("no %s: matplotlib is not installed (%s)", self.path.name, INSTALL)
+            if not self.quiet:
+                log.warning("no %s: matplotlib is not installed (%s)", self.path.name, INSTALL)
             return
         draw_curves(trainer.history, self.path, [metric.name for metric in trainer.metrics])
 
@@ -74,6 +76,17 @@ def draw_curves(history: list[dict[str, Any]], path: str | Path, metrics: list[s
         scratch.unlink(missing_ok=True)
 
 
+def _label_in_decimals(axis: Any, decades: float) -> None:
+    """0.5 instead of 5 x 10^-1. Over few decades 2 and 5 have labels too: powers of ten alone would
+    be one or two.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _draw_panel(axes: Any, history: list[dict[str, Any]], panel: str) -> None:
     keys = [panel] + [key for key in history[0] if key.endswith(f"_{panel}")]
     epochs = [record["epoch"] for record in history]
@@ -91,6 +104,7 @@ def _draw_panel(axes: Any, history: list[dict[str, Any]], panel: str) -> None:
     positive = [value for value in values if value > 0]
     if panel == "loss" and values and positive == values and max(values) > 20 * min(values):
         axes.set_yscale("log")
+        _label_in_decimals(axes.yaxis, decades=math.log10(max(values) / min(values)))
     axes.set_title(panel, loc="left", color=INK, fontsize=12, fontweight="bold")
     axes.set_xlabel("epoch", color=MUTED)
     axes.xaxis.get_major_locator().set_params(integer=True)
