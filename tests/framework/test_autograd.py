@@ -397,6 +397,16 @@ def test_partial_gradients_add_in_place_without_touching_shared_arrays():
     np.testing.assert_array_equal(full, [[3, 3], [1, 1], [2, 2]])
 
 
+def test_partial_gradients_add_to_arrays_in_another_memory_order():
+    full = np.asfortranarray(np.zeros((3, 2)))
+    graph.add_at(full, graph.Partial((3, 2), np.array([0, 0, 2]), np.ones((3, 2))))
+    np.testing.assert_array_equal(full, [[2, 2], [0, 0], [1, 1]])
+    x = fw.tensor(np.ones((3, 2), np.float32), requires_grad=True)
+    y = x * 1
+    (y[np.array([0, 0, 2])].sum() + (y.T * 2).T.sum() + (y.T * 3).T.sum()).backward()
+    np.testing.assert_array_equal(x.grad.data, [[7, 7], [5, 5], [6, 6]])
+
+
 def test_tensors_without_a_cycle_die_at_once():
     code = (
         "import gc, weakref; gc.disable(); import framework as fw\n"
