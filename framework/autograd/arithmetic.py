@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from framework.autograd import changes
 from framework.autograd.casting import forget_copies, lowered_arrays, state, widened
 from framework.autograd.graph import (
     Gradients,
@@ -294,6 +295,10 @@ def _single(x: Any, out: Array, rule: Rule) -> Tensor:
     return record(out, [x], backward)
 
 
+#: In-place operators as they are written.
+_SIGNS = {operator.iadd: "+=", operator.isub: "-=", operator.imul: "*=", operator.itruediv: "/="}
+
+
 def _in_place(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
     """``a += b`` in a's own memory: for what is not being differentiated, as a step by hand."""
     target = _tensor(a)
@@ -309,6 +314,7 @@ def _in_place(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
         forget_copies()
     with np.errstate(all="ignore"):
         function(x, y)
+    changes.note(x, f"the in-place operator {_SIGNS[function]}")
     return target
 
 
@@ -436,21 +442,23 @@ def matmul(a: Any, b: Any) -> Tensor:
         raise TypeError(f"matmul: dtypes {x.dtype.name} and {y.dtype.name} differ; use .to(...)")
     p, q = (x[None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
     out = _product(p, q)
-    full = out.shape
+    full, p_shape, q_shape = out.shape, p.shape, q.shape
+    x_shape, y_shape = x.shape, y.shape
     if y.ndim == 1:
         out = out[..., 0]
     if x.ndim == 1:
         out = out[..., 0] if y.ndim == 1 else out[..., 0, :]
 
     def da(dy: Array) -> Array:
-        return unbroadcast(_product(dy.reshape(full), q, tb=True), p.shape).reshape(x.shape)
+        return unbroadcast(_product(dy.reshape(full), q, tb=True), p_shape).reshape(x_shape)
 
     def db(dy: Array) -> Array:
         dy = dy.reshape(full)
-        if q.ndim == 2 and p.ndim > 2:  # one matrix for the whole stack: one product of tall ones
+        # one matrix for the whole stack: one product of tall ones
+        if len(q_shape) == 2 and p.ndim > 2:
             dy, rows = _tall(dy), _tall(p)
-            return gemm(rows, dy, True).reshape(y.shape)
-        return unbroadcast(_product(p, dy, ta=True), q.shape).reshape(y.shape)
+            return gemm(rows, dy, True).reshape(y_shape)
+        return unbroadcast(_product(p, dy, ta=True), q_shape).reshape(y_shape)
 
     return _pair(a, b, as_array(out), da, db)
 

@@ -17,11 +17,11 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
-from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from framework.autograd import changes
 from framework.backend.live import CaptureError, Recording, recording
 from framework.backend.out_of_memory import OutOfMemoryError
 from kernels.arrays import Array, array_module
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Gradients = Sequence["Array | Partial | None"]
 Backward = Callable[[Array], Gradients]
 
-_sequence = count()
+_sequence = changes.clock
 _tensor: type[Tensor]
 
 
@@ -213,6 +213,8 @@ def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
             "backward() through a graph a second time: what it saved was freed after the first; "
             "pass retain_graph=True to the first backward()"
         )
+    if node.sequence < changes.latest:
+        _check_unchanged(node, function)
     gradients = function(dy)
     edges = node.edges
     if not retain_graph:
@@ -220,6 +222,26 @@ def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
     for edge, gradient in zip(edges, gradients, strict=True):
         if edge is not None and gradient is not None:
             _deliver(edge, gradient, pending)
+
+
+def _check_unchanged(node: Node, function: Backward) -> None:
+    """RuntimeError if what `node` saved was changed in place since: its gradient would be wrong."""
+    found = changes.changed_since(node.sequence, function)
+    if found is None:
+        return
+    saved, by = found
+    leaves = [
+        i
+        for i, edge in enumerate(node.edges)
+        if edge is not None and not isinstance(edge, Node) and changes.same_memory(edge.data, saved)
+    ]
+    which = f", its input {leaves[0]}," if leaves else ""
+    raise RuntimeError(
+        f"backward() of {node.name} needs an array of shape {saved.shape} ({saved.dtype.name})"
+        f"{which} as it was in the forward pass, but it was changed in place since then, by {by}: "
+        "call backward() before the change, compute from a copy (x.clone()), or write x = x + y "
+        "instead of x += y"
+    )
 
 
 def _explained(error: MemoryError, node: Node) -> OutOfMemoryError:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from framework.autograd.graph import Partial, as_array, in_dtype, record
-from kernels.arrays import Array, array_module
+from framework.autograd.graph import Partial, as_array, in_dtype, is_grad_enabled, record
+from kernels.arrays import Array, array_module, is_array
 
 if TYPE_CHECKING:
     from framework.autograd.tensor import Tensor
@@ -184,7 +184,13 @@ def getitem(x: Any, index: Any) -> Tensor:
         out = as_array(x.data[index])
     except IndexError as error:
         raise IndexError(f"index {index!r} into shape {shape}: {error}") from None
+    if x.requires_grad and is_grad_enabled():  # whoever made an index array may change it later
+        index = tuple(map(_kept, index)) if isinstance(index, tuple) else _kept(index)
     return record(out, [x], lambda dy: [Partial(shape, index, dy)])
+
+
+def _kept(index: Any) -> Any:
+    return index.copy() if is_array(index) else index
 
 
 def _index(index: Any) -> Any:
