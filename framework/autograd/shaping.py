@@ -251,7 +251,8 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return record(
         array_module(arrays[0]).stack(arrays, axis=at),
         tensors,
-        lambda dy: [in_dtype(dy[(*lead, i)], dtype) for i, dtype in enumerate(dtypes)],
+        # with "...", a 0-dimensional gradient is an array too
+        lambda dy: [in_dtype(dy[(*lead, i, ...)], dtype) for i, dtype in enumerate(dtypes)],
     )
 
 

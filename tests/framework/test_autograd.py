@@ -407,6 +407,13 @@ def test_partial_gradients_add_to_arrays_in_another_memory_order():
     np.testing.assert_array_equal(x.grad.data, [[7, 7], [5, 5], [6, 6]])
 
 
+@on_each_device
+def test_stacked_numbers_get_arrays_as_gradients():
+    a = fw.tensor(2.0, requires_grad=True)
+    F.stack([F.relu(a), F.relu(a)]).sum().backward()
+    assert a.grad.item() == 2
+
+
 def test_tensors_without_a_cycle_die_at_once():
     code = (
         "import gc, weakref; gc.disable(); import framework as fw\n"
