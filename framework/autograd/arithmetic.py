@@ -592,9 +592,11 @@ def einsum(subscripts: str, *tensors: Any) -> Tensor:
         # a letter of size 1 here that is longer elsewhere was broadcast
         own = dict(zip(terms[i], arrays[i].shape, strict=True))
         d = unbroadcast(d, tuple(min(n, own[c]) for c, n in zip(known, d.shape, strict=True)))
-        # letters summed over in this operand alone: every position gets the same gradient
-        shape = [n if c in known else 1 for c, n in zip(terms[i], arrays[i].shape, strict=True)]
-        return xp.array(xp.broadcast_to(as_array(d).reshape(shape), arrays[i].shape))
+        # letters summed over in this operand alone, or of size 1 in all others: every position
+        # gets the same gradient
+        sizes = dict(zip(known, d.shape, strict=True))
+        shape = tuple(sizes.get(c, 1) for c in terms[i])
+        return xp.array(xp.broadcast_to(d.reshape(shape), arrays[i].shape))
 
     wanted = [x.requires_grad for x in inputs]
 
