@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from framework.autograd.graph import Partial, as_array, in_dtype, is_grad_enabled, record
-from kernels.arrays import Array, array_module, is_array
+from kernels.arrays import Array, array_module, is_array, is_floating
 
 if TYPE_CHECKING:
     from framework.autograd.tensor import Tensor
@@ -213,7 +213,12 @@ def _same_module(name: str, tensors: Sequence[Any]) -> list[Array]:
     devices = {x.device for x in tensors}
     if len(devices) > 1:
         raise ValueError(f"{name}: tensors are on {', '.join(sorted(map(str, devices)))}")
-    return [x.data for x in tensors]
+    # as in arithmetic, integers take the dtype of the floats: NumPy would make float64 of both
+    floats = [x.dtype for x in tensors if is_floating(x.dtype)]
+    if not floats or len(floats) == len(tensors):
+        return [x.data for x in tensors]
+    widest = max(floats, key=lambda dtype: dtype.itemsize)
+    return [x.data if is_floating(x.dtype) else x.data.astype(widest) for x in tensors]
 
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:

@@ -544,11 +544,22 @@ def test_a_slot_that_no_longer_fits_is_left_alone():
         lambda x: fw.tensor([1, 2]).norm(),
         lambda x: fw.tensor([1, 2]).erf(),
         lambda x: fw.where(x > 0, 1.0, 0.0),
+        lambda x: F.concatenate([fw.tensor([1, 2]), x]),
+        lambda x: F.stack([x, fw.tensor([1, 2]), fw.tensor([True, False])]),
     ],
 )
 @on_each_device
 def test_nothing_becomes_float64_by_itself(function):
     assert function(fw.tensor([1.0, 2.0])).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_joined_integers_take_the_dtype_of_the_floats(dtype):
+    x = fw.tensor([1.0, 2.0]).to(dtype).requires_grad_()
+    y = F.concatenate([fw.tensor([1, 2]), x])
+    assert y.dtype == x.dtype
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.to("float32").data, [1, 1])
 
 
 @on_each_device
