@@ -582,6 +582,18 @@ def test_select_keeps_infinite_gradients_out():
 
 
 @on_each_device
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_gradient_of_a_standard_deviation_of_0_is_0(dtype):
+    x = fw.tensor([[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]]).to(dtype).requires_grad_()
+    y = x.std(1)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == x.dtype
+    want = [[0, 0, 0], [-0.5, 0, 0.5]]
+    np.testing.assert_allclose(x.grad.cpu().to("float64").data, want, atol=1e-3)
+    assert np.isnan(fw.tensor([1.0]).std().item())  # of one element with a correction of 1
+
+
+@on_each_device
 def test_hooks_cannot_change_a_shared_gradient():
     a, b = (fw.tensor([1.0], requires_grad=True) for _ in range(2))
 
