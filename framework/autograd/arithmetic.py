@@ -226,7 +226,7 @@ def _operand(v: Any, home: Tensor) -> Any:
         if array.dtype.kind not in "biuf" and not is_floating(array.dtype):
             raise TypeError(f"cannot compute with a {type(v).__name__} of dtype {array.dtype}")
         if isinstance(v, (list, tuple)) and array.dtype == np.float64:
-            array = array.astype(np.float32)
+            array = in_dtype(array, np.dtype(np.float32))
         return array_module(home.data).asarray(array)
     raise TypeError(f"cannot compute with a {type(v).__name__}")
 

@@ -175,7 +175,7 @@ class Tensor(Arithmetic, Shaping, Reductions):
         if before == after:
             return self
         if not is_floating(after):
-            return Tensor(self.data.astype(after))
+            return Tensor(in_dtype(self.data, after))
         return graph.record(in_dtype(self.data, after), [self], lambda dy: [in_dtype(dy, before)])
 
     def cpu(self) -> Tensor:
@@ -353,7 +353,7 @@ def tensor(
         if device is None:
             device = default_device()
     if dtype is not None:
-        array = array.astype(as_dtype(dtype), copy=False)
+        array = in_dtype(array, as_dtype(dtype))
     if array.dtype.kind not in "biuf" and not is_floating(array.dtype):
         raise TypeError(f"a tensor holds numbers, got an array of dtype {array.dtype}")
     if device is not None:
@@ -368,7 +368,7 @@ def _from_python(data: Any) -> np.ndarray[Any, Any]:
     except ValueError as error:
         raise ValueError(f"cannot make a tensor of this {type(data).__name__}: {error}") from None
     if array.dtype == np.float64 and not isinstance(data, np.generic):
-        array = array.astype(np.float32)
+        array = in_dtype(array, np.dtype(np.float32))
     return array
 
 
