@@ -119,6 +119,11 @@ class Tensor(Arithmetic, Shaping, Reductions):
         return np.array(array, dtype, copy=copy) if copy or dtype is not None else array
 
     def __dlpack__(self, **options: Any) -> Any:
+        if self.dtype.kind == "V":
+            raise BufferError(
+                f"DLPack export of {self.dtype.name}: NumPy and CuPy have no such type to hand on; "
+                'convert with .to("float32")'
+            )
         if self.requires_grad:
             raise BufferError("DLPack export of a tensor that requires a gradient: use .detach()")
         return self.data.__dlpack__(**options)
@@ -373,7 +378,15 @@ def _from_python(data: Any) -> np.ndarray[Any, Any]:
 
 
 def from_dlpack(data: Any) -> Tensor:
-    """Share the memory of another library's tensor (PyTorch, JAX, ...) through DLPack."""
+    """Share the memory of another library's tensor (PyTorch, JAX, ...) through DLPack.
+
+    TypeError for bfloat16, which NumPy and CuPy cannot take over.
+    """
+    if str(getattr(data, "dtype", "")).rpartition(".")[2] == "bfloat16":
+        raise TypeError(
+            f"from_dlpack of a {type(data).__name__} of bfloat16, which NumPy and CuPy cannot take "
+            'over: convert it to float32 first, and the result with .to("bfloat16")'
+        )
     kind, _ = data.__dlpack_device__()
     if int(kind) == 2:  # kDLCUDA
         return Tensor(Device("cuda").module.from_dlpack(data))

@@ -72,6 +72,27 @@ def test_dlpack_shares_memory_both_ways():
         np.from_dlpack(fw.tensor([1.0], requires_grad=True))
 
 
+def test_dlpack_of_bfloat16_says_what_to_do():
+    x = fw.tensor([1.0, 2.0], dtype="bfloat16")
+    with pytest.raises(BufferError, match=r'bfloat16.*\.to\("float32"\)'):
+        np.from_dlpack(x)
+    with pytest.raises(TypeError, match="bfloat16.*float32"):
+        fw.from_dlpack(x)
+
+    class Foreign:
+        dtype = "torch.bfloat16"
+
+        def __dlpack__(self, **options):
+            raise AssertionError("never asked for")
+
+        def __dlpack_device__(self):
+            return 1, 0
+
+    for take in (fw.tensor, fw.from_dlpack):
+        with pytest.raises(TypeError, match="Foreign of bfloat16.*float32"):
+            take(Foreign())
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n", [2, 1000, 5000])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
