@@ -582,23 +582,26 @@ def einsum(subscripts: str, *tensors: Any) -> Tensor:
         shapes = ", ".join(str(a.shape) for a in arrays)
         raise ValueError(f"einsum {subscripts!r} of shapes {shapes}: {error}") from None
 
+    wanted = [x.requires_grad for x in inputs]
+    own_shapes = [a.shape for a in arrays]
+    # an operand is needed for the gradients of the others
+    saved = [a if any(wanted[:i] + wanted[i + 1 :]) else None for i, a in enumerate(arrays)]
+
     def gradient(i: int, dy: Array) -> Array:
         dy = dy if half is None else dy.astype("float32")
         others = [*terms[:i], *terms[i + 1 :], result]
-        values = [*arrays[:i], *arrays[i + 1 :], dy]
+        values = [*saved[:i], *saved[i + 1 :], dy]
         known = "".join(c for c in terms[i] if any(c in other for other in others))
         d = xp.einsum(f"{','.join(others)}->{known}", *values, optimize=len(values) > 1)
         d = as_array(d)
         # a letter of size 1 here that is longer elsewhere was broadcast
-        own = dict(zip(terms[i], arrays[i].shape, strict=True))
+        own = dict(zip(terms[i], own_shapes[i], strict=True))
         d = unbroadcast(d, tuple(min(n, own[c]) for c, n in zip(known, d.shape, strict=True)))
         # letters summed over in this operand alone, or of size 1 in all others: every position
         # gets the same gradient
         sizes = dict(zip(known, d.shape, strict=True))
         shape = tuple(sizes.get(c, 1) for c in terms[i])
-        return xp.array(xp.broadcast_to(d.reshape(shape), arrays[i].shape))
-
-    wanted = [x.requires_grad for x in inputs]
+        return xp.array(xp.broadcast_to(d.reshape(shape), own_shapes[i]))
 
     def backward(dy: Array) -> Gradients:
         return [

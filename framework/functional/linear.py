@@ -117,6 +117,7 @@ def feed_forward(
     h, pre = linear_gelu(rows, w1, b1)  # (N, hidden)
     y = matmul(h, w2, transpose_b=True, bias=b2)  # (N, out)
     shape, want_x, tensors = x.shape, x.requires_grad, [x, *inputs.values()]
+    w1 = w1 if want_x else None  # the gradients of the parameters do not need it
     # as in `linear`: gradients of one tensor add up, and need a place each
     distinct = len({id(t) for t in (x, weight1, weight2)}) == 3
     slot_of = _place_of if distinct else lambda *_: None

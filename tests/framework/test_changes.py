@@ -67,7 +67,14 @@ def test_what_a_gradient_does_not_need_may_change():
     np.testing.assert_array_equal(w.grad.data, [2, 2, 2])
 
 
-@pytest.mark.parametrize("product", [lambda x, w: x @ w, lambda x, w: F.linear(x, w.T)])
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, w: x @ w,
+        lambda x, w: F.linear(x, w.T),
+        lambda x, w: fw.einsum("ij,jk->ik", x, w),
+    ],
+)
 def test_a_weight_whose_input_wants_no_gradient_may_change(product):
     w, x = fw.tensor([[1.0], [2.0]], requires_grad=True), fw.tensor([[4.0, 5.0]])
     y = product(x, w).sum()
