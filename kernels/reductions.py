@@ -84,7 +84,8 @@ def _(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
             loops.short_column_sums(x, out)
             return out
     if axis is None and not keepdims and x.size <= 1024:
-        return np.asarray(x.sum(dtype=np.float64), np.float32)
+        with np.errstate(all="ignore"):  # inf - inf is NaN, silently
+            return np.asarray(x.sum(dtype=np.float64), np.float32)
     return _summed("sum", x, axis, keepdims, average=False)
 
 
@@ -121,7 +122,8 @@ def _summed(name: str, x: Array, axis: Axis, keepdims: bool, average: bool) -> A
         blocks = numbers(-(-x.size // loops.BLOCK))
         partials = np.empty(blocks.size)
         loops.block_sums(blocks, flat, partials, work=x.size)
-        total = np.asarray(partials.sum() * scale, np.float32)
+        with np.errstate(all="ignore"):
+            total = np.asarray(partials.sum() * scale, np.float32)
         return total.reshape((1,) * x.ndim) if keepdims else total
     if count(x, axes) == 0:
         return np.full(reduced_shape(x, axes, keepdims), math.nan if average else 0, np.float32)
@@ -135,8 +137,9 @@ def _summed(name: str, x: Array, axis: Axis, keepdims: bool, average: bool) -> A
             out = np.empty((outer, 1), np.float32)
             loops.row_sums(cube.reshape(outer, n), by, out.reshape(outer), work=cube.size)
             return out
-        out = in_blocks(cube, loops.column_sums, lambda parts: parts.sum(axis=1, dtype=np.float64))
-        return out if by == 1 else out * np.float32(by)
+        with np.errstate(all="ignore"):
+            out = in_blocks(cube, loops.column_sums, lambda p: p.sum(axis=1, dtype=np.float64))
+            return out if by == 1 else out * np.float32(by)
 
     return fold(x, axes, reduce).reshape(reduced_shape(x, axes, keepdims))
 
@@ -194,7 +197,8 @@ def _(x: Array, axis: Axis = None, correction: int = 1, keepdims: bool = False) 
         blocks = numbers(-(-x.size // loops.BLOCK))
         partials = np.empty(blocks.size)
         loops.block_deviations(blocks, flat, centre, partials, work=x.size)
-        out = np.asarray(partials.sum() / divisor, np.float32)
+        with np.errstate(all="ignore"):
+            out = np.asarray(partials.sum() / divisor, np.float32)
     else:
         rows = rows_of(x, axes)
         out = np.empty(rows.shape[0], np.float32)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from framework.autograd import changes
 from framework.autograd.casting import forget_copies, lowered_arrays, state, widened
 from framework.autograd.graph import (
     Gradients,
@@ -225,7 +226,7 @@ def _operand(v: Any, home: Tensor) -> Any:
         if array.dtype.kind not in "biuf" and not is_floating(array.dtype):
             raise TypeError(f"cannot compute with a {type(v).__name__} of dtype {array.dtype}")
         if isinstance(v, (list, tuple)) and array.dtype == np.float64:
-            array = array.astype(np.float32)
+            array = in_dtype(array, np.dtype(np.float32))
         return array_module(home.data).asarray(array)
     raise TypeError(f"cannot compute with a {type(v).__name__}")
 
@@ -308,6 +309,10 @@ def _single(x: Any, out: Array, rule: Rule) -> Tensor:
     return record(out, [x], backward)
 
 
+#: In-place operators as they are written.
+_SIGNS = {operator.iadd: "+=", operator.isub: "-=", operator.imul: "*=", operator.itruediv: "/="}
+
+
 def _in_place(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
     """``a += b`` in a's own memory: for what is not being differentiated, as a step by hand."""
     target = _tensor(a)
@@ -326,6 +331,7 @@ def _in_place(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Tensor:
             function(x, y)
     except OverflowError as error:
         raise _out_of_bounds(error, x, y) from None
+    changes.note(x, f"the in-place operator {_SIGNS[function]}")
     return target
 
 
@@ -453,21 +459,23 @@ def matmul(a: Any, b: Any) -> Tensor:
         raise TypeError(f"matmul: dtypes {x.dtype.name} and {y.dtype.name} differ; use .to(...)")
     p, q = (x[None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
     out = _product(p, q)
-    full = out.shape
+    full, p_shape, q_shape = out.shape, p.shape, q.shape
+    x_shape, y_shape = x.shape, y.shape
     if y.ndim == 1:
         out = out[..., 0]
     if x.ndim == 1:
         out = out[..., 0] if y.ndim == 1 else out[..., 0, :]
 
     def da(dy: Array) -> Array:
-        return unbroadcast(_product(dy.reshape(full), q, tb=True), p.shape).reshape(x.shape)
+        return unbroadcast(_product(dy.reshape(full), q, tb=True), p_shape).reshape(x_shape)
 
     def db(dy: Array) -> Array:
         dy = dy.reshape(full)
-        if q.ndim == 2 and p.ndim > 2:  # one matrix for the whole stack: one product of tall ones
+        # one matrix for the whole stack: one product of tall ones
+        if len(q_shape) == 2 and p.ndim > 2:
             dy, rows = _tall(dy), _tall(p)
-            return gemm(rows, dy, True).reshape(y.shape)
-        return unbroadcast(_product(p, dy, ta=True), q.shape).reshape(y.shape)
+            return gemm(rows, dy, True).reshape(y_shape)
+        return unbroadcast(_product(p, dy, ta=True), q_shape).reshape(y_shape)
 
     return _pair(a, b, as_array(out), da, db)
 
@@ -591,21 +599,26 @@ def einsum(subscripts: str, *tensors: Any) -> Tensor:
         shapes = ", ".join(str(a.shape) for a in arrays)
         raise ValueError(f"einsum {subscripts!r} of shapes {shapes}: {error}") from None
 
+    wanted = [x.requires_grad for x in inputs]
+    own_shapes = [a.shape for a in arrays]
+    # an operand is needed for the gradients of the others
+    saved = [a if any(wanted[:i] + wanted[i + 1 :]) else None for i, a in enumerate(arrays)]
+
     def gradient(i: int, dy: Array) -> Array:
         dy = dy if half is None else dy.astype("float32")
         others = [*terms[:i], *terms[i + 1 :], result]
-        values = [*arrays[:i], *arrays[i + 1 :], dy]
+        values = [*saved[:i], *saved[i + 1 :], dy]
         known = "".join(c for c in terms[i] if any(c in other for other in others))
         d = xp.einsum(f"{','.join(others)}->{known}", *values, optimize=len(values) > 1)
         d = as_array(d)
         # a letter of size 1 here that is longer elsewhere was broadcast
-        own = dict(zip(terms[i], arrays[i].shape, strict=True))
+        own = dict(zip(terms[i], own_shapes[i], strict=True))
         d = unbroadcast(d, tuple(min(n, own[c]) for c, n in zip(known, d.shape, strict=True)))
-        # letters summed over in this operand alone: every position gets the same gradient
-        shape = [n if c in known else 1 for c, n in zip(terms[i], arrays[i].shape, strict=True)]
-        return xp.array(xp.broadcast_to(as_array(d).reshape(shape), arrays[i].shape))
-
-    wanted = [x.requires_grad for x in inputs]
+        # letters summed over in this operand alone, or of size 1 in all others: every position
+        # gets the same gradient
+        sizes = dict(zip(known, d.shape, strict=True))
+        shape = tuple(sizes.get(c, 1) for c in terms[i])
+        return xp.array(xp.broadcast_to(d.reshape(shape), own_shapes[i]))
 
     def backward(dy: Array) -> Gradients:
         return [

@@ -17,11 +17,11 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
-from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from framework.autograd import changes
 from framework.backend.live import CaptureError, Recording, recording
 from framework.backend.out_of_memory import OutOfMemoryError
 from kernels.arrays import Array, array_module
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Gradients = Sequence["Array | Partial | None"]
 Backward = Callable[[Array], Gradients]
 
-_sequence = count()
+_sequence = changes.clock
 _tensor: type[Tensor]
 
 
@@ -213,6 +213,8 @@ def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
             "backward() through a graph a second time: what it saved was freed after the first; "
             "pass retain_graph=True to the first backward()"
         )
+    if node.sequence < changes.latest:
+        _check_unchanged(node, function)
     gradients = function(dy)
     edges = node.edges
     if not retain_graph:
@@ -220,6 +222,26 @@ def _visit(node: Node, pending: list[Node], retain_graph: bool) -> None:
     for edge, gradient in zip(edges, gradients, strict=True):
         if edge is not None and gradient is not None:
             _deliver(edge, gradient, pending)
+
+
+def _check_unchanged(node: Node, function: Backward) -> None:
+    """RuntimeError if what `node` saved was changed in place since: its gradient would be wrong."""
+    found = changes.changed_since(node.sequence, function)
+    if found is None:
+        return
+    saved, by = found
+    leaves = [
+        i
+        for i, edge in enumerate(node.edges)
+        if edge is not None and not isinstance(edge, Node) and changes.same_memory(edge.data, saved)
+    ]
+    which = f", its input {leaves[0]}," if leaves else ""
+    raise RuntimeError(
+        f"backward() of {node.name} needs an array of shape {saved.shape} ({saved.dtype.name})"
+        f"{which} as it was in the forward pass, but it was changed in place since then, by {by}: "
+        "call backward() before the change, compute from a copy (x.clone()), or write x = x + y "
+        "instead of x += y"
+    )
 
 
 def _explained(error: MemoryError, node: Node) -> OutOfMemoryError:
@@ -297,17 +319,39 @@ def add_at(full: Array, gradient: Partial) -> None:
         return
     order = xp.argsort(positions, kind="stable")
     positions, dy = positions[order], gradient.dy.reshape(-1)[order]
-    flat = full.reshape(-1)
-    if bool((positions[1:] != positions[:-1]).all()):
+    flat = full.reshape(-1)  # a copy, where `full` lies in memory in another order
+    new_run = positions[1:] != positions[:-1]
+    if bool(new_run.all()):
         flat[positions] += dy
     elif xp is np:
         np.add.at(flat, positions, dy)
     else:
-        starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), positions[1:] != positions[:-1]]))
-        totals = xp.cumsum(dy.astype("float64"))
-        ends = xp.concatenate([starts[1:], xp.asarray([dy.size])]) - 1
-        sums = totals[ends] - xp.where(starts > 0, totals[starts - 1], 0)
-        flat[positions[starts]] += sums.astype(full.dtype)
+        starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), new_run]))
+        flat[positions[starts]] += _run_sums(dy, starts).astype(full.dtype)
+    if not full.flags.c_contiguous:
+        full[...] = flat.reshape(full.shape)
+
+
+def _run_sums(values: Array, starts: Array) -> Array:
+    """Sums, in float64, of the runs of `values` (n,) that begin at `starts` (ascending, from 0).
+
+    Element by element within a run: differences of a running sum over everything would carry an
+    infinity, or the rounding of a large number, into all runs after it. Each pass doubles how many
+    elements up to its own an element holds the sum of, so there are log2(longest run) of them, in
+    an order that depends on the lengths alone.
+    """
+    xp, n = array_module(values), values.size
+    lengths = xp.concatenate([starts[1:], xp.asarray([n])]) - starts
+    begins = xp.zeros(n, "int64")
+    begins[starts[1:]] = lengths[:-1]
+    begins = xp.cumsum(begins)  # where each element's run begins
+    at = xp.arange(n)
+    sums, reach, longest = values.astype("float64"), 1, int(lengths.max())
+    while reach < longest:
+        inside = at[reach:] - reach >= begins[reach:]
+        sums[reach:] = sums[reach:] + xp.where(inside, sums[:-reach], 0)
+        reach *= 2
+    return sums[starts + lengths - 1]
 
 
 def apply_hooks(hooks: dict[int, Callable[[Tensor], Any]], dy: Array) -> Array:

@@ -10,6 +10,8 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
+
 from framework.autograd.casting import state, widened
 from framework.autograd.graph import as_array, in_dtype, record
 from kernels import reductions
@@ -79,8 +81,20 @@ class Reductions:
 
     @_torch_words
     def std(self, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Tensor:
-        """Standard deviation."""
-        return self.var(axis, correction, keepdims).sqrt()
+        """Standard deviation; the gradient where it is 0 is 0."""
+        x = _wide(self)
+        a = _floats(x)
+        axis = _checked("std", x.shape, axis)
+        xp = array_module(a)
+        with np.errstate(all="ignore"):
+            y = as_array(xp.sqrt(reductions.var(a, axis, correction, keepdims)))
+
+        def backward(dy: Array) -> list[Array]:
+            with np.errstate(all="ignore"):
+                dvar = in_dtype(as_array(xp.where(y == 0, 0, dy / (2 * y))), y.dtype)
+            return [reductions.var_grad(dvar, a, axis, correction, keepdims)]
+
+        return record(y, [x], backward)
 
     @_torch_words
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:

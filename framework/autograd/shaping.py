@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from framework.autograd.graph import Partial, as_array, in_dtype, record
-from kernels.arrays import Array, array_module
+from framework.autograd.graph import Partial, as_array, in_dtype, is_grad_enabled, record
+from kernels.arrays import Array, array_module, is_array, is_floating
 
 if TYPE_CHECKING:
     from framework.autograd.tensor import Tensor
@@ -184,7 +184,13 @@ def getitem(x: Any, index: Any) -> Tensor:
         out = as_array(x.data[index])
     except IndexError as error:
         raise IndexError(f"index {index!r} into shape {shape}: {error}") from None
+    if x.requires_grad and is_grad_enabled():  # whoever made an index array may change it later
+        index = tuple(map(_kept, index)) if isinstance(index, tuple) else _kept(index)
     return record(out, [x], lambda dy: [Partial(shape, index, dy)])
+
+
+def _kept(index: Any) -> Any:
+    return index.copy() if is_array(index) else index
 
 
 def _index(index: Any) -> Any:
@@ -207,7 +213,12 @@ def _same_module(name: str, tensors: Sequence[Any]) -> list[Array]:
     devices = {x.device for x in tensors}
     if len(devices) > 1:
         raise ValueError(f"{name}: tensors are on {', '.join(sorted(map(str, devices)))}")
-    return [x.data for x in tensors]
+    # as in arithmetic, integers take the dtype of the floats: NumPy would make float64 of both
+    floats = [x.dtype for x in tensors if is_floating(x.dtype)]
+    if not floats or len(floats) == len(tensors):
+        return [x.data for x in tensors]
+    widest = max(floats, key=lambda dtype: dtype.itemsize)
+    return [x.data if is_floating(x.dtype) else x.data.astype(widest) for x in tensors]
 
 
 def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
@@ -245,7 +256,8 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return record(
         array_module(arrays[0]).stack(arrays, axis=at),
         tensors,
-        lambda dy: [in_dtype(dy[(*lead, i)], dtype) for i, dtype in enumerate(dtypes)],
+        # with "...", a 0-dimensional gradient is an array too
+        lambda dy: [in_dtype(dy[(*lead, i, ...)], dtype) for i, dtype in enumerate(dtypes)],
     )
 
 

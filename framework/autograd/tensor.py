@@ -119,6 +119,11 @@ class Tensor(Arithmetic, Shaping, Reductions):
         return np.array(array, dtype, copy=copy) if copy or dtype is not None else array
 
     def __dlpack__(self, **options: Any) -> Any:
+        if self.dtype.kind == "V":
+            raise BufferError(
+                f"DLPack export of {self.dtype.name}: NumPy and CuPy have no such type to hand on; "
+                'convert with .to("float32")'
+            )
         if self.requires_grad:
             raise BufferError("DLPack export of a tensor that requires a gradient: use .detach()")
         return self.data.__dlpack__(**options)
@@ -183,7 +188,7 @@ class Tensor(Arithmetic, Shaping, Reductions):
         if before == after:
             return self
         if not is_floating(after):
-            return Tensor(self.data.astype(after))
+            return Tensor(in_dtype(self.data, after))
         return graph.record(in_dtype(self.data, after), [self], lambda dy: [in_dtype(dy, before)])
 
     def cpu(self) -> Tensor:
@@ -361,7 +366,7 @@ def tensor(
         if device is None:
             device = default_device()
     if dtype is not None:
-        array = array.astype(as_dtype(dtype), copy=False)
+        array = in_dtype(array, as_dtype(dtype))
     if array.dtype.kind not in "biuf" and not is_floating(array.dtype):
         raise TypeError(f"a tensor holds numbers, got an array of dtype {array.dtype}")
     if device is not None:
@@ -376,12 +381,20 @@ def _from_python(data: Any) -> np.ndarray[Any, Any]:
     except ValueError as error:
         raise ValueError(f"cannot make a tensor of this {type(data).__name__}: {error}") from None
     if array.dtype == np.float64 and not isinstance(data, np.generic):
-        array = array.astype(np.float32)
+        array = in_dtype(array, np.dtype(np.float32))
     return array
 
 
 def from_dlpack(data: Any) -> Tensor:
-    """Share the memory of another library's tensor (PyTorch, JAX, ...) through DLPack."""
+    """Share the memory of another library's tensor (PyTorch, JAX, ...) through DLPack.
+
+    TypeError for bfloat16, which NumPy and CuPy cannot take over.
+    """
+    if str(getattr(data, "dtype", "")).rpartition(".")[2] == "bfloat16":
+        raise TypeError(
+            f"from_dlpack of a {type(data).__name__} of bfloat16, which NumPy and CuPy cannot take "
+            'over: convert it to float32 first, and the result with .to("bfloat16")'
+        )
     kind, _ = data.__dlpack_device__()
     if int(kind) == 2:  # kDLCUDA
         return Tensor(Device("cuda").module.from_dlpack(data))

@@ -50,12 +50,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = matmul(rows, w, transpose_b=True, bias=b)  # (N, out)
     shape = x.shape
     want_x, want_w = x.requires_grad, weight.requires_grad
+    n = rows.shape[0]
+    rows, w = rows if want_w else None, w if want_x else None  # what the gradients need
     # dx and dw of one tensor add up, so neither may be the place where the other is computed
     slot_of = _place_of if x is not weight else lambda *_: None
     inputs = [x, weight] if bias is None else [x, weight, bias]
 
     def backward(dy: Array) -> list[Array | None]:
-        dy = dy.reshape(rows.shape[0], out_features)
+        dy = dy.reshape(n, out_features)
         dx = matmul(dy, w).reshape(shape) if want_x else None
         if want_w and bias is not None:
             gradients = [dx, *linear_weight_grad(dy, rows, slot_of(weight, dy))]
@@ -115,6 +117,7 @@ def feed_forward(
     h, pre = linear_gelu(rows, w1, b1)  # (N, hidden)
     y = matmul(h, w2, transpose_b=True, bias=b2)  # (N, out)
     shape, want_x, tensors = x.shape, x.requires_grad, [x, *inputs.values()]
+    w1 = w1 if want_x else None  # the gradients of the parameters do not need it
     # as in `linear`: gradients of one tensor add up, and need a place each
     distinct = len({id(t) for t in (x, weight1, weight2)}) == 3
     slot_of = _place_of if distinct else lambda *_: None

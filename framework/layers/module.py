@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from framework.autograd import Parameter, Tensor
+from framework.autograd import Parameter, Tensor, changes
 from framework.autograd.casting import forget_copies
 from framework.autograd.tensor import as_dtype
 from framework.backend.device import Device, choose_device, device_of, to_device
@@ -236,6 +236,7 @@ class Module:
         for name, value in values.items():
             target = own[name].data
             target[...] = to_device(value, device_of(target)).astype(target.dtype, copy=False)
+            changes.note(target, "load_state_dict()")
         return LoadResult(missing, unexpected)
 
     # Mode, place, gradients ----------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.autograd import Tensor
+from framework.autograd import Tensor, changes
 from framework.autograd.casting import forget_copies
 from framework.backend.device import device_of, to_device
 from framework.backend.live import CaptureError, Recording, recording
@@ -179,6 +179,7 @@ class Optimizer(ABC):
                     for part, step in flat.runs(self.phase):
                         state = {name: buffer[part] for name, buffer in flat.state.items()}
                         self.update(group, flat.data[part], flat.grad[part], state, step, scale)
+                        changes.note(flat.data[part], "an optimizer's step")
 
     def _record(self, captured: Recording, scale: Any) -> None:
         """The step while it is captured: nothing moves now, and the numbers come at every replay.

@@ -83,6 +83,15 @@ CASES = {
         param(5, 2, 3),
         param(3, 4),
     ),
+    "einsum size 1 broadcast": (lambda a, b: fw.einsum("ij,j->i", a, b), param(2, 1), param(3)),
+    "einsum size 1 in the other": (lambda a, b: fw.einsum("ij,j->i", a, b), param(2, 3), param(1)),
+    "einsum size 1 kept": (lambda a, b: fw.einsum("ij,j->ij", a, b), param(2, 1), param(3)),
+    "einsum size 1 of three": (
+        lambda a, b, c: fw.einsum("ij,jk,ik->k", a, b, c),
+        param(1, 3),
+        param(1, 4),
+        param(2, 1),
+    ),
     "einsum sum": (lambda a: fw.einsum("ij->i", a), param(2, 3)),
     "einsum to scalar": (lambda a, b: fw.einsum("ij,kl->", a, b), param(2, 3), param(2, 2)),
     "reshape": (lambda a: a.reshape(4, -1) * 2, param(2, 6)),
@@ -397,6 +406,23 @@ def test_partial_gradients_add_in_place_without_touching_shared_arrays():
     np.testing.assert_array_equal(full, [[3, 3], [1, 1], [2, 2]])
 
 
+def test_partial_gradients_add_to_arrays_in_another_memory_order():
+    full = np.asfortranarray(np.zeros((3, 2)))
+    graph.add_at(full, graph.Partial((3, 2), np.array([0, 0, 2]), np.ones((3, 2))))
+    np.testing.assert_array_equal(full, [[2, 2], [0, 0], [1, 1]])
+    x = fw.tensor(np.ones((3, 2), np.float32), requires_grad=True)
+    y = x * 1
+    (y[np.array([0, 0, 2])].sum() + (y.T * 2).T.sum() + (y.T * 3).T.sum()).backward()
+    np.testing.assert_array_equal(x.grad.data, [[7, 7], [5, 5], [6, 6]])
+
+
+@on_each_device
+def test_stacked_numbers_get_arrays_as_gradients():
+    a = fw.tensor(2.0, requires_grad=True)
+    F.stack([F.relu(a), F.relu(a)]).sum().backward()
+    assert a.grad.item() == 2
+
+
 def test_tensors_without_a_cycle_die_at_once():
     code = (
         "import gc, weakref; gc.disable(); import framework as fw\n"
@@ -518,11 +544,22 @@ def test_a_slot_that_no_longer_fits_is_left_alone():
         lambda x: fw.tensor([1, 2]).norm(),
         lambda x: fw.tensor([1, 2]).erf(),
         lambda x: fw.where(x > 0, 1.0, 0.0),
+        lambda x: F.concatenate([fw.tensor([1, 2]), x]),
+        lambda x: F.stack([x, fw.tensor([1, 2]), fw.tensor([True, False])]),
     ],
 )
 @on_each_device
 def test_nothing_becomes_float64_by_itself(function):
     assert function(fw.tensor([1.0, 2.0])).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_joined_integers_take_the_dtype_of_the_floats(dtype):
+    x = fw.tensor([1.0, 2.0]).to(dtype).requires_grad_()
+    y = F.concatenate([fw.tensor([1, 2]), x])
+    assert y.dtype == x.dtype
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.to("float32").data, [1, 1])
 
 
 @on_each_device
@@ -542,6 +579,18 @@ def test_select_keeps_infinite_gradients_out():
     y = fw.tensor([0.0], requires_grad=True)
     (fw.tensor([0.0]) ** y).backward()
     assert y.grad.item() == 0
+
+
+@on_each_device
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_gradient_of_a_standard_deviation_of_0_is_0(dtype):
+    x = fw.tensor([[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]]).to(dtype).requires_grad_()
+    y = x.std(1)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == x.dtype
+    want = [[0, 0, 0], [-0.5, 0, 0.5]]
+    np.testing.assert_allclose(x.grad.cpu().to("float64").data, want, atol=1e-3)
+    assert np.isnan(fw.tensor([1.0]).std().item())  # of one element with a correction of 1
 
 
 @on_each_device

@@ -72,6 +72,57 @@ def test_dlpack_shares_memory_both_ways():
         np.from_dlpack(fw.tensor([1.0], requires_grad=True))
 
 
+def test_dlpack_of_bfloat16_says_what_to_do():
+    x = fw.tensor([1.0, 2.0], dtype="bfloat16")
+    with pytest.raises(BufferError, match=r'bfloat16.*\.to\("float32"\)'):
+        np.from_dlpack(x)
+    with pytest.raises(TypeError, match="bfloat16.*float32"):
+        fw.from_dlpack(x)
+
+    class Foreign:
+        dtype = "torch.bfloat16"
+
+        def __dlpack__(self, **options):
+            raise AssertionError("never asked for")
+
+        def __dlpack_device__(self):
+            return 1, 0
+
+    for take in (fw.tensor, fw.from_dlpack):
+        with pytest.raises(TypeError, match="Foreign of bfloat16.*float32"):
+            take(Foreign())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [2, 1000, 5000])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_infinities_of_both_signs_are_reduced_silently(n, dtype):
+    values = np.ones((n, 2))
+    values[0], values[-1] = np.inf, -np.inf
+    x = fw.tensor(values, dtype=dtype)
+    for reduce in (fw.Tensor.sum, fw.Tensor.mean, fw.Tensor.var, fw.Tensor.std):
+        for axis in (None, 0, (0, 1)):
+            assert np.isnan(reduce(x, axis).numpy()).all()
+            assert np.isnan(reduce(x[:, 0], None).numpy()).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_dtype_cannot_hold_is_converted_silently():
+    big = [
+        fw.tensor([1e6]).to("float16"),
+        fw.tensor([1e6], dtype="float16"),
+        fw.tensor(np.array([1e6]), dtype="float16"),
+        fw.tensor([1e300]),
+        fw.ones(1) + [1e300],
+        fw.full((1,), 1e6, dtype="float16"),
+        fw.arange(1e6, 2e6, 1e6, dtype="float16"),
+        fw.linspace(1e6, 2e6, 1, dtype="float16"),
+    ]
+    for x in big:
+        assert np.isposinf(x.numpy()).all()
+    fw.tensor([float("nan")]).to("int64")
+
+
 @on_each_device
 def test_python_numbers():
     x = fw.tensor([3.0])
