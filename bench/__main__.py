@@ -209,6 +209,27 @@ def compare(
         _fail(f"{len(found.regressions)} became worse: {'; '.join(found.regressions)}", code=1)
 
 
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Files of --json, of any kind.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    png: Annotated[
+        Path | None, typer.Option(help="Write the bars against torch as a picture too.")
+    ] = None,
+) -> None:
+    """One HTML page of results that needs no network: bars, roofline, sizes, sortable tables."""
+    from bench import report as bench, report_data, report_png
+
+    with _clear_errors():
+        machines = report_data.machines(results)
+        if png is not None:
+            report_png.draw(machines, png)
+        out.write_text(bench.page(machines), encoding="utf-8")
+    typer.echo(" ".join(map(str, [out, *([png] if png else [])])))
+
+
 # Shared by the commands ---------------------------------------------------------------------------
 
 
