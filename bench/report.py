@@ -66,8 +66,8 @@ def _section(machine: Machine) -> str:
 def _facts(machine: Machine) -> str:
     lines = []
     for file in machine.files:
-        where = summary.of_machine(file.facts)[0].rstrip(":")
-        lines.append((file.kind, f"{where} ({file.path.name})"))
+        versions = summary.of_machine(file.facts)[0].partition("; ")[2].rstrip(":")
+        lines.append((file.kind, f"{file.path.name}; {versions}"))
     rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in lines)
     return f'<dl class="facts">{rows}</dl>'
 
@@ -83,8 +83,9 @@ def _tiles(machine: Machine) -> str:
         if ratios := [ratio for _, ratio in machine.ratios(side)]:
             name = TITLES.get(side, side)
             won = sum(standing(r) == "faster" for r in ratios)
-            tiles.append((f"{geometric_mean(ratios):.2f}x", f"{name} / ours, geometric mean"))
-            tiles.append((f"{won} of {len(ratios)}", f"faster than {name} beyond the spread"))
+            lost = sum(standing(r) == "slower" for r in ratios)
+            words = f"{name} / ours, geometric mean of {len(ratios)}: {won} faster, {lost} slower"
+            tiles.append((f"{geometric_mean(ratios):.2f}x", f"{words} beyond the spread"))
     disturbed = sum(item.entry.disturbed for item in machine.items)
     if disturbed:
         tiles.append((f"{disturbed}", "cases disturbed by other processes"))
@@ -127,9 +128,9 @@ def _bars(ratios: Sequence[tuple[Item, Spread]], side: str, first: bool) -> str:
     return (
         f"<details{' open' if first else ''}><summary>Against {name}</summary>"
         f'<p class="note">Time of {name} over ours, on a log axis; right of 1 ours is faster. The '
-        "thin line is p20-p80. "
-        '<span class="key faster"></span>faster <span class="key slower"></span>slower '
-        '<span class="key even"></span>within the spread</p>'
+        "thin line is p20-p80.</p>"
+        '<ul class="legend"><li><span class="key faster"></span>faster</li><li><span class="key '
+        'slower"></span>slower</li><li><span class="key even"></span>within the spread</li></ul>'
         f'<ul class="bars">{"".join(rows)}</ul></details>'
     )
 
@@ -208,7 +209,7 @@ def _products(machine: Machine, items: Sequence[Item], copy: float) -> str:
     def at(item: Item, seconds: float) -> tuple[float, float, str]:
         count = (item.entry.flops or 0.0) * item.entry.seconds["ours"].median
         rate = count / seconds
-        return count / (item.entry.bytes or 1), rate, f"{short(rate)}FLOP/s"
+        return count / (item.entry.bytes or 1), rate, f"{short(rate, ' ')}FLOP/s"
 
     series = _cloud(machine, items, at)
     rates = [p.y for s in series for p in s.points]
@@ -217,7 +218,7 @@ def _products(machine: Machine, items: Sequence[Item], copy: float) -> str:
     x = Axis.of("FLOP a byte", [ridge / 4, *(p.x for s in series for p in s.points)])
     y = Axis.of("FLOP a second", [*rates, min(x.low * copy, peak)])
     roof = [(x.low, x.low * copy), (ridge, peak), (max(x.high, ridge), peak)]
-    label = f"{short(peak)}FLOP/s"
+    label = f"{short(peak, ' ')}FLOP/s"
     return plot("FLOP a second against FLOP a byte", x, y, series, [Roof(label, roof)])
 
 
@@ -248,8 +249,8 @@ def _sizes(machine: Machine) -> str:
         figures.append(_figure(name, plot(f"Time of {name} against size", x, y, series)))
     sides = [side for side in machine.sides if side in shown]
     return (
-        '<h3>Time against size</h3><p class="note">Both axes are logarithmic: a straight line at '
-        "45 degrees is bandwidth, a flat one the cost of a call.</p>"
+        '<h3>Time against size</h3><p class="note">Both axes are logarithmic. Where time grows as '
+        "the size does it is bandwidth; where it is flat, the cost of a call.</p>"
         f'{legend(sides, TITLES)}<div class="plots">{"".join(figures)}</div>'
     )
 
@@ -283,12 +284,13 @@ def _text(text: str, tag: str = "td", attributes: str = 'class="text"') -> str:
     return f'<{tag} {attributes} data-v="{escape(text)}">{escape(text)}</{tag}>'
 
 
-def _spread(spread: Spread | None, unit: float) -> str:
+def _spread(spread: Spread | None, unit: float, disturbed: bool = False) -> str:
     if spread is None:
         return _number(None, "")
     median, p20, p80 = (f"{v * unit:,.{0 if v * unit >= 100 else 2}f}" for v in (
         spread.median, spread.p20, spread.p80))  # fmt: skip
-    return _number(spread.median, f"{median} ({p20}-{p80})")
+    mark = ", disturbed" if disturbed else ""
+    return _number(spread.median, f"{median} ({p20}-{p80}){mark}")
 
 
 def _ratio_cell(ratio: Spread | None) -> str:
@@ -319,7 +321,7 @@ def _table(machine: Machine) -> str:
                          f"{escape(problem)}</td>")  # fmt: skip
         else:
             share, rate, flops = item.copy_share, entry.bandwidth, entry.flops
-            cells.append(_spread(entry.seconds.get("ours"), 1e6))
+            cells.append(_spread(entry.seconds.get("ours"), 1e6, entry.disturbed))
             cells += [_ratio_cell(item.ratio(side)) for side in peers]
             cells.append(_number(rate, f"{(rate or 0) / 1e9:,.1f}"))
             cells.append(_number(share, f"{share or 0:.0%}"))

@@ -104,7 +104,7 @@ class Machine:
             entry = item.entry
             if "ours" in entry.seconds and entry.bytes:
                 name = entry.name + ("" if entry.dtype == "float32" else f" {entry.dtype}")
-                groups.setdefault(name, {})[math.prod(entry.shape)] = item
+                groups.setdefault(name, {})[entry.bytes] = item
         return {
             name: [items[size] for size in sorted(items)]
             for name, items in sorted(groups.items())

@@ -84,13 +84,13 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return found[:: math.ceil(len(found) / most)]
 
 
-def short(value: float) -> str:
-    """1500 as 1.5k, 2e-6 as 2u."""
+def short(value: float, space: str = "") -> str:
+    """1500 as 1.5k, 2e-6 as 2u; `space` stands before the letter."""
     steps = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
     for size, letter in steps:
         if value >= size * 0.9995:
-            return f"{value / size:.3g}{letter}"
-    return f"{value * 1e9:.3g}n"
+            return f"{value / size:.3g}{space}{letter}"
+    return f"{value * 1e9:.3g}{space}n"
 
 
 def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], roofs: Sequence[Roof] = ()) -> str:
@@ -126,11 +126,6 @@ def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], roofs: Sequence
     for roof in roofs:
         line = "L".join(f"{px(a)},{py(b)}" for a, b in roof.points)
         parts.append(f'<path class="roof" d="M{line}"/>')
-        a, b = roof.points[-1]
-        parts.append(
-            f'<text class="roof-label" x="{px(a) - 2}" y="{py(b) - 5}" text-anchor="end">'
-            f"{escape(roof.label)}</text>"
-        )
     # ours above its peers
     for one in sorted(series, key=lambda s: s.side == "ours"):
         if one.joined and len(one.points) > 1:
@@ -142,6 +137,12 @@ def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], roofs: Sequence
             f'transform="translate({px(p.x)},{py(p.y)})"><title>{escape(p.text)}</title></path>'
             for p in one.points
         ]
+    for roof in roofs:  # above the marks
+        a, b = roof.points[-1]
+        parts.append(
+            f'<text class="roof-label" x="{px(a) - 2}" y="{py(b) - 5}" text-anchor="end">'
+            f"{escape(roof.label)}</text>"
+        )
     return "".join([*parts, "</svg>"])
 
 

@@ -10,9 +10,10 @@ from bench.report_data import Item, Machine, standing
 from bench.result_file import UnreadableResult
 from bench.summary import CPU_KERNELS
 
-#: Bars at most: those of the kernels in README's table first.
+#: Bars of kernels at most.
 MOST = 28
 
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 _COLOURS = {"faster": "#0b66c3", "slower": "#c2570c", "even": "#868e98"}
 
 
@@ -39,8 +40,11 @@ def draw(machines: Sequence[Machine], path: Path) -> None:
             axes.text(1.01, row, f"{ratio.median:.2f}", va="center", fontsize=7.5,
                       transform=axes.get_yaxis_transform())  # fmt: skip
         axes.set_xscale("log")
-        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if _within(t, ratios)]
-        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        values = [1.0, *(v for _, r in ratios for v in (r.p20, r.p80))]
+        low, high = min(values) / 1.25, max(values) * 1.15
+        ticks = [t for t in _TICKS if low <= t <= high]
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=8)
+        axes.set_xlim(low, high)
         axes.minorticks_off()
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -55,18 +59,22 @@ def draw(machines: Sequence[Machine], path: Path) -> None:
 
 
 def chosen(machine: Machine) -> list[tuple[Item, Spread]]:
-    """At most MOST ratios, sorted: training steps and the kernels of README's table first."""
-    ratios = machine.ratios("torch")
-    kernels = {item.entry.name: item.entry.name.split("-")[0] for item, _ in ratios}
-    first = [
-        pair
-        for pair in ratios
-        if pair[0].entry.training or kernels[pair[0].entry.name] in CPU_KERNELS
-    ]
-    rest = [pair for pair in ratios if pair not in first]
-    return sorted([*first, *rest][:MOST], key=lambda pair: -pair[1].median)
+    """Training steps, and each kernel of README's table (every kernel, if none of it is there) at
+    its largest size and in its first variant. Not by their ratios, good or bad.
+    """
+    training = [pair for pair in machine.ratios("torch") if pair[0].entry.training]
+    timed = [item for item in machine.kernels if item.ratio("torch") is not None]
+    names = [name for name in CPU_KERNELS if any(_kernel(item) == name for item in timed)]
+    kernels = []
+    for name in names or sorted({_kernel(item) for item in timed})[:MOST]:
+        items = [item for item in timed if _kernel(item) == name]
+        plain = [item for item in items if item.entry.name == items[0].entry.name]
+        item = max(plain, key=lambda item: item.entry.bytes or 0)
+        ratio = item.ratio("torch")
+        assert ratio is not None
+        kernels.append((item, ratio))
+    return sorted([*training, *kernels], key=lambda pair: -pair[1].median)
 
 
-def _within(tick: float, ratios: Sequence[tuple[Item, Spread]]) -> bool:
-    values = [1.0, *(v for _, r in ratios for v in (r.p20, r.p80))]
-    return min(values) / 1.3 <= tick <= max(values) * 1.3
+def _kernel(item: Item) -> str:
+    return item.entry.name.partition("-")[0]
