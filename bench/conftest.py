@@ -1,28 +1,31 @@
-"""`pytest bench/`: the cases of `python -m bench kernels` under pytest-benchmark, on the CPU.
+"""`pytest bench/`: the cases of `python -m bench kernels` under pytest-benchmark.
 
     pytest bench/ -k softmax --benchmark-json new.json
-    pytest bench/ --bench-against reference,torch --benchmark-group-by group --benchmark-autosave
+    pytest bench/ --bench-against reference,torch --benchmark-autosave
     pytest bench/ --bench-quick --benchmark-compare --benchmark-compare-fail=median:10%
 
-All sides share this process, and with it each other's idle threads: ratios to be shown come from
-`python -m bench kernels`, which gives each side its own.
+What is measured and how is the command's (bench/cases.py, bench/kernel_bench.py): each side in its
+own process, in turns. A turn is a round of pytest-benchmark.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-SIDES = ("ours", "reference", "torch")
+from bench.cases import Case
+from bench.kernel_bench import SIDES, KernelBench, Row
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the cases."""
     group = parser.getgroup("bench", "cases of bench/cases.py")
-    group.addoption(
-        "--bench-against", default="none", metavar="SIDES", help="reference, torch, or none"
-    )
+    group.addoption("--bench-device", default="cpu", choices=list(SIDES), help="cpu or cuda")
+    group.addoption("--bench-against", default="none", metavar="SIDES", help="reference,torch")
+    group.addoption("--bench-seconds", default=0.3, type=float, help="time on each side of a case")
+    group.addoption("--bench-threads", default=None, type=int, help="threads of each side")
     group.addoption("--bench-quick", action="store_true", help="small arrays: a look, no result")
 
 
@@ -42,15 +45,49 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from bench import cases
 
     config = metafunc.config
-    found = cases.find(quick=config.getoption("--bench-quick"))
+    device = config.getoption("--bench-device")
+    found = cases.find(quick=config.getoption("--bench-quick"), device=device)
     metafunc.parametrize("case", found, ids=str)
-    metafunc.parametrize("side", _sides(config.getoption("--bench-against")))
+    metafunc.parametrize("side", ["ours", *_against(config)])
 
 
-def _sides(text: str) -> list[str]:
+def _against(config: pytest.Config) -> list[str]:
+    text, known = config.getoption("--bench-against"), SIDES[config.getoption("--bench-device")]
     chosen = [side.strip() for side in text.split(",") if side.strip() not in ("", "none")]
     for side in chosen:
-        if side not in SIDES:
-            known = ", ".join(SIDES[1:])
-            raise pytest.UsageError(f"--bench-against {side}: there are {known}, none")
-    return list(dict.fromkeys(["ours", *chosen]))
+        if side not in known:
+            raise pytest.UsageError(f"--bench-against {side}: there are {', '.join(known)}, none")
+    return list(dict.fromkeys(chosen))
+
+
+@pytest.fixture(scope="session")
+def kernel_bench(pytestconfig: pytest.Config) -> Iterator[KernelBench]:
+    """The workers."""
+    from bench import machine
+
+    option = pytestconfig.getoption
+    against = [s for s in _against(pytestconfig) if s == "reference" or machine.has_torch()]
+    seconds, turns = option("--bench-seconds"), 15
+    if option("--bench-quick"):
+        seconds, turns = min(seconds, 0.03), 5
+    device, threads = option("--bench-device"), option("--bench-threads")
+    if device == "cuda":
+        from framework.backend.device import require_cuda
+
+        require_cuda()
+    with KernelBench(against, seconds, turns, threads, device) as bench:
+        yield bench
+
+
+@pytest.fixture(scope="session")
+def rows() -> dict[Case, Row]:
+    """What was measured: all sides of a case at once, told one by one."""
+    return {}
+
+
+@pytest.fixture
+def row(case: Case, kernel_bench: KernelBench, rows: dict[Case, Row]) -> Row:
+    """The case, checked and measured."""
+    if case not in rows:
+        rows[case] = kernel_bench.run(case)
+    return rows[case]

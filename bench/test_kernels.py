@@ -6,25 +6,37 @@ from typing import Any
 
 import pytest
 
-from bench import cases, machine, sides
 from bench.cases import Case
-from bench.kernel_bench import PEER_TOLERANCES
+from bench.kernel_bench import Row
+
+_now = 0.0
 
 
-def test_kernel(case: Case, side: str, benchmark: Any) -> None:
-    """Checked against float64, then timed."""
-    if side == "torch" and not machine.has_torch():
-        pytest.skip(machine.TORCH_IS_MISSING)
-    work = getattr(sides, side)(case)
-    if side == "torch" and work.facts["peer"] is None:
-        pytest.skip("torch has no such operation")
-    if side == "reference" and cases.load()[case.kernel].version("cpu", case.dtype) is None:
-        pytest.skip("there is no tuned version: the reference is what runs")
-    error = work.facts.get("error")
-    tolerances = cases.TOLERANCES if side == "ours" else PEER_TOLERANCES
-    assert error is None or error <= tolerances[case.dtype], f"off by {error:.2g} from float64"
+def worker_clock() -> float:
+    """Stands still but for what a worker's turn took."""
+    return _now
+
+
+@pytest.mark.benchmark(timer=worker_clock)
+def test_kernel(case: Case, side: str, row: Row, benchmark: Any) -> None:
+    """Checked against float64 and timed; a round is a turn, the median of its iterations."""
+    if row.turns is None:
+        pytest.fail(row.problem)
+    if side not in row.turns.laps:
+        pytest.skip(row.problem or f"{case}: {side} is not installed, the same or has no such call")
+    seconds = iter(row.turns.totals(side))
+
+    def turn() -> None:
+        global _now
+        _now += next(seconds)
+
     benchmark.group = str(case)
-    benchmark.extra_info.update(
-        work.facts, kernel=case.kernel, variant=case.variant, shape=list(case.shape), side=side
-    )
-    benchmark(work.step)
+    benchmark.extra_info |= row.facts.get(side, {}) | {
+        "kernel": case.kernel,
+        "variant": case.variant,
+        "shape": list(case.shape),
+        "side": side,
+        "best_seconds": row.turns.best[side],
+        "disturbed": row.turns.disturbed,
+    }
+    benchmark.pedantic(turn, rounds=len(row.turns.laps[side]))
