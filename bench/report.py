@@ -201,7 +201,7 @@ def _bandwidth(machine: Machine, items: Sequence[Item], copy: float) -> str:
     series = _cloud(machine, items, at)
     x = Axis.of("bytes read and written", [p.x for s in series for p in s.points])
     y = Axis.of("bytes a second", [copy, *(p.y for s in series for p in s.points)])
-    roof = Roof(f"copy, {copy / 1e9:.3g} GB/s", [(x.low, copy), (x.high, copy)])
+    roof = Roof(f"copy, {copy / 1e9:,.1f} GB/s", [(x.low, copy), (x.high, copy)])
     return plot("Bandwidth of each case against its traffic", x, y, series, [roof])
 
 
@@ -327,7 +327,7 @@ def _table(machine: Machine) -> str:
             cells.append(_number(share, f"{share or 0:.0%}"))
             cells += [_number(flops, f"{(flops or 0) / 1e9:,.1f}")] if products else []
             cells.append(_number(entry.error, f"{entry.error or 0:.0e}" if entry.error else "0"))
-            cells.append(_text(entry.problem or entry.peer or "-"))
+            cells.append(_text(entry.problem or entry.peer or "-", "td", 'class="text wrap"'))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         '<h3>Every kernel</h3><p class="note">x: the time of the other side over ours. A button in '

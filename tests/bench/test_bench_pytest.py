@@ -1,6 +1,7 @@
 """`pytest bench/`: the cases under pytest-benchmark, and only when they are asked for."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(tmp_path, *args):
+    # a worker of pytest-xdist says so in the environment, and pytest-benchmark listens
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, args)]
     return subprocess.run(
         [*command, "--benchmark-storage", str(tmp_path)],
         cwd=ROOT,
+        env=alone,
         capture_output=True,
         text=True,
         timeout=300,

@@ -155,6 +155,19 @@ def test_machines_are_apart_and_the_newest_file_counts(run):
     assert 'data-v="5e-05"' not in second
 
 
+def test_a_run_on_a_gpu_has_kernels_and_captured_steps(run):
+    result = copy.deepcopy(TRAINING["result"])
+    result["seconds"] = {side: {"step": laps["step"]} for side, laps in result["seconds"].items()}
+    result["seconds"]["captured"] = result["seconds"]["ours"]
+    part = {"rows": KERNELS["rows"], "copy_bandwidth": 1e12}
+    card = {"name": "Some GPU", "driver": "580", "cuda_runtime": "13.0"}
+    facts = KERNELS | {"kind": "gpu", "device": "cuda", "gpu": card, "training": result}
+    found, text = run({k: v for k, v in facts.items() if k != "rows"} | {"kernels": part})
+    assert found.exit_code == 0, found.output
+    for words in ("<h2>Some GPU", "ours, captured, ms", "copy, 1,000.0 GB/s", "gelu"):
+        assert words in text
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
