@@ -284,12 +284,23 @@ def _text(text: str, tag: str = "td", attributes: str = 'class="text"') -> str:
     return f'<{tag} {attributes} data-v="{escape(text)}">{escape(text)}</{tag}>'
 
 
+def _case(item: Item) -> list[str]:
+    """Name and size; on a phone the size below the name is what is shown."""
+    name, size = escape(item.entry.name), escape(_size(item))
+    head = f'<th scope="row" data-v="{name}">{name}<small>{size}</small></th>'
+    return [head, _text(_size(item))]
+
+
+def _peer(text: str) -> str:
+    return _text(text, "td", f'class="text long" title="{escape(text)}"')
+
+
 def _spread(spread: Spread | None, unit: float, disturbed: bool = False) -> str:
     if spread is None:
         return _number(None, "")
     median, p20, p80 = (f"{v * unit:,.{0 if v * unit >= 100 else 2}f}" for v in (
         spread.median, spread.p20, spread.p80))  # fmt: skip
-    mark = ", disturbed" if disturbed else ""
+    mark = "*" if disturbed else ""
     return _number(spread.median, f"{median} ({p20}-{p80}){mark}")
 
 
@@ -314,7 +325,7 @@ def _table(machine: Machine) -> str:
     rows = []
     for item in items:
         entry = item.entry
-        cells = [_text(entry.name, "th", 'scope="row"'), _text(_size(item))]
+        cells = _case(item)
         if not entry.seconds:
             problem = entry.problem or "not timed"
             cells.append(f'<td class="problem text" data-v="" colspan="{len(heads) - 2}">'
@@ -327,12 +338,12 @@ def _table(machine: Machine) -> str:
             cells.append(_number(share, f"{share or 0:.0%}"))
             cells += [_number(flops, f"{(flops or 0) / 1e9:,.1f}")] if products else []
             cells.append(_number(entry.error, f"{entry.error or 0:.0e}" if entry.error else "0"))
-            cells.append(_text(entry.problem or entry.peer or "-", "td", 'class="text wrap"'))
+            cells.append(_peer(entry.problem or entry.peer or "-"))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         '<h3>Every kernel</h3><p class="note">x: the time of the other side over ours. A button in '
-        "the head sorts. error: against float64, relative to the largest element or 1.</p>"
-        + _sortable("Every kernel", heads, rows)
+        "the head sorts. error: against float64, relative to the largest element or 1. *: disturbed"
+        " by other processes.</p>" + _sortable("Every kernel", heads, rows)
     )
 
 
@@ -347,7 +358,7 @@ def _training(machine: Machine) -> str:
     heads += [(f"x {TITLES.get(side, side)}", "number") for side in peers]
     rows = []
     for item in items:
-        cells = [_text(item.entry.name, "th", 'scope="row"'), _text(_size(item))]
+        cells = _case(item)
         cells += [_spread(item.entry.seconds.get(side), 1e3) for side in sides]
         cells += [_ratio_cell(item.ratio(side)) for side in peers]
         rows.append(f"<tr>{''.join(cells)}</tr>")
