@@ -87,11 +87,11 @@ class ResultFile:
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """The JSON of a file of this format and a known kind. Raises UnreadableResult."""
+    """The JSON of a file of this format, of any kind. Raises UnreadableResult."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = str(facts["kind"]), facts["format"]
-        _ = facts["device"], facts["date"]
+        version = facts["format"]
+        _ = facts["kind"], facts["device"], facts["date"]
     except OSError as error:
         raise UnreadableResult(f"{path}: {error.strerror}; expected a file of --json") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -99,14 +99,14 @@ def facts_of(path: Path) -> dict[str, Any]:
         raise UnreadableResult(f"{path}: no result of python -m bench ({what})") from None
     if version != machine.FORMAT:
         raise UnreadableResult(f"{path}: format {version}, expected {machine.FORMAT}")
-    if kind not in KINDS:
-        raise UnreadableResult(f"{path}: kind {kind!r}, expected {', '.join(KINDS)}")
     return dict(facts)
 
 
 def read(path: Path) -> ResultFile:
     """A file with its entries. Raises UnreadableResult."""
     facts = facts_of(path)
+    if facts["kind"] not in KINDS:
+        raise UnreadableResult(f"{path}: kind {facts['kind']!r}, expected {', '.join(KINDS)}")
     try:
         return ResultFile(path, facts, tuple(_entries(facts)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
