@@ -188,6 +188,49 @@ def summary(
         typer.echo(f"README.md: {'written' if changed else 'nothing to change'}")
 
 
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A file of --json.")],
+    after: Annotated[Path, typer.Argument(help="A later one of the same machine.")],
+    threshold: Annotated[
+        float, typer.Option(help="Times slower than which it is a regression.", min=1.0)
+    ] = 1.1,
+    force: Annotated[bool, typer.Option("--force", help="Even of different machines.")] = False,
+) -> None:
+    """What became faster or slower beyond the spread; code 1 if something became slower."""
+    from bench import compare as bench, result_file
+
+    with _clear_errors():
+        old, new = result_file.read(before), result_file.read(after)
+        found = bench.compare(old, new, threshold, force)
+    others = [*(bench.differences(old, new) if force else ()), *bench.versions(old, new)]
+    _show(f"{before} -> {after}", bench.table(found, threshold))
+    typer.echo("\n".join([*bench.summary(found), *others]))
+    if found.regressions:
+        _fail(f"{len(found.regressions)} became worse: {'; '.join(found.regressions)}", code=1)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Files of --json, of any kind.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path(
+        "report.html"
+    ),
+    png: Annotated[
+        Path | None, typer.Option(help="Write the bars against torch as a picture too.")
+    ] = None,
+) -> None:
+    """One HTML page of results that needs no network: bars, roofline, sizes, sortable tables."""
+    from bench import report as bench, report_data, report_png
+
+    with _clear_errors():
+        machines = report_data.machines(results)
+        if png is not None:
+            report_png.draw(machines, png)
+        out.write_text(bench.page(machines), encoding="utf-8")
+    typer.echo(" ".join(map(str, [out, *([png] if png else [])])))
+
+
 app.command()(ladder)
 
 
@@ -264,7 +307,7 @@ def _clear_errors() -> Iterator[None]:
     """One line and exit code 2 for what the user can mend."""
     from bench.cases import UnknownCase
     from bench.peer import PeerError
-    from bench.summary import UnreadableResult
+    from bench.result_file import UnreadableResult
     from framework.backend.device import DeviceError
 
     try:

@@ -6,7 +6,6 @@ So numbers are never typed: they come from a run, by `python -m bench summary`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from bench import machine
 from bench.cases import Case, size_text
+from bench.result_file import UnreadableResult, facts_of
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- figures: python -m bench summary -->"
@@ -29,22 +29,12 @@ NO_RESULTS = "No results are committed yet."
 NO_GPU = "Nothing has been measured on a GPU yet."
 
 
-class UnreadableResult(ValueError):
-    """A file in bench/results/ that is no result of this format."""
-
-
 def results(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """(kind, device) -> the newest result."""
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            key = str(facts["kind"]), str(facts["device"])
-            version, date = facts["format"], facts["date"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UnreadableResult(f"{path}: no result of python -m bench ({error!r})") from None
-        if version != machine.FORMAT:
-            raise UnreadableResult(f"{path}: format {version}, expected {machine.FORMAT}")
+        facts = facts_of(path)
+        key, date = (str(facts["kind"]), str(facts["device"])), facts["date"]
         if key not in newest or date > newest[key]["date"]:
             newest[key] = facts
     return newest
