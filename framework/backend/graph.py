@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.backend.device import Device, choose_device, default_device, to_device
-from framework.backend.live import CaptureError, Recording, recording, recording_to
+from framework.backend.live import CaptureError, Recording, forget_kept, recording, recording_to
 from kernels.arrays import Array, is_array, is_cuda
 from kernels.precision import tf32_is_allowed
 
@@ -189,6 +189,7 @@ class _Captured:
         made, memory = Recording(device), _Memory(device)
         # what the warm-up used and freed is as much as the graph is about to ask for
         device.module.get_default_memory_pool().free_all_blocks()
+        forget_kept()
         try:
             with memory.used(), recording_to(made):
                 stream.begin_capture()
@@ -205,6 +206,8 @@ class _Captured:
         except BaseException:
             made.roll_back()
             raise
+        finally:
+            forget_kept()
         made.finish()
         self.graph, self.outputs, self._recording, self._memory = captured, outputs, made, memory
 
@@ -218,6 +221,7 @@ class _Captured:
         assert self._recording is not None
         self._recording.upload(stream)
         self.graph.launch(stream)
+        forget_kept()
         self._recording.leave_gradients()
 
     def drop(self, calls: int) -> None:

@@ -244,3 +244,40 @@ def test_sorting_in_a_step_is_refused_before_it_starts():
         call(fw.tensor([2, 0, 2], device="cuda"))
         assert w.grad.data.get().tolist() == [1, 0, 2]
     assert call.reason == "the gradient of indexing with arrays is not captured"
+
+
+# --- autocast -------------------------------------------------------------------------------------
+
+
+def test_a_block_around_the_calls_casts_in_every_replay():
+    """The 16-bit weights of the warm-up are not those of the replays, nor theirs later ones'."""
+
+    def run(capture):
+        fw.manual_seed(0)
+        net = layers.Linear(8, 3).to("cuda")
+        optimizer = optimizers.SGD(net.parameters(), lr=0.1)
+
+        def train(x, target):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), target)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        def look(x):
+            return net(x)
+
+        calls = [fw.cuda.graph(f, device="cuda") if capture else f for f in (train, look)]
+        draw = np.random.default_rng(0)
+        seen = []
+        for _ in range(2):
+            with fw.autocast("bfloat16"):
+                for _ in range(6):
+                    x = fw.tensor(draw.standard_normal((4, 8)).astype(np.float32), device="cuda")
+                    target = fw.tensor([0, 1, 2, 0], device="cuda")
+                    seen.append(float(calls[0](x, target)))
+                    seen.append(calls[1](x).data.get().tolist())
+                    seen.append(look(x).data.get().tolist())
+        return seen
+
+    assert run(True) == run(False)
