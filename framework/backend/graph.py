@@ -111,6 +111,11 @@ class CapturedStep:
             self.replays += 1
             return captured.outputs
 
+    @property
+    def is_captured(self) -> bool:
+        """Is there a graph now?"""
+        return any(captured.graph is not None for captured in self._known.values())
+
     def forget(self) -> None:
         """Capture anew: something that the step does has changed."""
         self._known.clear()

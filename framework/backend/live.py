@@ -139,7 +139,7 @@ class Recording:
                 leaf.grad = tensor(array)
 
 
-# What the folders above keep from step to step, told by them ---------------------------------------
+# What the folders above keep from step to step, told by them --------------------------------------
 
 #: Let go of what was computed once and is used again: a replay would not compute it.
 _forgetting: list[Callable[[], None]] = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import framework as fw
-from framework import functional as F, optimizers
+from framework import functional as F, layers, optimizers
 from framework.backend.live import CaptureError
 from framework.backend.random import Generator
 from framework.data import load
@@ -256,14 +256,114 @@ def hold_gradients(trainer):
     trainer.held = [p.grad for p in trainer.model.parameters()]
 
 
+def other_statistics(trainer):
+    mean = trainer.model[1].running_mean
+    mean.data = mean.data * 0.5
+
+
+def other_buffer(trainer):
+    trainer.model[1].running_mean = fw.Tensor(trainer.model[1].running_mean.data + 1)
+
+
+def there_and_back(trainer):
+    trainer.model.to("cpu")
+    trainer.model.to("cuda")
+
+
+def other_layer(trainer):
+    trainer.model[2] = layers.Tanh()
+
+
+def drop_more(trainer):
+    trainer.model[3].p = 0.6
+
+
 @pytest.mark.parametrize(
-    "change", [freeze, decay, other_array, clip, reload, forget_gradients, hold_gradients]
+    "change",
+    [
+        freeze,
+        decay,
+        other_array,
+        clip,
+        reload,
+        forget_gradients,
+        hold_gradients,
+        other_statistics,
+        other_buffer,
+        there_and_back,
+        other_layer,
+        drop_more,
+    ],
 )
 def test_changes_between_steps_are_followed(change):
     eager, captured = (fitted(capture, callbacks=[Changes(change)]) for capture in (False, "auto"))
     assert training.differences(eager, captured) == []
     assert captured._captured.whole.reason is None
     assert captured._captured.whole.replays > 8
+
+
+def test_frozen_parameters_are_followed():
+    """The optimizer does not know them."""
+
+    def run(capture):
+        trainer = training.trainer("cuda", capture, callbacks=[Changes(other_array)])
+        first, *rest = trainer.model.parameters()
+        first.requires_grad_(False)
+        trainer.optimizer = optimizers.SGD(rest, lr=0.1)
+        trainer.fit(training.batches(), epochs=4)
+        return trainer
+
+    eager, captured = run(False), run("auto")
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.replays > 8
+
+
+class Smoothed:
+    def __init__(self):
+        self.smoothing, self.calls = 0.0, 0
+
+    def __call__(self, output, target):
+        self.calls += 1  # by the step itself: no setting
+        return F.cross_entropy(output, target, label_smoothing=self.smoothing)
+
+
+def test_a_losss_attributes_are_followed():
+    def change(trainer):
+        trainer.loss.smoothing = 0.4
+
+    def run(capture):
+        trainer = training.trainer("cuda", capture, callbacks=[Changes(change)])
+        trainer.loss = Smoothed()
+        trainer.fit(training.batches(), epochs=4)
+        return trainer
+
+    eager, captured = run(False), run("auto")
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.replays > 8
+
+
+def test_a_layer_that_gives_its_buffer_another_array_runs_as_it_is(caplog):
+    class Counts(layers.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", fw.zeros((1,)))
+
+        def forward(self, x):
+            self.seen.data = self.seen.data + 1
+            return x * (1 + 0.01 * self.seen)
+
+    def run(capture):
+        trainer = training.trainer("cuda", capture)
+        trainer.model = layers.Sequential(trainer.model, Counts().to("cuda"))
+        trainer.fit(training.batches(), epochs=4)
+        return trainer
+
+    eager = run(False)
+    with caplog.at_level(logging.WARNING, "framework"):
+        captured = run("auto")
+    assert training.differences(eager, captured) == []
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "gives parameters or buffers other arrays" in message
 
 
 def test_an_option_out_of_range_is_an_error_and_counts_nothing():
