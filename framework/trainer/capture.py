@@ -133,14 +133,18 @@ class CapturedTraining:
         self.trainer.move_weights()
 
     def _observe(self, results: Results) -> None:
-        """What the graph has not done."""
+        """What the graph has not done. The next replay writes to the same arrays: who may keep them
+        is given copies.
+        """
         trainer = self.trainer
         for output, target, loss in results:
-            trainer.losses.append(loss)
+            trainer.losses.append(_copy(loss))
             trainer.samples += len(target)
-            for metric in trainer.metrics:
-                if not metric.is_replayable(output, target):
-                    metric.update(output, target)
+            told = [m for m in trainer.metrics if not m.is_replayable(output, target)]
+            if told:
+                output, target = _copy(output), _copy(target)
+            for metric in told:
+                metric.update(output, target)
 
     # What decides ---------------------------------------------------------------------------------
 
@@ -202,6 +206,10 @@ class CapturedTraining:
             log.warning("the training step is not captured into a CUDA graph: %s", reason)
 
 
+def _copy(x: Tensor) -> Tensor:
+    return Tensor(x.data.copy())
+
+
 # What replays would not see -----------------------------------------------------------------------
 
 
@@ -210,7 +218,7 @@ class Attributes:
 
     Numbers, strings and None are compared, all else is the same only if it is the same object:
     what changes within a list is not seen. Holding them all keeps them alive: a graph works on
-    arrays of that time. Two hundred modules take some 50 microseconds.
+    arrays of that time. Two hundred modules take some 0.1 ms.
     """
 
     def __init__(self, *objects: Any) -> None:

@@ -125,6 +125,42 @@ def test_metrics_that_wait_are_told_after_the_replay():
     assert captured._captured.whole.replays == 16
 
 
+def test_losses_and_outputs_may_be_kept():
+    class Keeps(Metric):
+        name = "kept"
+
+        def __init__(self):
+            self.all = []
+
+        def reset(self):
+            self.seen = []
+
+        def update(self, output, target):
+            self.seen += [output, target]
+            self.all += [output, target]
+
+        def compute(self):
+            return float(sum(x.data.get().sum() for x in self.seen))
+
+    class KeepsLosses(Callback):
+        def __init__(self):
+            self.kept = []
+
+        def on_step_end(self, trainer):
+            self.kept += trainer.losses
+
+    def run(capture):
+        callback, metric = KeepsLosses(), Keeps()
+        trainer = training.trainer("cuda", capture, callbacks=[callback])
+        trainer.metrics.append(metric)
+        trainer.fit(training.batches(), epochs=4)
+        return trainer, [x.data.get().tolist() for x in [*callback.kept, *metric.all]]
+
+    (eager, expected), (captured, kept) = run(False), run("auto")
+    assert kept == expected
+    assert training.differences(eager, captured) == []
+
+
 def test_a_resumed_run_equals_one_that_went_on():
     whole_run = fitted(epochs=6)
     first = fitted(epochs=3)
@@ -142,6 +178,7 @@ def test_nothing_is_waited_for_and_no_memory_grows(monkeypatch):
     trainer = training.trainer("cuda")
     data = training.batches([16] * 4)
     trainer.fit(data, epochs=2)
+    trainer._train_step([data[0]])  # it leaves its loss
     waited = []
     gc.collect()  # of other tests
     monkeypatch.setattr(streams, "waits", waited.append)
@@ -150,7 +187,7 @@ def test_nothing_is_waited_for_and_no_memory_grows(monkeypatch):
         trainer._train_step([data[0]])
     assert set(waited) == {"set()"}  # batches and numbers, copied in
     assert sum(m.size for m in memory.live()) == before
-    assert trainer._captured.whole.replays == 6 + 100
+    assert trainer._captured.whole.replays == 6 + 101
 
 
 def test_a_recipe_trains_on_the_device_as_on_the_cpu():
