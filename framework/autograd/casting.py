@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from framework.autograd.graph import in_dtype, record
-from framework.backend.live import forget_around_captures
+from framework.backend.live import capture_by_mode, forget_around_captures
 from kernels.arrays import Array, address, is_array, is_floating, is_half
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def forget_copies() -> None:
 
 
 forget_around_captures(forget_copies)
+capture_by_mode(lambda: state.dtype)
 
 
 def product_dtype(*tensors: Tensor | None) -> np.dtype[Any] | None:

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from framework.backend.device import Device, choose_device, default_device, to_device
-from framework.backend.live import CaptureError, Recording, forget_kept, recording, recording_to
+from framework.backend.live import (
+    CaptureError,
+    Recording,
+    forget_kept,
+    modes,
+    recording,
+    recording_to,
+)
 from kernels.arrays import Array, is_array, is_cuda
 from kernels.precision import tf32_is_allowed
 
@@ -45,8 +52,8 @@ def graph(
 
     `step` takes Tensors or arrays (other arguments are part of the signature, and hashable) and
     returns a Tensor, an array, or a tuple, list or dict of them; `backward` belongs inside. For
-    each signature of shapes, dtypes and other arguments one graph is captured, `most` in all;
-    further ones run as they are. What cannot be captured (it waits for the device, say) is said
+    each signature of shapes, dtypes and other arguments, and each grad mode and autocast dtype, one
+    graph is captured, `most` in all; further ones run as they are. What cannot be captured (it waits for the device, say) is said
     once, and the step goes on as it is; with `strict` it is a CaptureError.
 
     A replay runs no Python. What the framework counts, it counts on: steps and learning rates of
@@ -121,7 +128,7 @@ class CapturedStep:
         self._known.clear()
 
     def _find(self, inputs: tuple[Any, ...]) -> _Captured | None:
-        key = (tf32_is_allowed(), *map(_signature, inputs))
+        key = (tf32_is_allowed(), modes(), *map(_signature, inputs))
         captured = self._known.get(key)
         if captured is None and len(self._known) < self.most:
             captured = self._known[key] = _Captured(inputs, self.device)

@@ -159,6 +159,20 @@ def forget_kept() -> None:
         forget()
 
 
+#: This thread's modes, such as grad mode.
+_modes: list[Callable[[], Any]] = []
+
+
+def capture_by_mode(mode: Callable[[], Any]) -> None:
+    """What ``mode()`` returns decides what a step does: each has a graph of its own."""
+    _modes.append(mode)
+
+
+def modes() -> tuple[Any, ...]:
+    """All modes of this thread."""
+    return tuple(mode() for mode in _modes)
+
+
 # The recording of this thread ---------------------------------------------------------------------
 
 

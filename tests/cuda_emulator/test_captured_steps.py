@@ -281,3 +281,27 @@ def test_a_block_around_the_calls_casts_in_every_replay():
         return seen
 
     assert run(True) == run(False)
+
+
+def test_each_mode_has_its_graph():
+    """Autocast and grad mode are looked at by Python, which a replay does not run."""
+    w = fw.tensor([[1.0, 2.0], [3.0, 1.0]], device="cuda", requires_grad=True)
+
+    def step(x):
+        y = x @ w
+        if fw.is_grad_enabled():
+            y = y * 2
+        return y
+
+    call = fw.cuda.graph(step, device="cuda")
+    x = fw.tensor([[1.0, 1.0]], device="cuda")
+    for _ in range(4):
+        assert call(x).dtype == np.float32
+        with fw.autocast("bfloat16"):
+            assert call(x).dtype.name == "bfloat16"
+        with fw.autocast("float16"):
+            assert call(x).dtype == np.float16
+        with fw.no_grad():
+            assert call(x).data.get().tolist() == [[4, 3]]
+        assert call(x).data.get().tolist() == [[8, 6]]
+    assert call.captures == 4
