@@ -31,6 +31,7 @@ from framework.backend.live import (
     recording,
     recording_to,
 )
+from framework.backend.out_of_memory import release
 from kernels.arrays import Array, is_array, is_cuda
 from kernels.precision import tf32_is_allowed
 
@@ -53,8 +54,9 @@ def graph(
     `step` takes Tensors or arrays (other arguments are part of the signature, and hashable) and
     returns a Tensor, an array, or a tuple, list or dict of them; `backward` belongs inside. For
     each signature of shapes, dtypes and other arguments, and each grad mode and autocast dtype, one
-    graph is captured, `most` in all; further ones run as they are. What cannot be captured (it waits for the device, say) is said
-    once, and the step goes on as it is; with `strict` it is a CaptureError.
+    graph is captured, `most` in all; further ones run as they are. What cannot be captured (it
+    waits for the device, say) is said once, and the step goes on as it is; with `strict` it is a
+    CaptureError.
 
     A replay runs no Python. What the framework counts, it counts on: steps and learning rates of
     optimizers, the random stream, an EMA's updates; and gradients are where the step leaves them.
@@ -108,10 +110,8 @@ class CapturedStep:
             if captured.calls < self.warmup:
                 captured.calls += 1
                 return _detached(self.step(*captured.arguments))
-            try:
-                captured.capture(self.step, self.device, stream)
-            except CaptureError as error:
-                self._give_up(str(error))
+            if not self._is_recorded(captured, stream):
+                # after the except block, whose error holds the memory of what failed
                 return _detached(self.step(*captured.arguments))
             self.captures += 1
             captured.replay(stream)
@@ -140,6 +140,20 @@ class CapturedStep:
                 self.most,
             )
         return captured
+
+    def _is_recorded(self, captured: _Captured, stream: Any) -> bool:
+        """Capture the step. Where that fails all that it took is free again."""
+        try:
+            captured.capture(self.step, self.device, stream)
+        except CaptureError as error:
+            reason = str(error)
+            if self.strict:
+                raise CaptureError(f"the step cannot be captured: {reason}") from error
+            release(error)
+        else:
+            return True
+        self._give_up(reason)
+        return False
 
     def _is_refreshed(self, captured: _Captured) -> bool:
         """Are the numbers of the next replay made? A graph that does not fit any more is dropped:

@@ -9,7 +9,7 @@ import framework as fw
 from framework import functional as F, layers, optimizers
 from framework.backend import graph
 from framework.backend.random import default_generator
-from tests.cuda_emulator import streams, training, whole
+from tests.cuda_emulator import memory, streams, training, whole
 from tests.cuda_emulator.conftest import require_emulator
 
 
@@ -42,6 +42,26 @@ def test_an_error_during_the_capture_counts_nothing():
         return losses, optimizer.state_dict()["steps"], default_generator.state()
 
     assert run(True) == run(False)
+
+
+def test_what_a_failed_capture_took_is_free_when_the_step_runs_as_it_is():
+    before = []
+    w = fw.tensor(np.ones((100, 100), np.float32), device="cuda", requires_grad=True)
+
+    def step(x):
+        before.append(sum(m.size for m in memory.live()))
+        kept = (x * w).exp()
+        loss = (kept * kept).sum()
+        float(loss)
+        return loss
+
+    call = fw.cuda.graph(step, device="cuda")
+    x = fw.tensor([2.0], device="cuda")
+    for _ in range(3):
+        call(x)
+    assert "waits for the device" in call.reason
+    _, warm, _, again = before
+    assert again == warm
 
 
 def test_the_default_stream_cannot_be_captured(cupy, caplog):
