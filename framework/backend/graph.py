@@ -55,8 +55,8 @@ def graph(
     returns a Tensor, an array, or a tuple, list or dict of them; `backward` belongs inside. For
     each signature of shapes, dtypes and other arguments, and each grad mode and autocast dtype, one
     graph is captured, `most` in all; further ones run as they are. What cannot be captured (it
-    waits for the device, say) is said once, and the step goes on as it is; with `strict` it is a
-    CaptureError.
+    waits for the device, say) is said once, and the step goes on as it is (for inputs of that
+    signature, if others have been captured before); with `strict` it is a CaptureError.
 
     A replay runs no Python. What the framework counts, it counts on: steps and learning rates of
     optimizers, the random stream, an EMA's updates; and gradients are where the step leaves them.
@@ -93,13 +93,13 @@ class CapturedStep:
         self.captures = self.replays = self.renewals = 0
         self.reason: str | None = None
         self._known: dict[Any, _Captured] = {}
-        self._full = False
+        self._full = self._refused_some = False
 
     def __call__(self, *inputs: Any) -> Any:
         if self.reason is not None or recording() is not None:  # within another capture: part of it
             return self._as_it_is(inputs)
         captured = self._find(inputs)
-        if captured is None:
+        if captured is None or captured.refused:
             return self._as_it_is(inputs)
         with _on_capture_stream(self.device) as stream:
             captured.fill(inputs, self.device, stream)
@@ -152,7 +152,19 @@ class CapturedStep:
             release(error)
         else:
             return True
-        self._give_up(reason)
+        if self.captures == 0:
+            self._give_up(reason)
+            return False
+        captured.drop(0)
+        captured.refused = True  # what works for other inputs goes on
+        if not self._refused_some:
+            self._refused_some = True
+            log.warning(
+                "captured step: it cannot be captured for inputs of shape %s and runs as it is for "
+                "such: %s",
+                ", ".join(str(x.shape) for x in map(_array, captured.arguments) if is_array(x)),
+                reason,
+            )
         return False
 
     def _is_refreshed(self, captured: _Captured) -> bool:
@@ -193,6 +205,7 @@ class _Captured:
                 _like(x, xp.empty(x.shape, x.dtype)) if is_array(_array(x)) else x for x in inputs
             ]
         self.calls = 0
+        self.refused = False
         self.graph: Any = None
         self.outputs: Any = None
         self._recording: Recording | None = None

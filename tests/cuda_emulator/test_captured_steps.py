@@ -112,6 +112,24 @@ def test_more_shapes_than_graphs(caplog):
     assert len(caplog.records) == 1
 
 
+def test_a_shape_that_cannot_be_captured_leaves_the_other_graphs(caplog):
+    def step(x):
+        if len(x) > 2:
+            float(x.sum())
+        return x * 2
+
+    call = fw.cuda.graph(step, device="cuda")
+    with caplog.at_level(logging.WARNING, "framework"):
+        for _ in range(5):
+            for n in (1, 3, 2, 4):
+                y = call(fw.tensor(np.arange(n, dtype=np.float32), device="cuda"))
+                np.testing.assert_array_equal(y.data.get(), 2.0 * np.arange(n))
+    assert (call.reason, call.captures, call.replays) == (None, 2, 6)
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "for inputs of shape (3,)" in message
+    assert "waits for the device" in message
+
+
 def test_outputs_keep_their_structure_and_inputs_their_type(cupy):
     def step(x, scale):
         return {"y": x * scale, "both": (x, None)}
