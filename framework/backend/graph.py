@@ -93,12 +93,12 @@ class CapturedStep:
         self.captures = self.replays = self.renewals = 0
         self.reason: str | None = None
         self._known: dict[Any, _Captured] = {}
-        self._full = self._refused_some = False
+        self._full = self._refused_some = self._said_wanted = False
 
     def __call__(self, *inputs: Any) -> Any:
         if self.reason is not None or recording() is not None:  # within another capture: part of it
             return self._as_it_is(inputs)
-        captured = self._find(inputs)
+        captured = None if self._wants_gradients(inputs) else self._find(inputs)
         if captured is None or captured.refused:
             return self._as_it_is(inputs)
         with _on_capture_stream(self.device) as stream:
@@ -126,6 +126,22 @@ class CapturedStep:
     def forget(self) -> None:
         """Capture anew: something that the step does has changed."""
         self._known.clear()
+
+    def _wants_gradients(self, inputs: tuple[Any, ...]) -> bool:
+        """Does an input require a gradient? A copy of it would get that."""
+        shape = next((x.shape for x in inputs if getattr(x, "requires_grad", False)), None)
+        if shape is None:
+            return False
+        reason = (
+            f"an input of shape {shape} requires a gradient, and a captured step's inputs are "
+            "copied; pass x.detach(), and use parameters inside the step"
+        )
+        if self.strict:
+            raise ValueError(reason)
+        if not self._said_wanted:
+            self._said_wanted = True
+            log.warning("captured step: it runs as it is where %s", reason)
+        return True
 
     def _find(self, inputs: tuple[Any, ...]) -> _Captured | None:
         key = (tf32_is_allowed(), modes(), *map(_signature, inputs))
@@ -351,18 +367,13 @@ def _array(x: Any) -> Any:
 
 def _like(x: Any, array: Array) -> Any:
     """`array` as a Tensor where `x` is one."""
-    if not hasattr(x, "requires_grad"):
-        return array
-    if x.requires_grad:
-        raise ValueError(
-            f"an input of shape {x.shape} of a captured step requires a gradient: inputs are "
-            "copied; pass x.detach(), and use parameters inside the step"
-        )
-    return type(x)(array)
+    return type(x)(array) if hasattr(x, "requires_grad") else array
 
 
 def _moved(x: Any, device: Device) -> Any:
-    """`x` on `device`, if it is a Tensor or an array."""
+    """`x` on `device`, if it is a Tensor or an array; differentiably if it requires a gradient."""
+    if getattr(x, "requires_grad", False):
+        return x.to(device)
     array = _array(x)
     return _like(x, to_device(array, device)) if is_array(array) else x
 

@@ -208,8 +208,28 @@ def test_results_outlive_their_graph():
     assert graph._retired == []
 
 
-def test_an_input_that_wants_a_gradient_is_refused():
-    call = fw.cuda.graph(lambda x: x * 2, device="cuda")
+def test_an_input_that_wants_a_gradient_gets_it(caplog):
+    def step(x):
+        y = (x * x).sum()
+        if x.requires_grad:
+            y.backward()
+        return y
+
+    call = fw.cuda.graph(step, device="cuda")
+    with caplog.at_level(logging.WARNING, "framework"):
+        for i in range(4):
+            for place in ("cuda", "cpu"):
+                x = fw.tensor([float(i)], device=place, requires_grad=True)
+                assert call(x).item() == i * i
+                assert x.grad.item() == 2 * i
+            assert call(x.detach()).item() == i * i
+    assert call.replays == 2
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "an input of shape (1,) requires a gradient" in message
+
+
+def test_an_input_that_wants_a_gradient_is_refused_where_a_capture_is_demanded():
+    call = fw.cuda.graph(lambda x: x * 2, device="cuda", strict=True)
     with pytest.raises(ValueError, match="requires a gradient"):
         call(fw.tensor([1.0], device="cuda", requires_grad=True))
     with pytest.raises(ValueError, match="warmup is 0"):

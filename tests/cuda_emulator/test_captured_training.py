@@ -445,6 +445,21 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(loss, caplog):
     assert "waits for the device or copies from the host at test_captured_training.py:" in message
 
 
+def test_an_input_that_wants_a_gradient_gets_it():
+    def run(capture):
+        data = training.batches()
+        for x, _ in data:
+            x.requires_grad_(True)
+        trainer = training.trainer("cuda", capture)
+        trainer.fit(data, epochs=3)
+        return trainer, [x.grad.numpy().tolist() for x, _ in data]
+
+    (eager, expected), (captured, gradients) = run(False), run("auto")
+    assert gradients == expected
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.captures == 0
+
+
 def test_asked_for_by_name_it_is_an_error():
     trainer = training.trainer("cuda", True)
     trainer.loss = reads_the_loss
