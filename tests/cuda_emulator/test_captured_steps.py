@@ -1,6 +1,7 @@
 """`fw.cuda.graph` on the emulator: draws, inputs, results, gradients, memory, streams, sorting."""
 
 import logging
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import framework as fw
 from framework import functional as F, layers, optimizers
 from framework.backend import graph
 from framework.backend.random import default_generator
+from kernels.cuda import compiler
 from tests.cuda_emulator import memory, streams, training, whole
 from tests.cuda_emulator.conftest import require_emulator
 
@@ -282,6 +284,29 @@ def test_an_embeddings_gradient_is_sorted_without_waiting(n):
         return grads, getattr(call, "reason", None)
 
     assert run(True) == run(False)
+
+
+def test_no_kernel_is_compiled_in_a_capture(monkeypatch):
+    """The order's kernel is launched in captures only."""
+    compiled = []
+    of_module = compiler.compiled.__wrapped__
+
+    def spy(text, expression):
+        compiled.append((expression, streams.is_capturing()))
+        return of_module(text, expression)
+
+    monkeypatch.setattr(compiler, "compiled", cache(spy))
+    table = layers.Embedding(5, 3).to("cuda")
+
+    def step(indices):
+        table.weight.zero_grad()
+        table(indices).sum().backward()
+
+    call = fw.cuda.graph(step, device="cuda", warmup=1, strict=True)
+    for _ in range(3):
+        call(fw.tensor([1, 4, 1], device="cuda"))
+    assert ("embedding_order<long long>", False) in compiled
+    assert not any(capturing for _, capturing in compiled)
 
 
 def test_sorting_in_a_step_is_refused_before_it_starts():
