@@ -92,7 +92,7 @@ class CapturedTraining:
         results = captured(*inputs)
         if captured.captures > captures or captured.replays == replays:  # Python ran
             if self._attributes.arrays_have_changed() and self._graphs():
-                self._forget()
+                self.forget()
                 if captured.captures > captures:
                     self._refused = True
                     self._tell("it gives parameters or buffers other arrays in every step")
@@ -102,7 +102,8 @@ class CapturedTraining:
     def _graphs(self) -> list[CapturedStep]:
         return [x for x in (self.whole, self.gradients, self.move) if x.is_captured]
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go of all graphs and of their memory; the steps that come are captured anew."""
         for captured in (self.whole, self.gradients, self.move):
             captured.forget()
 
@@ -190,7 +191,7 @@ class CapturedTraining:
         )
         if changed or settings != self._settings:
             self._settings = settings
-            self._forget()
+            self.forget()
             for mean in (trainer.running, *(m for x in trainer.metrics for m in x.sums())):
                 mean.hold(trainer.device)
         hooked = any(p.hooks for p in self._parameters) or any(m.has_hooks for m in self._modules)

@@ -13,6 +13,7 @@ import pytest
 
 import framework as fw
 from framework import functional as F, layers, optimizers
+from framework.backend import cuda, graph, out_of_memory
 from framework.backend.live import CaptureError
 from framework.backend.random import Generator
 from framework.data import load
@@ -493,6 +494,28 @@ def test_hooks_run_in_every_step(caplog):
     assert training.differences(run(False), run("auto")) == []
     assert seen.count("auto") == seen.count(False) == 15
     assert len(caplog.records) == 1
+
+
+def test_graphs_are_given_back_where_memory_runs_out(monkeypatch):
+    monkeypatch.setattr(out_of_memory, "_pool_of", lambda device: {})  # figures of a real pool
+    trainer = fitted(epochs=3)
+    steps = trainer._captured
+    pools = [weakref.ref(x._memory) for x in steps.whole._known.values()]
+    assert len(pools) == 2
+    left = []
+
+    def runs_out(*_):
+        raise fw.OutOfMemoryError(trainer.device, 1 << 40)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph._Captured, "replay", runs_out)
+        patch.setattr(cuda, "empty_cache", lambda _: left.extend(x() for x in pools))
+        with pytest.raises(fw.OutOfMemoryError, match="lower the batch size"):
+            trainer.fit(training.batches(), epochs=4)
+    assert left == [None, None]
+    trainer.fit(training.batches(), epochs=6)
+    assert steps.whole.captures == 4
+    assert steps.whole.reason is None
 
 
 def test_graphs_go_with_their_trainer():
