@@ -18,6 +18,10 @@ CUDA_KERNELS = ("embedding_gather", "embedding_sum", "embedding_order")
 CUDA_TYPES = {"embedding_order": ("long long",)}
 
 
+#: The instantiation that captures use.
+ORDER = "embedding_order<long long>"
+
+
 def _check_indices(name: str, indices: Array, rows: int) -> None:
     """Integer dtype, and (on the CPU) the range; looking at values on CUDA would wait for the
     device.
@@ -198,10 +202,13 @@ def _stable_order(flat: Array) -> tuple[Array, Array]:
     """CUDA indices (n,) in ascending order, equal ones as they came, and where they came from."""
     import cupy
 
-    from kernels.cuda import launch
+    from kernels.cuda import compiler, launch
 
     if launch.is_capturing():
         return order_by_rank(flat)
+    if cupy.cuda.get_current_stream().ptr:
+        # not the default stream: a capture may come, in which nothing should be compiled or loaded
+        compiler.function("embedding", ORDER)
     order = cupy.argsort(flat, kind="stable")
     return flat[order], order
 
@@ -215,7 +222,7 @@ def order_by_rank(flat: Array) -> tuple[Array, Array]:
     ordered, order = cupy.empty_like(flat), cupy.empty_like(flat)
     grid = -(-flat.size // launch.BLOCK)
     args = (flat, ordered, order, np.int64(flat.size))
-    launch.run("embedding", "embedding_order<long long>", grid, launch.BLOCK, args)
+    launch.run("embedding", ORDER, grid, launch.BLOCK, args)
     return ordered, order
 
 

@@ -17,7 +17,8 @@ A model whose parameters are cast would be the other way. There the user's param
 Parameters stay float32. Their 16-bit copies are made at first use and kept until the outermost
 block ends: one cast for all the parameters that an optimizer holds in a flat buffer. What changes
 parameters inside a block (an optimizer's step, ``load_state_dict``, ``w -= ...``) makes the copies
-anew; an assignment into ``w.data`` goes unnoticed until the block ends.
+anew; an assignment into ``w.data`` goes unnoticed until the block ends. A captured step makes
+copies of its own, at every replay.
 
 float64 is left alone. Outside of a block all this costs one look at `state.dtype`.
 """
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from framework.autograd.graph import in_dtype, record
+from framework.backend.live import capture_by_mode, forget_around_captures
 from kernels.arrays import Array, address, is_array, is_floating, is_half
 
 if TYPE_CHECKING:
@@ -108,6 +110,10 @@ def _half(dtype: Any) -> np.dtype[Any]:
 def forget_copies() -> None:
     """Parameters have changed: 16-bit copies of them are of no use any more."""
     state.copies.clear()
+
+
+forget_around_captures(forget_copies)
+capture_by_mode(lambda: state.dtype)
 
 
 def product_dtype(*tensors: Tensor | None) -> np.dtype[Any] | None:

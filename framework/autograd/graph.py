@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from framework.autograd import changes
-from framework.backend.live import CaptureError, Recording, recording
+from framework.backend.live import CaptureError, Recording, capture_by_mode, recording
 from framework.backend.out_of_memory import OutOfMemoryError
 from kernels.arrays import Array, array_module
 
@@ -116,6 +116,9 @@ def register_tensor(tensor: type[Tensor]) -> type[Tensor]:
 def is_grad_enabled() -> bool:
     """Are operations recorded, in this thread?"""
     return _mode.enabled
+
+
+capture_by_mode(is_grad_enabled)
 
 
 class set_grad_enabled:

@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from framework.backend.device import Device, choose_device, default_device, to_device
-from framework.backend.live import CaptureError, Recording, recording, recording_to
+from framework.backend.live import (
+    CaptureError,
+    Recording,
+    forget_kept,
+    modes,
+    recording,
+    recording_to,
+)
+from framework.backend.out_of_memory import release
 from kernels.arrays import Array, is_array, is_cuda
 from kernels.precision import tf32_is_allowed
 
@@ -45,9 +53,10 @@ def graph(
 
     `step` takes Tensors or arrays (other arguments are part of the signature, and hashable) and
     returns a Tensor, an array, or a tuple, list or dict of them; `backward` belongs inside. For
-    each signature of shapes, dtypes and other arguments one graph is captured, `most` in all;
-    further ones run as they are. What cannot be captured (it waits for the device, say) is said
-    once, and the step goes on as it is; with `strict` it is a CaptureError.
+    each signature of shapes, dtypes and other arguments, and each grad mode and autocast dtype, one
+    graph is captured, `most` in all; further ones run as they are. What cannot be captured (it
+    waits for the device, say) is said once, and the step goes on as it is (for inputs of that
+    signature, if others have been captured before); with `strict` it is a CaptureError.
 
     A replay runs no Python. What the framework counts, it counts on: steps and learning rates of
     optimizers, the random stream, an EMA's updates; and gradients are where the step leaves them.
@@ -84,13 +93,13 @@ class CapturedStep:
         self.captures = self.replays = self.renewals = 0
         self.reason: str | None = None
         self._known: dict[Any, _Captured] = {}
-        self._full = False
+        self._full = self._refused_some = self._said_wanted = False
 
     def __call__(self, *inputs: Any) -> Any:
         if self.reason is not None or recording() is not None:  # within another capture: part of it
             return self._as_it_is(inputs)
-        captured = self._find(inputs)
-        if captured is None:
+        captured = None if self._wants_gradients(inputs) else self._find(inputs)
+        if captured is None or captured.refused:
             return self._as_it_is(inputs)
         with _on_capture_stream(self.device) as stream:
             captured.fill(inputs, self.device, stream)
@@ -101,22 +110,41 @@ class CapturedStep:
             if captured.calls < self.warmup:
                 captured.calls += 1
                 return _detached(self.step(*captured.arguments))
-            try:
-                captured.capture(self.step, self.device, stream)
-            except CaptureError as error:
-                self._give_up(str(error))
+            if not self._is_recorded(captured, stream):
+                # after the except block, whose error holds the memory of what failed
                 return _detached(self.step(*captured.arguments))
             self.captures += 1
             captured.replay(stream)
             self.replays += 1
             return captured.outputs
 
+    @property
+    def is_captured(self) -> bool:
+        """Is there a graph now?"""
+        return any(captured.graph is not None for captured in self._known.values())
+
     def forget(self) -> None:
         """Capture anew: something that the step does has changed."""
         self._known.clear()
 
+    def _wants_gradients(self, inputs: tuple[Any, ...]) -> bool:
+        """Does an input require a gradient? A copy of it would get that."""
+        shape = next((x.shape for x in inputs if getattr(x, "requires_grad", False)), None)
+        if shape is None:
+            return False
+        reason = (
+            f"an input of shape {shape} requires a gradient, and a captured step's inputs are "
+            "copied; pass x.detach(), and use parameters inside the step"
+        )
+        if self.strict:
+            raise ValueError(reason)
+        if not self._said_wanted:
+            self._said_wanted = True
+            log.warning("captured step: it runs as it is where %s", reason)
+        return True
+
     def _find(self, inputs: tuple[Any, ...]) -> _Captured | None:
-        key = (tf32_is_allowed(), *map(_signature, inputs))
+        key = (tf32_is_allowed(), modes(), *map(_signature, inputs))
         captured = self._known.get(key)
         if captured is None and len(self._known) < self.most:
             captured = self._known[key] = _Captured(inputs, self.device)
@@ -128,6 +156,32 @@ class CapturedStep:
                 self.most,
             )
         return captured
+
+    def _is_recorded(self, captured: _Captured, stream: Any) -> bool:
+        """Capture the step. Where that fails all that it took is free again."""
+        try:
+            captured.capture(self.step, self.device, stream)
+        except CaptureError as error:
+            reason = str(error)
+            if self.strict:
+                raise CaptureError(f"the step cannot be captured: {reason}") from error
+            release(error)
+        else:
+            return True
+        if self.captures == 0:
+            self._give_up(reason)
+            return False
+        captured.drop(0)
+        captured.refused = True  # what works for other inputs goes on
+        if not self._refused_some:
+            self._refused_some = True
+            log.warning(
+                "captured step: it cannot be captured for inputs of shape %s and runs as it is for "
+                "such: %s",
+                ", ".join(str(x.shape) for x in map(_array, captured.arguments) if is_array(x)),
+                reason,
+            )
+        return False
 
     def _is_refreshed(self, captured: _Captured) -> bool:
         """Are the numbers of the next replay made? A graph that does not fit any more is dropped:
@@ -167,6 +221,7 @@ class _Captured:
                 _like(x, xp.empty(x.shape, x.dtype)) if is_array(_array(x)) else x for x in inputs
             ]
         self.calls = 0
+        self.refused = False
         self.graph: Any = None
         self.outputs: Any = None
         self._recording: Recording | None = None
@@ -189,6 +244,7 @@ class _Captured:
         made, memory = Recording(device), _Memory(device)
         # what the warm-up used and freed is as much as the graph is about to ask for
         device.module.get_default_memory_pool().free_all_blocks()
+        forget_kept()
         try:
             with memory.used(), recording_to(made):
                 stream.begin_capture()
@@ -205,6 +261,8 @@ class _Captured:
         except BaseException:
             made.roll_back()
             raise
+        finally:
+            forget_kept()
         made.finish()
         self.graph, self.outputs, self._recording, self._memory = captured, outputs, made, memory
 
@@ -218,6 +276,7 @@ class _Captured:
         assert self._recording is not None
         self._recording.upload(stream)
         self.graph.launch(stream)
+        forget_kept()
         self._recording.leave_gradients()
 
     def drop(self, calls: int) -> None:
@@ -308,18 +367,13 @@ def _array(x: Any) -> Any:
 
 def _like(x: Any, array: Array) -> Any:
     """`array` as a Tensor where `x` is one."""
-    if not hasattr(x, "requires_grad"):
-        return array
-    if x.requires_grad:
-        raise ValueError(
-            f"an input of shape {x.shape} of a captured step requires a gradient: inputs are "
-            "copied; pass x.detach(), and use parameters inside the step"
-        )
-    return type(x)(array)
+    return type(x)(array) if hasattr(x, "requires_grad") else array
 
 
 def _moved(x: Any, device: Device) -> Any:
-    """`x` on `device`, if it is a Tensor or an array."""
+    """`x` on `device`, if it is a Tensor or an array; differentiably if it requires a gradient."""
+    if getattr(x, "requires_grad", False):
+        return x.to(device)
     array = _array(x)
     return _like(x, to_device(array, device)) if is_array(array) else x
 

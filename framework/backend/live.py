@@ -139,6 +139,43 @@ class Recording:
                 leaf.grad = tensor(array)
 
 
+# What the folders above keep from step to step, told by them --------------------------------------
+
+#: Let go of what was computed once and is used again: a replay would not compute it.
+_forgetting: list[Callable[[], None]] = []
+
+
+def forget_around_captures(forget: Callable[[], None]) -> None:
+    """Call ``forget()`` before and after each capture, so that the step computes anew what it would
+    find kept and nobody finds what is the graph's, and after each replay, which changes parameters
+    without any Python.
+    """
+    _forgetting.append(forget)
+
+
+def forget_kept() -> None:
+    """A capture begins or has ended, or a replay has been launched."""
+    for forget in _forgetting:
+        forget()
+
+
+#: This thread's modes, such as grad mode.
+_modes: list[Callable[[], Any]] = []
+
+
+def capture_by_mode(mode: Callable[[], Any]) -> None:
+    """What ``mode()`` returns decides what a step does: each has a graph of its own."""
+    _modes.append(mode)
+
+
+def modes() -> tuple[Any, ...]:
+    """All modes of this thread."""
+    return tuple(mode() for mode in _modes)
+
+
+# The recording of this thread ---------------------------------------------------------------------
+
+
 class _State(threading.local):
     recording: Recording | None = None
 

@@ -21,9 +21,9 @@ def explains_memory(method: Method) -> Method:
     """A trainer's method that ends in an OutOfMemoryError where it would in NumPy's or CuPy's.
 
     Weights and optimizer are those of the last good step (running statistics of batch norm may have
-    seen the batch that was too large), half-summed gradients are forgotten. The error's traceback
-    holds no local variables any more: the activations are free even while the error is looked at,
-    so that a smaller batch can be tried in its ``except`` block.
+    seen the batch that was too large), half-summed gradients and captured steps are forgotten. The
+    error's traceback holds no local variables any more: the activations are free even while the
+    error is looked at, so that a smaller batch can be tried in its ``except`` block.
     """
 
     @functools.wraps(method)
@@ -50,6 +50,8 @@ def _explain(error: OutOfMemoryError, trainer: Trainer) -> None:
     error.advice = _advice(trainer)
     trainer.optimizer.zero_grad()
     release(error)
+    if trainer._captured is not None:
+        trainer._captured.forget()  # each graph keeps a step's activations, of one shape
     if error.device.kind == "cuda":
         # what the failed step left in the pool has the failed step's sizes
         cuda.empty_cache(error.device)

@@ -59,6 +59,11 @@ class Trainer:
             Python and the launches take. "auto": on CUDA, unless something in a step cannot be
             captured, which is said once. True: that is a CaptureError. False: never, for a model or
             loss that does something else from step to step, such as drawing NumPy's random numbers.
+            What callbacks set between steps is followed, by a new capture: the attributes of the
+            model's modules and of the loss object (numbers, strings, other objects), arrays of
+            parameters and buffers, the trainer's own. Not seen is what changes inside of a list,
+            dict or other object that an attribute holds, in globals or in a closure: set the
+            attribute to a new object.
     """
 
     def __init__(

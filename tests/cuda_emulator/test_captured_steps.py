@@ -1,6 +1,7 @@
 """`fw.cuda.graph` on the emulator: draws, inputs, results, gradients, memory, streams, sorting."""
 
 import logging
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import framework as fw
 from framework import functional as F, layers, optimizers
 from framework.backend import graph
 from framework.backend.random import default_generator
-from tests.cuda_emulator import streams, training, whole
+from kernels.cuda import compiler
+from tests.cuda_emulator import memory, streams, training, whole
 from tests.cuda_emulator.conftest import require_emulator
 
 
@@ -42,6 +44,26 @@ def test_an_error_during_the_capture_counts_nothing():
         return losses, optimizer.state_dict()["steps"], default_generator.state()
 
     assert run(True) == run(False)
+
+
+def test_what_a_failed_capture_took_is_free_when_the_step_runs_as_it_is():
+    before = []
+    w = fw.tensor(np.ones((100, 100), np.float32), device="cuda", requires_grad=True)
+
+    def step(x):
+        before.append(sum(m.size for m in memory.live()))
+        kept = (x * w).exp()
+        loss = (kept * kept).sum()
+        float(loss)
+        return loss
+
+    call = fw.cuda.graph(step, device="cuda")
+    x = fw.tensor([2.0], device="cuda")
+    for _ in range(3):
+        call(x)
+    assert "waits for the device" in call.reason
+    _, warm, _, again = before
+    assert again == warm
 
 
 def test_the_default_stream_cannot_be_captured(cupy, caplog):
@@ -90,6 +112,24 @@ def test_more_shapes_than_graphs(caplog):
                 np.testing.assert_array_equal(y.data.get(), 2.0 * np.arange(n))
     assert call.captures == 2
     assert len(caplog.records) == 1
+
+
+def test_a_shape_that_cannot_be_captured_leaves_the_other_graphs(caplog):
+    def step(x):
+        if len(x) > 2:
+            float(x.sum())
+        return x * 2
+
+    call = fw.cuda.graph(step, device="cuda")
+    with caplog.at_level(logging.WARNING, "framework"):
+        for _ in range(5):
+            for n in (1, 3, 2, 4):
+                y = call(fw.tensor(np.arange(n, dtype=np.float32), device="cuda"))
+                np.testing.assert_array_equal(y.data.get(), 2.0 * np.arange(n))
+    assert (call.reason, call.captures, call.replays) == (None, 2, 6)
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "for inputs of shape (3,)" in message
+    assert "waits for the device" in message
 
 
 def test_outputs_keep_their_structure_and_inputs_their_type(cupy):
@@ -170,8 +210,28 @@ def test_results_outlive_their_graph():
     assert graph._retired == []
 
 
-def test_an_input_that_wants_a_gradient_is_refused():
-    call = fw.cuda.graph(lambda x: x * 2, device="cuda")
+def test_an_input_that_wants_a_gradient_gets_it(caplog):
+    def step(x):
+        y = (x * x).sum()
+        if x.requires_grad:
+            y.backward()
+        return y
+
+    call = fw.cuda.graph(step, device="cuda")
+    with caplog.at_level(logging.WARNING, "framework"):
+        for i in range(4):
+            for place in ("cuda", "cpu"):
+                x = fw.tensor([float(i)], device=place, requires_grad=True)
+                assert call(x).item() == i * i
+                assert x.grad.item() == 2 * i
+            assert call(x.detach()).item() == i * i
+    assert call.replays == 2
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "an input of shape (1,) requires a gradient" in message
+
+
+def test_an_input_that_wants_a_gradient_is_refused_where_a_capture_is_demanded():
+    call = fw.cuda.graph(lambda x: x * 2, device="cuda", strict=True)
     with pytest.raises(ValueError, match="requires a gradient"):
         call(fw.tensor([1.0], device="cuda", requires_grad=True))
     with pytest.raises(ValueError, match="warmup is 0"):
@@ -226,6 +286,29 @@ def test_an_embeddings_gradient_is_sorted_without_waiting(n):
     assert run(True) == run(False)
 
 
+def test_no_kernel_is_compiled_in_a_capture(monkeypatch):
+    """The order's kernel is launched in captures only."""
+    compiled = []
+    of_module = compiler.compiled.__wrapped__
+
+    def spy(text, expression):
+        compiled.append((expression, streams.is_capturing()))
+        return of_module(text, expression)
+
+    monkeypatch.setattr(compiler, "compiled", cache(spy))
+    table = layers.Embedding(5, 3).to("cuda")
+
+    def step(indices):
+        table.weight.zero_grad()
+        table(indices).sum().backward()
+
+    call = fw.cuda.graph(step, device="cuda", warmup=1, strict=True)
+    for _ in range(3):
+        call(fw.tensor([1, 4, 1], device="cuda"))
+    assert ("embedding_order<long long>", False) in compiled
+    assert not any(capturing for _, capturing in compiled)
+
+
 def test_sorting_in_a_step_is_refused_before_it_starts():
     call = fw.cuda.graph(lambda x: x + fw.randperm(4, device="cuda"), device="cuda")
     x = fw.zeros((4,), device="cuda")
@@ -244,3 +327,64 @@ def test_sorting_in_a_step_is_refused_before_it_starts():
         call(fw.tensor([2, 0, 2], device="cuda"))
         assert w.grad.data.get().tolist() == [1, 0, 2]
     assert call.reason == "the gradient of indexing with arrays is not captured"
+
+
+# --- autocast -------------------------------------------------------------------------------------
+
+
+def test_a_block_around_the_calls_casts_in_every_replay():
+    """The 16-bit weights of the warm-up are not those of the replays, nor theirs later ones'."""
+
+    def run(capture):
+        fw.manual_seed(0)
+        net = layers.Linear(8, 3).to("cuda")
+        optimizer = optimizers.SGD(net.parameters(), lr=0.1)
+
+        def train(x, target):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), target)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        def look(x):
+            return net(x)
+
+        calls = [fw.cuda.graph(f, device="cuda") if capture else f for f in (train, look)]
+        draw = np.random.default_rng(0)
+        seen = []
+        for _ in range(2):
+            with fw.autocast("bfloat16"):
+                for _ in range(6):
+                    x = fw.tensor(draw.standard_normal((4, 8)).astype(np.float32), device="cuda")
+                    target = fw.tensor([0, 1, 2, 0], device="cuda")
+                    seen.append(float(calls[0](x, target)))
+                    seen.append(calls[1](x).data.get().tolist())
+                    seen.append(look(x).data.get().tolist())
+        return seen
+
+    assert run(True) == run(False)
+
+
+def test_each_mode_has_its_graph():
+    """Autocast and grad mode are looked at by Python, which a replay does not run."""
+    w = fw.tensor([[1.0, 2.0], [3.0, 1.0]], device="cuda", requires_grad=True)
+
+    def step(x):
+        y = x @ w
+        if fw.is_grad_enabled():
+            y = y * 2
+        return y
+
+    call = fw.cuda.graph(step, device="cuda")
+    x = fw.tensor([[1.0, 1.0]], device="cuda")
+    for _ in range(4):
+        assert call(x).dtype == np.float32
+        with fw.autocast("bfloat16"):
+            assert call(x).dtype.name == "bfloat16"
+        with fw.autocast("float16"):
+            assert call(x).dtype == np.float16
+        with fw.no_grad():
+            assert call(x).data.get().tolist() == [[4, 3]]
+        assert call(x).data.get().tolist() == [[8, 6]]
+    assert call.captures == 4

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import framework as fw
-from framework import functional as F, optimizers
+from framework import functional as F, layers, optimizers
+from framework.backend import cuda, graph, out_of_memory
 from framework.backend.live import CaptureError
 from framework.backend.random import Generator
 from framework.data import load
@@ -125,6 +126,42 @@ def test_metrics_that_wait_are_told_after_the_replay():
     assert captured._captured.whole.replays == 16
 
 
+def test_losses_and_outputs_may_be_kept():
+    class Keeps(Metric):
+        name = "kept"
+
+        def __init__(self):
+            self.all = []
+
+        def reset(self):
+            self.seen = []
+
+        def update(self, output, target):
+            self.seen += [output, target]
+            self.all += [output, target]
+
+        def compute(self):
+            return float(sum(x.data.get().sum() for x in self.seen))
+
+    class KeepsLosses(Callback):
+        def __init__(self):
+            self.kept = []
+
+        def on_step_end(self, trainer):
+            self.kept += trainer.losses
+
+    def run(capture):
+        callback, metric = KeepsLosses(), Keeps()
+        trainer = training.trainer("cuda", capture, callbacks=[callback])
+        trainer.metrics.append(metric)
+        trainer.fit(training.batches(), epochs=4)
+        return trainer, [x.data.get().tolist() for x in [*callback.kept, *metric.all]]
+
+    (eager, expected), (captured, kept) = run(False), run("auto")
+    assert kept == expected
+    assert training.differences(eager, captured) == []
+
+
 def test_a_resumed_run_equals_one_that_went_on():
     whole_run = fitted(epochs=6)
     first = fitted(epochs=3)
@@ -142,6 +179,7 @@ def test_nothing_is_waited_for_and_no_memory_grows(monkeypatch):
     trainer = training.trainer("cuda")
     data = training.batches([16] * 4)
     trainer.fit(data, epochs=2)
+    trainer._train_step([data[0]])  # it leaves its loss
     waited = []
     gc.collect()  # of other tests
     monkeypatch.setattr(streams, "waits", waited.append)
@@ -150,7 +188,7 @@ def test_nothing_is_waited_for_and_no_memory_grows(monkeypatch):
         trainer._train_step([data[0]])
     assert set(waited) == {"set()"}  # batches and numbers, copied in
     assert sum(m.size for m in memory.live()) == before
-    assert trainer._captured.whole.replays == 6 + 100
+    assert trainer._captured.whole.replays == 6 + 101
 
 
 def test_a_recipe_trains_on_the_device_as_on_the_cpu():
@@ -256,14 +294,114 @@ def hold_gradients(trainer):
     trainer.held = [p.grad for p in trainer.model.parameters()]
 
 
+def other_statistics(trainer):
+    mean = trainer.model[1].running_mean
+    mean.data = mean.data * 0.5
+
+
+def other_buffer(trainer):
+    trainer.model[1].running_mean = fw.Tensor(trainer.model[1].running_mean.data + 1)
+
+
+def there_and_back(trainer):
+    trainer.model.to("cpu")
+    trainer.model.to("cuda")
+
+
+def other_layer(trainer):
+    trainer.model[2] = layers.Tanh()
+
+
+def drop_more(trainer):
+    trainer.model[3].p = 0.6
+
+
 @pytest.mark.parametrize(
-    "change", [freeze, decay, other_array, clip, reload, forget_gradients, hold_gradients]
+    "change",
+    [
+        freeze,
+        decay,
+        other_array,
+        clip,
+        reload,
+        forget_gradients,
+        hold_gradients,
+        other_statistics,
+        other_buffer,
+        there_and_back,
+        other_layer,
+        drop_more,
+    ],
 )
 def test_changes_between_steps_are_followed(change):
     eager, captured = (fitted(capture, callbacks=[Changes(change)]) for capture in (False, "auto"))
     assert training.differences(eager, captured) == []
     assert captured._captured.whole.reason is None
     assert captured._captured.whole.replays > 8
+
+
+def test_frozen_parameters_are_followed():
+    """The optimizer does not know them."""
+
+    def run(capture):
+        trainer = training.trainer("cuda", capture, callbacks=[Changes(other_array)])
+        first, *rest = trainer.model.parameters()
+        first.requires_grad_(False)
+        trainer.optimizer = optimizers.SGD(rest, lr=0.1)
+        trainer.fit(training.batches(), epochs=4)
+        return trainer
+
+    eager, captured = run(False), run("auto")
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.replays > 8
+
+
+class Smoothed:
+    def __init__(self):
+        self.smoothing, self.calls = 0.0, 0
+
+    def __call__(self, output, target):
+        self.calls += 1  # by the step itself: no setting
+        return F.cross_entropy(output, target, label_smoothing=self.smoothing)
+
+
+def test_a_losss_attributes_are_followed():
+    def change(trainer):
+        trainer.loss.smoothing = 0.4
+
+    def run(capture):
+        trainer = training.trainer("cuda", capture, callbacks=[Changes(change)])
+        trainer.loss = Smoothed()
+        trainer.fit(training.batches(), epochs=4)
+        return trainer
+
+    eager, captured = run(False), run("auto")
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.replays > 8
+
+
+def test_a_layer_that_gives_its_buffer_another_array_runs_as_it_is(caplog):
+    class Counts(layers.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", fw.zeros((1,)))
+
+        def forward(self, x):
+            self.seen.data = self.seen.data + 1
+            return x * (1 + 0.01 * self.seen)
+
+    def run(capture):
+        trainer = training.trainer("cuda", capture)
+        trainer.model = layers.Sequential(trainer.model, Counts().to("cuda"))
+        trainer.fit(training.batches(), epochs=4)
+        return trainer
+
+    eager = run(False)
+    with caplog.at_level(logging.WARNING, "framework"):
+        captured = run("auto")
+    assert training.differences(eager, captured) == []
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "gives parameters or buffers other arrays" in message
 
 
 def test_an_option_out_of_range_is_an_error_and_counts_nothing():
@@ -308,6 +446,21 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(loss, caplog):
     assert "waits for the device or copies from the host at test_captured_training.py:" in message
 
 
+def test_an_input_that_wants_a_gradient_gets_it():
+    def run(capture):
+        data = training.batches()
+        for x, _ in data:
+            x.requires_grad_(True)
+        trainer = training.trainer("cuda", capture)
+        trainer.fit(data, epochs=3)
+        return trainer, [x.grad.numpy().tolist() for x, _ in data]
+
+    (eager, expected), (captured, gradients) = run(False), run("auto")
+    assert gradients == expected
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.captures == 0
+
+
 def test_asked_for_by_name_it_is_an_error():
     trainer = training.trainer("cuda", True)
     trainer.loss = reads_the_loss
@@ -341,6 +494,28 @@ def test_hooks_run_in_every_step(caplog):
     assert training.differences(run(False), run("auto")) == []
     assert seen.count("auto") == seen.count(False) == 15
     assert len(caplog.records) == 1
+
+
+def test_graphs_are_given_back_where_memory_runs_out(monkeypatch):
+    monkeypatch.setattr(out_of_memory, "_pool_of", lambda device: {})  # figures of a real pool
+    trainer = fitted(epochs=3)
+    steps = trainer._captured
+    pools = [weakref.ref(x._memory) for x in steps.whole._known.values()]
+    assert len(pools) == 2
+    left = []
+
+    def runs_out(*_):
+        raise fw.OutOfMemoryError(trainer.device, 1 << 40)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph._Captured, "replay", runs_out)
+        patch.setattr(cuda, "empty_cache", lambda _: left.extend(x() for x in pools))
+        with pytest.raises(fw.OutOfMemoryError, match="lower the batch size"):
+            trainer.fit(training.batches(), epochs=4)
+    assert left == [None, None]
+    trainer.fit(training.batches(), epochs=6)
+    assert steps.whole.captures == 4
+    assert steps.whole.reason is None
 
 
 def test_graphs_go_with_their_trainer():
