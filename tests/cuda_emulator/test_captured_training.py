@@ -95,6 +95,25 @@ def test_a_callback_that_looks_at_gradients_splits_the_step(accumulate):
     assert steps.move.captures == 1
 
 
+@pytest.mark.parametrize("capture", [False, "auto"])
+def test_looking_for_nan_waits_once_a_step(monkeypatch, capture):
+    waited = []
+
+    class Counted(TerminateOnNaN):
+        def on_gradients(self, trainer):
+            before = len(waited)
+            super().on_gradients(trainer)
+            self.each.append(waited[before:])
+
+    watch = Counted()
+    watch.each = []
+    waits = streams.waits
+    monkeypatch.setattr(streams, "waits", lambda what: (waited.append(what), waits(what)))
+    fitted(capture, callbacks=[watch], accumulate=2)
+    assert len(watch.each) == 12
+    assert all(len(each) == 1 for each in watch.each), watch.each
+
+
 def test_accumulated_gradients_are_one_graph():
     eager, captured = (fitted(capture, accumulate=2) for capture in (False, "auto"))
     assert training.differences(eager, captured) == []
