@@ -201,6 +201,10 @@ class MemoryPool:
         mine = (m for m in memory.live() if m.pool is not None and m.pool() is self)
         return sum(m.size for m in mine if m.owner is not None and m.owner() is not None)
 
+    def total_bytes(self) -> int:
+        """Of a graph's pool: what the graph knows, too."""
+        return sum(m.size for m in memory.live() if m.pool is not None and m.pool() is self)
+
     def free_all_blocks(self) -> None:
         """What nobody holds is freed anyway."""
 
@@ -218,6 +222,8 @@ class _DefaultPool(MemoryPool):
 
     def used_bytes(self) -> int:
         return sum(m.size for m in memory.live() if m.pool is None and m.is_kept())
+
+    total_bytes = used_bytes
 
 
 default_pool = _DefaultPool()
