@@ -19,7 +19,7 @@ import numpy as np
 from kernels.cuda import compiler, launch
 from tests.cuda_emulator import launching, streams
 from tests.cuda_emulator.arrays import call, ndarray, to_device, unwrap
-from tests.cuda_emulator.memory import allocate
+from tests.cuda_emulator.memory import OutOfMemoryError, allocate
 
 FUNCTIONS = (
     *("abs", "absolute", "argmax", "argmin", "argsort", "bincount", "broadcast_to", "clip"),
@@ -187,10 +187,12 @@ def module() -> ModuleType:
         get_current_stream=streams.current,
         get_elapsed_time=get_elapsed_time,
         is_available=lambda: True,
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(
             CUDARuntimeError=streams.CUDARuntimeError,
             getDevice=lambda: 0,
             getDeviceCount=lambda: 1,
+            memGetInfo=lambda: (1 << 30, 2 << 30),
             runtimeGetVersion=lambda: 13000,
         ),
         using_allocator=streams.using_allocator,

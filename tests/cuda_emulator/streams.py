@@ -27,6 +27,14 @@ from tests.cuda_emulator.memory import PATTERN, Memory
 class CUDARuntimeError(RuntimeError):
     """What the CUDA runtime refuses."""
 
+    status = 1  # cudaErrorInvalidValue
+
+
+class NoMemory(CUDARuntimeError):
+    """What it has no memory for."""
+
+    status = 2  # cudaErrorMemoryAllocation
+
 
 _UNSUPPORTED = "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
 _INVALIDATED = (
@@ -224,6 +232,9 @@ class _DefaultPool(MemoryPool):
         return sum(m.size for m in memory.live() if m.pool is None and m.is_kept())
 
     total_bytes = used_bytes
+
+    def get_limit(self) -> int:
+        return 0
 
 
 default_pool = _DefaultPool()

@@ -5,9 +5,10 @@ import gc
 import numpy as np
 import pytest
 
+import framework as fw
 from kernels import optimizers, random
-from kernels.cuda import launch
-from tests.cuda_emulator.streams import CUDARuntimeError
+from kernels.cuda import launch, plans
+from tests.cuda_emulator.streams import CUDARuntimeError, NoMemory
 
 
 @pytest.fixture(autouse=True)
@@ -197,3 +198,51 @@ def test_a_place_on_the_device_draws_the_same(cupy, module):
         random.dropout(x, 0.4, place, 3).tolist()
         == random.dropout(x, 0.4, 2**40 + 7, 3).tolist()
     )  # fmt: skip
+
+
+# --- memory from the device itself ----------------------------------------------------------------
+
+
+class Full:
+    """A device without memory until the pool gives back what it does not use, or for good."""
+
+    def __init__(self, cupy, monkeypatch, gains):
+        self.asked, self.freed, self.make = [], 0, cupy.cuda.Memory
+        self.gains = gains
+        monkeypatch.setattr(cupy.cuda, "Memory", self.allocate)
+        monkeypatch.setattr(cupy.get_default_memory_pool(), "free_all_blocks", self.free)
+        monkeypatch.setattr(plans, "_workspaces", {})
+
+    def allocate(self, size):
+        self.asked.append(size)
+        if self.gains and self.freed:
+            return self.make(size)
+        raise NoMemory("cudaErrorMemoryAllocation: out of memory")
+
+    def free(self):
+        self.freed += 1
+
+
+def test_a_workspace_gets_what_the_pool_does_not_use(cupy, monkeypatch):
+    device = Full(cupy, monkeypatch, gains=True)
+    assert plans.workspace(0, 0) == plans.workspace(0, 0) != 0
+    assert device.asked == [plans.WORKSPACE] * 2
+
+
+def test_a_workspace_that_does_not_fit_is_out_of_memory(cupy, monkeypatch):
+    Full(cupy, monkeypatch, gains=False)
+    with pytest.raises(MemoryError) as caught:
+        plans.workspace(0, 0)
+    explained = fw.OutOfMemoryError.of(caught.value)
+    assert explained.requested == plans.WORKSPACE == 32 << 20
+    assert not plans._workspaces
+
+
+def test_other_errors_of_the_runtime_are_not_out_of_memory(cupy, monkeypatch):
+    def fail(size):
+        raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(cupy.cuda, "Memory", fail)
+    monkeypatch.setattr(plans, "_workspaces", {})
+    with pytest.raises(CUDARuntimeError, match="Illegal"):
+        plans.workspace(0, 0)
