@@ -25,8 +25,19 @@ FUNCTIONS = (
     *("abs", "absolute", "argmax", "argmin", "argsort", "bincount", "broadcast_to", "clip"),
     *("concatenate", "copysign", "cumsum", "exp", "expand_dims", "expm1", "flatnonzero", "flip"),
     *("full_like", "isfinite", "isnan", "log", "log1p", "maximum", "minimum"),
-    *("moveaxis", "ones_like", "reshape", "rint", "sign", "split", "sqrt", "square", "stack"),
-    *("take_along_axis", "tanh", "where", "zeros_like"),
+    *(
+        "moveaxis",
+        "ones_like",
+        "power",
+        "reshape",
+        "rint",
+        "sign",
+        "split",
+        "sqrt",
+        "square",
+        "stack",
+    ),
+    *("stack", "take_along_axis", "tanh", "where", "zeros_like"),
 )
 VALUES = (
     *("bool_", "float16", "float32", "float64", "int32", "int64", "uint16", "uint32", "uint64"),

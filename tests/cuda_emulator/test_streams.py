@@ -56,6 +56,25 @@ def test_nothing_is_run_by_a_capture_and_all_by_a_launch(cupy, stream):
     assert pool is not None
 
 
+@pytest.mark.parametrize("key", [lambda i: i, lambda i: (slice(1), i), lambda i: (i, i)])
+def test_elements_that_arrays_name_are_taken_anew(cupy, stream, key):
+    host = np.arange(16, dtype=np.float32).reshape(4, 4)
+    x, i = cupy.asarray(host), cupy.asarray(np.array([3, 0]))
+    graph, pool, y = captured(cupy, stream, lambda: x[key(i)])
+    x[...] = cupy.asarray(host * 2)
+    i[...] = cupy.asarray(np.array([1, 2]))
+    graph.launch(stream)
+    assert y.get().tolist() == (host * 2)[key(np.array([1, 2]))].tolist()
+    assert pool is not None
+
+
+def test_a_mask_waits_and_is_refused(cupy, stream):
+    x = cupy.arange(4, dtype=np.float32)
+    assert x[x > 1].get().tolist() == [2, 3]
+    with pytest.raises(RuntimeError, match="mask"):
+        captured(cupy, stream, lambda: x[x > 1])
+
+
 def test_numbers_are_kept_as_they_were(cupy, stream):
     x = cupy.zeros(3, np.float32)
     step, rate = cupy.zeros(1, np.float32), 2.0
@@ -246,3 +265,12 @@ def test_other_errors_of_the_runtime_are_not_out_of_memory(cupy, monkeypatch):
     monkeypatch.setattr(plans, "_workspaces", {})
     with pytest.raises(CUDARuntimeError, match="Illegal"):
         plans.workspace(0, 0)
+
+
+def test_powers_are_captured(cupy, stream):
+    x = cupy.full(2, 2.0, np.float32)
+    graph, pool, y = captured(cupy, stream, lambda: cupy.power(x, 3))
+    x[...] = 3.0
+    graph.launch(stream)
+    assert y.get().tolist() == [27, 27]
+    assert pool is not None
