@@ -33,6 +33,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device: {reason}"))
 
 
+def skip_or_fail(reason: str | None) -> None:
+    """Skip for this reason; fail where FRAMEWORK_EMULATOR=required, as .ci/run has it: what the
+    tests of CUDA code without a GPU need is there.
+    """
+    if reason and os.environ.get("FRAMEWORK_EMULATOR") == "required":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def _nvrtc():
+    from kernels.cuda import nvrtc
+
+    skip_or_fail(nvrtc.missing())
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
     """The default device within the test: the CPU, and CUDA where there is one.

@@ -47,11 +47,12 @@ HALVES = ("bfloat16", "float16")
 class _State(threading.local):
     #: What products are computed in; None: as their operands come.
     dtype: np.dtype[Any] | None = None
-    depth = 0  # blocks around
 
     def __init__(self) -> None:
         #: (array's id, dtype) -> the array, which keeps the id its own, and its 16-bit copy
         self.copies: dict[tuple[int, Any], tuple[Array, Array]] = {}
+        #: What `dtype` was before each of the blocks around
+        self.previous: list[np.dtype[Any] | None] = []
 
 
 #: Of this thread: one that evaluates in float32 does not stop another that trains.
@@ -76,17 +77,14 @@ class autocast(ContextDecorator):
 
     def __init__(self, dtype: Any = "bfloat16", enabled: bool = True) -> None:
         self.dtype, self.enabled = _half(dtype), enabled
-        self._previous: list[np.dtype[Any] | None] = []
 
     def __enter__(self) -> None:
-        self._previous.append(state.dtype)
+        state.previous.append(state.dtype)
         state.dtype = self.dtype if self.enabled else None
-        state.depth += 1
 
     def __exit__(self, *error: object) -> None:
-        state.dtype = self._previous.pop()
-        state.depth -= 1
-        if state.depth == 0:
+        state.dtype = state.previous.pop()
+        if not state.previous:
             state.copies.clear()
 
     def _recreate_cm(self) -> autocast:
@@ -131,7 +129,7 @@ def compute_copy(x: Tensor, dtype: np.dtype[Any]) -> Array:
     a = x.data
     if a.dtype == dtype:
         return a
-    if x.node is not None or not x.requires_grad or not state.depth:
+    if x.node is not None or not x.requires_grad or not state.previous:
         return in_dtype(a, dtype)
     kept = state.copies.get((id(a), dtype))
     if kept is None:

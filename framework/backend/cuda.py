@@ -35,15 +35,15 @@ def synchronize(device: Device | str = "cuda") -> None:
 
 
 def memory_allocated(device: Device | str = "cuda") -> int:
-    """Bytes of live arrays, `fw.memory_used`."""
+    """Bytes of live arrays and captured graphs, `fw.memory_used`."""
     return memory.memory_used(choose_device(device))
 
 
 def memory_reserved(device: Device | str = "cuda") -> int:
-    """Bytes that CuPy's pool has of the device: live arrays, and blocks kept for new ones."""
-    device = choose_device(device)
-    with device.context():
-        return int(device.module.get_default_memory_pool().total_bytes())
+    """Bytes that CuPy's pools have of the device: live arrays, captured graphs, and blocks kept for
+    new arrays.
+    """
+    return memory.memory_reserved(choose_device(device))
 
 
 def max_memory_allocated(device: Device | str = "cuda") -> int:

@@ -31,6 +31,7 @@ from framework.backend.live import (
     recording,
     recording_to,
 )
+from framework.backend.memory import private_pool
 from framework.backend.out_of_memory import release
 from kernels.arrays import Array, is_array, is_cuda
 from kernels.precision import tf32_is_allowed
@@ -296,7 +297,7 @@ class _Memory:
 
     def __init__(self, device: Device) -> None:
         self._cuda = device.module.cuda
-        self._pool = self._cuda.MemoryPool()
+        self._pool = private_pool(device)  # which `memory_used` counts
 
     def used(self) -> Any:
         """Within the block this thread's arrays are from the pool."""

@@ -6,6 +6,8 @@ import ctypes
 import os
 import sys
 import threading
+import weakref
+from functools import cache
 from typing import Any
 
 from framework.backend.device import Device, choose_device, default_device
@@ -28,14 +30,15 @@ def keep_freed_memory() -> bool:
 
 
 def memory_used(device: Device | str | None = None) -> int:
-    """Bytes in use now: by arrays in CuPy's pool on a CUDA device, by the whole process on the CPU.
+    """Bytes in use now: by arrays in CuPy's pool and by captured graphs on a CUDA device, by the
+    whole process on the CPU.
 
     Cheap, but a pass over the pool's live blocks: not for the inside of a loop.
     """
     place = _place(device)
     if place.kind == "cuda":
         with place.context():
-            return int(_pool(place).used_bytes())
+            return _used(place)
     return _from_status("VmRSS") or peak_of_process()
 
 
@@ -43,14 +46,14 @@ def peak_memory(device: Device | str | None = None) -> int:
     """The most that `memory_used` was since the last `reset_peak_memory`, in bytes.
 
     On CUDA nothing counts before the first reset, so that nobody pays for it; until then this is
-    what the pool has taken from the device, which is never less unless it gave some back. On the
-    CPU the system counts, from the start of the process on.
+    what the pools have taken from the device, which is never less unless they gave some back. On
+    the CPU the system counts, from the start of the process on.
     """
     place = _place(device)
     if place.kind == "cuda":
         with place.context():
             counted = _peaks.get(place.index)
-            return int(_pool(place).total_bytes()) if counted is None else counted
+            return memory_reserved(place) if counted is None else counted
     return _from_status("VmHWM") or peak_of_process()
 
 
@@ -58,15 +61,15 @@ def reset_peak_memory(device: Device | str | None = None) -> None:
     """Let `peak_memory` count from what is in use now.
 
     On CUDA this installs a memory hook of CuPy for the calling thread: from then on each of its
-    allocations takes a call of Python and a pass over the pool's live blocks longer. It sees CuPy's
-    default pool and that thread's allocations. On the CPU only Linux can forget a peak;
+    allocations takes a call of Python and a pass over the pool's live blocks longer. It sees that
+    thread's allocations, those of a capture too. On the CPU only Linux can forget a peak;
     NotImplementedError elsewhere.
     """
     place = _place(device)
     if place.kind == "cuda":
         with place.context():
             _install_hook(place)
-            _peaks[place.index] = int(_pool(place).used_bytes())
+            _peaks[place.index] = _used(place)
         return
     try:
         with open("/proc/self/clear_refs", "w") as refs:
@@ -84,6 +87,49 @@ def _place(device: Device | str | None) -> Device:
 def _pool(place: Device) -> Any:
     return place.module.get_default_memory_pool()
 
+
+def _used(place: Device) -> int:
+    return int(_pool(place).used_bytes()) + private_bytes()
+
+
+def memory_reserved(place: Device) -> int:
+    """Bytes that CuPy's pools have of a CUDA device."""
+    with place.context():
+        return int(_pool(place).total_bytes()) + private_bytes()
+
+
+# Pools of their own -------------------------------------------------------------------------------
+
+_private: weakref.WeakSet[Any] = weakref.WeakSet()
+_private_lock = threading.RLock()
+
+
+def private_pool(device: Device) -> Any:
+    """A `cupy.cuda.MemoryPool` for a captured graph, which counts as memory in use for as long as
+    it is there.
+    """
+    pool = _private_kind(device.module.cuda.MemoryPool)()
+    with _private_lock:
+        _private.add(pool)
+    return pool
+
+
+@cache
+def _private_kind(base: Any) -> Any:
+    """CuPy's own class cannot be referred to weakly."""
+    return type("PrivatePool", (base,), {})
+
+
+def private_bytes() -> int:
+    """Bytes that private pools have of the current CUDA device. All of them are in use: a replay
+    writes also to the blocks that the step has freed.
+    """
+    with _private_lock:
+        pools = list(_private)
+    return sum(int(pool.total_bytes()) for pool in pools)
+
+
+# Peaks --------------------------------------------------------------------------------------------
 
 #: CUDA device -> the most that was in use since the reset.
 _peaks: dict[int, int] = {}
@@ -104,7 +150,7 @@ def _install_hook(place: Device) -> None:
             # such as one in which the garbage collector happens to run.
             index = what["device_id"]
             if index in _peaks:
-                _peaks[index] = max(_peaks[index], int(_pool(place).used_bytes()))
+                _peaks[index] = max(_peaks[index], _used(place))
 
     _hooked.hook = Peak()
     _hooked.hook.__enter__()

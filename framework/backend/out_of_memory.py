@@ -12,7 +12,7 @@ import traceback
 from typing import Any
 
 from framework.backend.device import CPU, Device
-from framework.backend.memory import memory_used
+from framework.backend.memory import memory_used, private_bytes
 
 
 class OutOfMemoryError(MemoryError):
@@ -22,8 +22,9 @@ class OutOfMemoryError(MemoryError):
         device: where.
         requested: bytes that were asked for, None if unknown.
         where: which layer or operation asked.
-        pool: on CUDA, bytes that the pool has "reserved", that of these are "used" by arrays, and
-            "free" and "total" of the device (and the pool's "limit", 0 without one).
+        pool: on CUDA, bytes that the pools have "reserved", that of these are "used" by arrays and
+            captured graphs, and by "graphs" alone, and "free" and "total" of the device (and the
+            default pool's "limit", 0 without one).
         used: bytes in use when it happened, `memory_used`.
         held: of these by "weights", "gradients", "optimizer state", as far as known.
         leaves: the parameters, if any, that the failed gradient is for (`relation` is "of"), or the
@@ -79,9 +80,11 @@ def _pool_of(device: Device) -> dict[str, int]:
     with device.context():
         pool = device.module.get_default_memory_pool()
         free, total = device.module.cuda.runtime.memGetInfo()
+        graphs = private_bytes()
         figures = {
-            "reserved": pool.total_bytes(),
-            "used": pool.used_bytes(),
+            "reserved": pool.total_bytes() + graphs,
+            "used": pool.used_bytes() + graphs,
+            "graphs": graphs,
             "free": free,
             "total": total,
             "limit": pool.get_limit(),
@@ -92,9 +95,13 @@ def _pool_of(device: Device) -> dict[str, int]:
 def _describe(pool: dict[str, int], device: Device) -> str:
     unused = pool["reserved"] - pool["used"]
     limit = f", limited to {size(pool['limit'])}" if pool["limit"] else ""
+    pools, graphs = "pool holds", ""
+    if pool["graphs"]:
+        pools, graphs = "pools hold", f"{size(pool['graphs'])} in captured graphs, "
     return (
-        f"CuPy's pool holds {size(pool['reserved'])} of the {size(pool['total'])} of {device}"
-        f"{limit}: {size(pool['used'])} in arrays, {size(unused)} in blocks that do not fit; "
+        f"CuPy's {pools} {size(pool['reserved'])} of the {size(pool['total'])} of {device}"
+        f"{limit}: {size(pool['used'] - pool['graphs'])} in arrays, {graphs}"
+        f"{size(unused)} in blocks that do not fit; "
         f"{size(pool['free'])} of the device are free"
     )
 

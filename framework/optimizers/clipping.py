@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
 from framework.autograd import Tensor
 from framework.autograd.graph import as_array
 from framework.optimizers.flat import joined
@@ -85,7 +87,14 @@ def _norm(arrays: list[Array]) -> Tensor:
         return zeros(())
     xp = array_module(arrays[0])
     squares = [sum_of_squares(a) for a in arrays]
-    total = squares[0] if len(squares) == 1 else xp.stack(squares).sum(dtype="float64")
+    total = squares[0]
+    if len(squares) > 1:
+        # One by one: CuPy's stack copies the addresses of more than 8 arrays from the host, which
+        # cannot be captured.
+        together = xp.empty(len(squares), np.result_type(*{a.dtype for a in squares}))
+        for i, square in enumerate(squares):
+            together[i] = square
+        total = together.sum(dtype="float64")
     return Tensor(as_array(xp.sqrt(total).astype(squares[0].dtype)))
 
 

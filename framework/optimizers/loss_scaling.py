@@ -132,6 +132,16 @@ class LossScaler:
             update_scale_(self.state, *factors)
         self._unscaled, self._known = [], None
 
+    def reset(self) -> None:
+        """Forget gradients that were unscaled since the last `update`, and what was found in them:
+        for a step that an error ended in between. The scale stays.
+        """
+        if not self._unscaled:
+            return
+        with device_of(self.state).context():
+            self.state[FOUND] = 0
+        self._unscaled, self._known = [], None
+
     def get_scale(self) -> float:
         """The scale. On CUDA this waits for the device."""
         return float(self.state[SCALE])

@@ -240,6 +240,15 @@ class Optimizer(ABC):
         """All gradients, as few flat arrays; changing these changes the gradients."""
         return [array for flats in self._flat for flat in flats for array in flat.gradients()]
 
+    def gradient_buffers(self) -> list[Array]:
+        """The flat buffers that all gradients are in, whole. What else is in them, in the gaps of
+        alignment and where a parameter has no gradient now, means nothing.
+        """
+        flats = [flat for flats in self._flat for flat in flats]
+        for flat in flats:
+            flat.gather()
+        return [flat.grad for flat in flats]
+
     def memory_held(self) -> dict[str, int]:
         """Bytes of its buffers: "gradients" and "optimizer state"."""
         flats = [flat for flats in self._flat for flat in flats]

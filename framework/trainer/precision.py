@@ -89,8 +89,11 @@ class ComputePrecision:
     # Scaling -------------------------------------------------------------------------------------
 
     def begin(self, model: Module) -> None:
-        """Before the forward pass, which moves the statistics of batch norm."""
+        """Before the forward pass, which moves the statistics of batch norm. A step before that an
+        error or the user ended halfway is forgotten.
+        """
         if self.scaler is not None:
+            self.scaler.reset()
             self.buffers = [(b, b.data.copy()) for b in model.buffers()]
 
     def scaled(self, loss: Tensor) -> Tensor:

@@ -366,7 +366,7 @@ class Trainer:
             "should_stop": self.should_stop,
             "generator": default_generator.state(),
             "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
-            "history": self.history,
+            "history": copy.deepcopy(self.history),
             "callbacks": [[type(c).__name__, c.state_dict()] for c in self._stateful()],
         }
 

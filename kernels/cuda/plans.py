@@ -77,8 +77,32 @@ def workspace(device: int, stream: int) -> int:
     key = device, -threading.get_ident() if stream == _PER_THREAD else stream
     memory = _workspaces.get(key)
     if memory is None:
-        memory = _workspaces[key] = sys.modules["cupy"].cuda.Memory(WORKSPACE)
+        memory = _workspaces[key] = _from_device(WORKSPACE)
     return int(memory.ptr)
+
+
+#: cudaErrorMemoryAllocation
+_OUT_OF_MEMORY = 2
+
+
+def _from_device(size: int) -> Any:
+    """Memory from the device, if need be after CuPy's pool has given back what it does not use;
+    CuPy's OutOfMemoryError, a MemoryError, where there is none.
+    """
+    cupy = sys.modules["cupy"]
+    try:
+        return cupy.cuda.Memory(size)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if error.status != _OUT_OF_MEMORY:
+            raise
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    try:
+        return cupy.cuda.Memory(size)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if error.status != _OUT_OF_MEMORY:
+            raise
+        raise cupy.cuda.memory.OutOfMemoryError(size, pool.total_bytes()) from error
 
 
 # Plans --------------------------------------------------------------------------------------------

@@ -105,7 +105,10 @@ class ndarray:  # noqa: N801 - CuPy's name
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key: Any) -> Any:
-        return wrap(self.host[_index(key)])
+        index = _index(key)
+        if any(isinstance(k, np.ndarray) and k.dtype == bool for k in index):
+            streams.waits("indexing with a mask")  # to know the size of the result
+        return call(lambda host, _: host[index], self, key)  # with arrays it is a copy
 
     def __setitem__(self, key: Any, value: Any) -> None:
         index, value = _index(key), unwrap(value)

@@ -1,19 +1,14 @@
 """The emulator in place of CuPy, or the reason why it cannot be."""
 
-import os
-
 import pytest
 
+from tests.conftest import skip_or_fail
 from tests.cuda_emulator import cupy_module, programs
 
 
 def require_emulator() -> None:
-    """Skip without a C++ compiler; fail where FRAMEWORK_EMULATOR=required, as .ci/run has it."""
-    reason = programs.missing()
-    if reason and os.environ.get("FRAMEWORK_EMULATOR") == "required":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+    """Skip, or fail, without a C++ compiler."""
+    skip_or_fail(programs.missing())
 
 
 @pytest.fixture

@@ -128,14 +128,6 @@ class Event:
             self.ticket.stream.step()
 
 
-class OutOfMemoryError(MemoryError):
-    """`cupy.cuda.memory.OutOfMemoryError`."""
-
-    def __init__(self, size: int, total: int, limit: int = 0) -> None:
-        self._size, self._total, self._limit = size, total, limit
-        super().__init__(f"Out of memory allocating {size:,} bytes (limit set to: {limit:,} bytes)")
-
-
 class Pool(memory.Source):
     """Hands out the block that was freed last, as it was left: the worst that CuPy's could do."""
 
@@ -146,7 +138,7 @@ class Pool(memory.Source):
 
     def take(self, size: int) -> tuple[int, bool]:
         if self.limit and self.live_bytes + size > self.limit:
-            raise OutOfMemoryError(size, self.live_bytes, self.limit)
+            raise memory.OutOfMemoryError(size, self.live_bytes, self.limit)
         if self.free.get(size):
             return self.free[size].pop(), False
         self.fresh += 1
@@ -309,6 +301,6 @@ def _add_cuda(cupy: ModuleType, device: Device) -> None:
         Stream=device.new_stream,
         get_current_stream=lambda: device.current,
         is_available=lambda: True,
-        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        memory=SimpleNamespace(OutOfMemoryError=memory.OutOfMemoryError),
         runtime=SimpleNamespace(**runtime),
     )

@@ -19,14 +19,25 @@ import numpy as np
 from kernels.cuda import compiler, launch
 from tests.cuda_emulator import launching, streams
 from tests.cuda_emulator.arrays import call, ndarray, to_device, unwrap
-from tests.cuda_emulator.memory import allocate
+from tests.cuda_emulator.memory import OutOfMemoryError, allocate
 
 FUNCTIONS = (
     *("abs", "absolute", "argmax", "argmin", "argsort", "bincount", "broadcast_to", "clip"),
     *("concatenate", "copysign", "cumsum", "exp", "expand_dims", "expm1", "flatnonzero", "flip"),
     *("full_like", "isfinite", "isnan", "log", "log1p", "maximum", "minimum"),
-    *("moveaxis", "ones_like", "reshape", "rint", "sign", "split", "sqrt", "square", "stack"),
-    *("take_along_axis", "tanh", "where", "zeros_like"),
+    *(
+        "moveaxis",
+        "ones_like",
+        "power",
+        "reshape",
+        "rint",
+        "sign",
+        "split",
+        "sqrt",
+        "square",
+        "stack",
+    ),
+    *("stack", "take_along_axis", "tanh", "where", "zeros_like"),
 )
 VALUES = (
     *("bool_", "float16", "float32", "float64", "int32", "int64", "uint16", "uint32", "uint64"),
@@ -187,10 +198,12 @@ def module() -> ModuleType:
         get_current_stream=streams.current,
         get_elapsed_time=get_elapsed_time,
         is_available=lambda: True,
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(
             CUDARuntimeError=streams.CUDARuntimeError,
             getDevice=lambda: 0,
             getDeviceCount=lambda: 1,
+            memGetInfo=lambda: (1 << 30, 2 << 30),
             runtimeGetVersion=lambda: 13000,
         ),
         using_allocator=streams.using_allocator,

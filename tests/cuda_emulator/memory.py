@@ -33,6 +33,14 @@ _c.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, 
 _c.free.argtypes = (ctypes.c_void_p,)
 
 
+class OutOfMemoryError(MemoryError):
+    """`cupy.cuda.memory.OutOfMemoryError`."""
+
+    def __init__(self, size: int, total: int, limit: int = 0) -> None:
+        self._size, self._total, self._limit = size, total, limit
+        super().__init__(f"Out of memory allocating {size:,} bytes (limit set to: {limit:,} bytes)")
+
+
 class Source:
     """Where allocations come from: the C library. Counts those that live, and all that were made.
 

@@ -27,6 +27,14 @@ from tests.cuda_emulator.memory import PATTERN, Memory
 class CUDARuntimeError(RuntimeError):
     """What the CUDA runtime refuses."""
 
+    status = 1  # cudaErrorInvalidValue
+
+
+class NoMemory(CUDARuntimeError):
+    """What it has no memory for."""
+
+    status = 2  # cudaErrorMemoryAllocation
+
 
 _UNSUPPORTED = "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
 _INVALIDATED = (
@@ -201,6 +209,10 @@ class MemoryPool:
         mine = (m for m in memory.live() if m.pool is not None and m.pool() is self)
         return sum(m.size for m in mine if m.owner is not None and m.owner() is not None)
 
+    def total_bytes(self) -> int:
+        """Of a graph's pool: what the graph knows, too."""
+        return sum(m.size for m in memory.live() if m.pool is not None and m.pool() is self)
+
     def free_all_blocks(self) -> None:
         """What nobody holds is freed anyway."""
 
@@ -218,6 +230,11 @@ class _DefaultPool(MemoryPool):
 
     def used_bytes(self) -> int:
         return sum(m.size for m in memory.live() if m.pool is None and m.is_kept())
+
+    total_bytes = used_bytes
+
+    def get_limit(self) -> int:
+        return 0
 
 
 default_pool = _DefaultPool()

@@ -5,6 +5,7 @@ number which should change and does not shows in the weights.
 """
 
 import gc
+import itertools
 import logging
 import weakref
 
@@ -94,6 +95,46 @@ def test_a_callback_that_looks_at_gradients_splits_the_step(accumulate):
     assert steps.whole.captures == 0
     assert steps.gradients.captures == 2
     assert steps.move.captures == 1
+
+
+@pytest.mark.parametrize("capture", [False, "auto"])
+def test_looking_for_nan_waits_once_a_step(monkeypatch, capture):
+    waited = []
+
+    class Counted(TerminateOnNaN):
+        def on_gradients(self, trainer):
+            before = len(waited)
+            super().on_gradients(trainer)
+            self.each.append(waited[before:])
+
+    watch = Counted()
+    watch.each = []
+    waits = streams.waits
+    monkeypatch.setattr(streams, "waits", lambda what: (waited.append(what), waits(what)))
+    fitted(capture, callbacks=[watch], accumulate=2)
+    assert len(watch.each) == 12
+    assert all(len(each) == 1 for each in watch.each), watch.each
+
+
+def test_the_norm_of_gradients_in_many_buffers_is_captured():
+    def run(capture):
+        fw.manual_seed(0)
+        sizes = (training.FEATURES, 5, 6, 7, 5, training.CLASSES)
+        parts = [layers.Linear(*pair) for pair in itertools.pairwise(sizes)]
+        net = layers.Sequential(*parts).to("cuda")
+        groups = [{"params": [p], "lr": 0.01 * i} for i, p in enumerate(net.parameters())]
+        optimizer = optimizers.SGD(groups)
+        assert len(groups) == 10
+        trainer = Trainer(
+            net, F.cross_entropy, optimizer, device="cuda", clip_norm=0.1, capture=capture
+        )
+        trainer.fit(training.batches((16,) * 4))
+        return trainer
+
+    eager, captured = run(False), run(True)
+    for mine, theirs in zip(eager.model.parameters(), captured.model.parameters(), strict=True):
+        np.testing.assert_array_equal(mine.data.get(), theirs.data.get())
+    assert captured._captured.whole.captures == 1
 
 
 def test_accumulated_gradients_are_one_graph():

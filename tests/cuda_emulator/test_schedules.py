@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kernels.cuda.sources import programs
+from tests.conftest import skip_or_fail
 from tests.cuda_emulator import launching, matrix, sanitizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,8 +50,18 @@ def sanitized(*args: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def _sanitizer(cupy):
-    if reason := sanitizer.missing():
-        pytest.skip(reason)
+    skip_or_fail(sanitizer.missing())
+
+
+@pytest.mark.parametrize(
+    ("setting", "outcome"), [("required", pytest.fail), ("", pytest.skip)], ids=["required", "not"]
+)
+def test_no_sanitizer_fails_where_it_is_required(request, cupy, monkeypatch, setting, outcome):
+    monkeypatch.setenv("FRAMEWORK_EMULATOR", setting)
+    monkeypatch.setattr(sanitizer, "missing", lambda: "no libasan.so")
+    with pytest.raises(BaseException, match=r"no libasan\.so") as caught:
+        request.getfixturevalue("_sanitizer")
+    assert caught.type is outcome.Exception
 
 
 @pytest.mark.usefixtures("_sanitizer")

@@ -5,9 +5,10 @@ import gc
 import numpy as np
 import pytest
 
+import framework as fw
 from kernels import optimizers, random
-from kernels.cuda import launch
-from tests.cuda_emulator.streams import CUDARuntimeError
+from kernels.cuda import launch, plans
+from tests.cuda_emulator.streams import CUDARuntimeError, NoMemory
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,25 @@ def test_nothing_is_run_by_a_capture_and_all_by_a_launch(cupy, stream):
     graph.launch()
     assert y.get().tolist() == [9, 15, 15, 15]
     assert pool is not None
+
+
+@pytest.mark.parametrize("key", [lambda i: i, lambda i: (slice(1), i), lambda i: (i, i)])
+def test_elements_that_arrays_name_are_taken_anew(cupy, stream, key):
+    host = np.arange(16, dtype=np.float32).reshape(4, 4)
+    x, i = cupy.asarray(host), cupy.asarray(np.array([3, 0]))
+    graph, pool, y = captured(cupy, stream, lambda: x[key(i)])
+    x[...] = cupy.asarray(host * 2)
+    i[...] = cupy.asarray(np.array([1, 2]))
+    graph.launch(stream)
+    assert y.get().tolist() == (host * 2)[key(np.array([1, 2]))].tolist()
+    assert pool is not None
+
+
+def test_a_mask_waits_and_is_refused(cupy, stream):
+    x = cupy.arange(4, dtype=np.float32)
+    assert x[x > 1].get().tolist() == [2, 3]
+    with pytest.raises(RuntimeError, match="mask"):
+        captured(cupy, stream, lambda: x[x > 1])
 
 
 def test_numbers_are_kept_as_they_were(cupy, stream):
@@ -197,3 +217,60 @@ def test_a_place_on_the_device_draws_the_same(cupy, module):
         random.dropout(x, 0.4, place, 3).tolist()
         == random.dropout(x, 0.4, 2**40 + 7, 3).tolist()
     )  # fmt: skip
+
+
+# --- memory from the device itself ----------------------------------------------------------------
+
+
+class Full:
+    """A device without memory until the pool gives back what it does not use, or for good."""
+
+    def __init__(self, cupy, monkeypatch, gains):
+        self.asked, self.freed, self.make = [], 0, cupy.cuda.Memory
+        self.gains = gains
+        monkeypatch.setattr(cupy.cuda, "Memory", self.allocate)
+        monkeypatch.setattr(cupy.get_default_memory_pool(), "free_all_blocks", self.free)
+        monkeypatch.setattr(plans, "_workspaces", {})
+
+    def allocate(self, size):
+        self.asked.append(size)
+        if self.gains and self.freed:
+            return self.make(size)
+        raise NoMemory("cudaErrorMemoryAllocation: out of memory")
+
+    def free(self):
+        self.freed += 1
+
+
+def test_a_workspace_gets_what_the_pool_does_not_use(cupy, monkeypatch):
+    device = Full(cupy, monkeypatch, gains=True)
+    assert plans.workspace(0, 0) == plans.workspace(0, 0) != 0
+    assert device.asked == [plans.WORKSPACE] * 2
+
+
+def test_a_workspace_that_does_not_fit_is_out_of_memory(cupy, monkeypatch):
+    Full(cupy, monkeypatch, gains=False)
+    with pytest.raises(MemoryError) as caught:
+        plans.workspace(0, 0)
+    explained = fw.OutOfMemoryError.of(caught.value)
+    assert explained.requested == plans.WORKSPACE == 32 << 20
+    assert not plans._workspaces
+
+
+def test_other_errors_of_the_runtime_are_not_out_of_memory(cupy, monkeypatch):
+    def fail(size):
+        raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(cupy.cuda, "Memory", fail)
+    monkeypatch.setattr(plans, "_workspaces", {})
+    with pytest.raises(CUDARuntimeError, match="Illegal"):
+        plans.workspace(0, 0)
+
+
+def test_powers_are_captured(cupy, stream):
+    x = cupy.full(2, 2.0, np.float32)
+    graph, pool, y = captured(cupy, stream, lambda: cupy.power(x, 3))
+    x[...] = 3.0
+    graph.launch(stream)
+    assert y.get().tolist() == [27, 27]
+    assert pool is not None

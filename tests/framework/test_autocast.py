@@ -249,7 +249,7 @@ def test_blocks_nest_and_end_with_errors():
             raise KeyError
         assert state.dtype == HALVES["float16"]
     assert state.dtype is None
-    assert state.depth == 0
+    assert state.previous == []
 
 
 def test_it_decorates():
@@ -268,6 +268,27 @@ def test_it_belongs_to_the_thread():
         thread.start()
         thread.join()
     assert seen == [np.float32]
+
+
+def test_one_object_in_two_threads():
+    block, entered, left = fw.autocast(), threading.Event(), threading.Event()
+    seen = []
+
+    def other():
+        with fw.autocast("float16"), block:
+            entered.set()
+            left.wait(10)
+        seen.append(casting.state.dtype)
+
+    thread = threading.Thread(target=other)
+    with block:
+        thread.start()
+        assert entered.wait(10)
+    mine = casting.state.dtype  # this thread entered first and leaves first
+    left.set()
+    thread.join()
+    assert mine is None
+    assert seen == [None]
 
 
 @pytest.mark.parametrize("dtype", ["float32", None, int, "bf16"])

@@ -14,7 +14,7 @@ import pytest
 import framework as fw
 from framework import functional as F, layers as L
 from framework.autograd import record
-from framework.backend import device as backend
+from framework.backend import device as backend, memory
 from framework.backend.out_of_memory import size
 from framework.layers.errors import name_leaves
 from framework.optimizers import AdamW
@@ -83,8 +83,16 @@ class FakePool:
 
         self.module = ModuleType("cupy")
         self.module.get_default_memory_pool = lambda: self
+
+        class MemoryPool:
+            __slots__ = ("total",)  # no weak references, as CuPy's
+
+            def total_bytes(self):
+                return self.total
+
         self.module.cuda = SimpleNamespace(
             MemoryHook=MemoryHook,
+            MemoryPool=MemoryPool,
             Device=lambda index=0: backend.nullcontext(),
             memory=SimpleNamespace(OutOfMemoryError=FakeOutOfMemory),
             runtime=SimpleNamespace(
@@ -148,6 +156,24 @@ def test_the_peak_of_a_cuda_device_counts_from_its_reset(pool):
     assert len(pool.hooks) == 1
     fw.cuda.empty_cache()
     assert fw.cuda.memory_reserved() == 250
+
+
+def test_memory_of_captured_graphs_counts(pool):
+    pool.malloc(1000)
+    graph = memory.private_pool(fw.Device("cuda"))
+    graph.total = 5000
+    assert fw.memory_used("cuda") == fw.peak_memory("cuda") == fw.cuda.memory_reserved() == 6000
+    fw.reset_peak_memory("cuda")
+    graph.total = 7000
+    pool.malloc(1)
+    assert fw.peak_memory("cuda") == 8001
+    error = fw.OutOfMemoryError.of(FakeOutOfMemory(10, 8001))
+    assert error.used == 8001
+    assert "pools hold 7.8 KiB" in str(error)
+    assert "1001 bytes in arrays, 6.8 KiB in captured graphs, 0 bytes in blocks" in str(error)
+    del graph
+    assert fw.memory_used("cuda") == 1001
+    assert "captured" not in str(fw.OutOfMemoryError.of(FakeOutOfMemory(10, 1001)))
 
 
 @pytest.mark.cuda

@@ -8,6 +8,7 @@ import pytest
 import framework as fw
 from framework.layers import Linear, Sequential
 from framework.optimizers import SGD, clip_factor, clip_grad_norm_, clip_grad_value_, grad_norm
+from kernels.reductions import sum_of_squares
 
 GRADIENTS = [np.random.default_rng(0).standard_normal(s) for s in ((3, 4), (5,), (2, 2))]
 NORM = math.sqrt(sum((g**2).sum() for g in GRADIENTS))
@@ -144,3 +145,16 @@ def test_both_devices_agree():
     assert float(clip_grad_norm_(ps, 0.5)) == pytest.approx(float(clip_grad_norm_(there, 0.5)))
     for p, q in zip(ps, there, strict=True):
         np.testing.assert_allclose(p.grad.data, q.grad.data.get(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 8, 9, 300])
+def test_the_norm_of_many_arrays_has_the_same_bits_however_they_are_put_together(count):
+    draw = np.random.default_rng(count)
+    ps = []
+    for _ in range(count):
+        p = fw.Parameter(np.zeros(7, np.float32))
+        p.grad = fw.Tensor(draw.standard_normal(7).astype(np.float32))
+        ps.append(p)
+    squares = np.stack([sum_of_squares(p.grad.data) for p in ps])
+    want = np.sqrt(squares.sum(dtype=np.float64)).astype(np.float32)
+    assert grad_norm(ps).data.tobytes() == want.tobytes()

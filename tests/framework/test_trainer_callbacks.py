@@ -360,6 +360,36 @@ def test_nan_in_a_gradient_alone():
     np.testing.assert_array_equal(model[0].weight.data, before)
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_nan_in_a_gradient_that_the_optimizer_has_or_has_not(held):
+    model = layers.Sequential(layers.Linear(4, 3), layers.Linear(3, 1))
+
+    class Spoil(Callback):
+        def on_gradients(self, trainer):
+            model[0].bias.grad.data[1] = np.inf
+
+    chosen = model if held else model[1]
+    optimizer = optimizers.SGD(chosen.parameters(), lr=0.1)
+    trainer = Trainer(model, mse_loss, optimizer, callbacks=[Spoil(), TerminateOnNaN()])
+    with pytest.raises(NonFiniteError, match=r"the gradient of 0\.bias is not finite"):
+        trainer.fit([(tensor(X), tensor(X[:, :1]))])
+
+
+def test_gradients_whose_sum_overflows_are_not_nan():
+    model = layers.Linear(4, 1)
+
+    class Enlarge(Callback):
+        def on_gradients(self, trainer):
+            model.weight.grad.data[...] = 3e38
+
+    trainer = Trainer(
+        model, mse_loss, optimizers.SGD(model.parameters(), lr=0.0),
+        callbacks=[Enlarge(), TerminateOnNaN()],
+    )  # fmt: skip
+    trainer.fit([(tensor(X), tensor(X[:, :1]))])
+    assert trainer.step == 1
+
+
 def test_large_finite_values_are_not_nan():
     trainer = make_trainer(TerminateOnNaN(), lr=0.0)
     trainer.model[2].bias.data[:] = [3e38, 3e38]

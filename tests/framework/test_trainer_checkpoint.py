@@ -244,3 +244,15 @@ def test_killed_after_the_last_epoch_and_resumed(tmp_path, patience):
     }
     second.fit(loaders()[0], epochs=5)  # asked for anew, it goes on
     assert second.epoch > len(first.history)
+
+
+def test_the_state_of_a_run_stays_as_it_was_taken():
+    model = layers.Linear(5, 2)
+    trainer = Trainer(model, cross_entropy, optimizers.SGD(model.parameters(), lr=0.1))
+    batches = [(fw.tensor(X, device="cpu"), fw.tensor(Y, device="cpu"))]
+    trainer.fit(batches, epochs=1)
+    history = trainer.state_dict()["history"]
+    trainer.history[0]["later"] = 1.0
+    trainer.fit(batches, epochs=2)
+    assert [record["epoch"] for record in history] == [1]
+    assert "later" not in history[0]

@@ -385,3 +385,34 @@ def test_regression_with_large_values_finds_its_scale():
     assert trainer.skipped > 16
     assert history[-1]["scale"] < 1
     assert history[-1]["loss"] < 1e-2 * history[0]["loss"]
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_fp16_goes_on_after_a_step_that_was_interrupted(overflow):
+    class Interrupt(Callback):
+        at = 2
+
+        def on_gradients(self, trainer):
+            if trainer.step == self.at:
+                self.at = -1
+                raise KeyboardInterrupt
+
+        def on_step_skipped(self, trainer):
+            if self.at >= 0:
+                self.at = -1
+                raise KeyboardInterrupt
+
+    trainer = make_trainer("fp16-mixed", callbacks=[Interrupt()])
+    if overflow:
+        trainer.precision.scaler = LossScaler(init_scale=2.0**40)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(make_loader())
+    scale = trainer.precision.scaler.get_scale()
+    if overflow:
+        trainer.precision.scaler.state[0] = 8.0  # the next step is a good one
+        scale = 8.0
+    step = trainer.step
+    trainer.fit(make_loader())
+    assert trainer.step == step + 6
+    assert trainer.skipped == int(overflow)
+    assert trainer.precision.scaler.get_scale() == scale

@@ -11,8 +11,8 @@ ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 
 OPTIONS = (*compiler.OPTIONS, "-Werror=all-warnings", "-Werror=deprecated-declarations")
 
-# Not a skipif mark on the module: that the sources are listed at all is tested without a compiler.
-needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
+# Not on the module: that the sources are listed at all is tested without a compiler.
+needs_nvrtc = pytest.mark.usefixtures("_nvrtc")
 
 
 def test_every_source_is_listed_by_its_family():
@@ -28,6 +28,17 @@ def test_compiles_without_a_warning_and_without_spills(program, arch):
     assert list(found) == list(program.expressions) != []
     spilled = {e: usage.local for e, usage in found.items() if usage.local}
     assert not spilled, "bytes of local memory a thread"
+
+
+@pytest.mark.parametrize(
+    ("setting", "outcome"), [("required", pytest.fail), ("", pytest.skip)], ids=["required", "not"]
+)
+def test_no_compiler_fails_where_it_is_required(request, monkeypatch, setting, outcome):
+    monkeypatch.setenv("FRAMEWORK_EMULATOR", setting)
+    monkeypatch.setattr(nvrtc, "missing", lambda: "no NVRTC library")
+    with pytest.raises(BaseException, match="no NVRTC library") as caught:
+        request.getfixturevalue("_nvrtc")
+    assert caught.type is outcome.Exception
 
 
 @needs_nvrtc

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from framework.autograd import Tensor, no_grad
+from framework.optimizers import Optimizer
 from framework.trainer.callbacks.callback import Callback
-from kernels.arrays import Array, array_module, is_floating
+from kernels.arrays import Array, array_module, is_cuda, is_floating
+from kernels.reductions import sum as sum_of
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -23,10 +26,10 @@ class TerminateOnNaN(Callback):
     are not finite.
 
     The message names the first layer whose output is not finite, found by running the batch again.
-    Weights and buffers are those before the step. On CUDA it waits for the device in every step;
-    `every` looks at each n-th step only, and the weights are then those of up to n - 1 steps too
-    late. Steps that fp16-mixed skips are no reason to stop, until the loss scale has fallen as far
-    as it may.
+    Weights and buffers are those before the step. On CUDA it waits for the device once
+    in every step; `every` looks at each n-th step only, and the weights are then those of up to
+    n - 1 steps too late. Steps that fp16-mixed skips are no reason to stop, until the loss scale
+    has fallen as far as it may.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -40,7 +43,7 @@ class TerminateOnNaN(Callback):
         self.buffers = [(b, b.data.copy()) for b in trainer.model.buffers()]
 
     def on_gradients(self, trainer: Trainer) -> None:
-        if trainer.step % self.every:
+        if trainer.step % self.every or _all_finite(trainer):
             return
         loss = next((float(x) for x in trainer.losses if not _finite(x.data)), None)
         culprit = None
@@ -77,6 +80,30 @@ class TerminateOnNaN(Callback):
             "'float32'; if the loss is not finite there either, lower the learning rate or look at "
             "the data"
         )
+
+
+def _all_finite(trainer: Trainer) -> bool:
+    """Are the losses and all gradients finite? One number says so where their sum is finite: the
+    host waits for the device once. False is a reason to look closer, no more than that.
+    """
+    optimizer, parameters = trainer.optimizer, trainer.model.parameters()
+    numbers = [x.data for x in trainer.losses]
+    if isinstance(optimizer, Optimizer):
+        numbers += map(_sum, optimizer.gradient_buffers())
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parameters = (p for p in parameters if id(p) not in held)
+    numbers += [_sum(p.grad.data) for p in parameters if p.grad is not None]
+    with np.errstate(all="ignore"):  # inf - inf, and finite numbers whose sum overflows
+        total = numbers[0]
+        for number in numbers[1:]:
+            total = total + number
+    return math.isfinite(total.item())
+
+
+def _sum(x: Array) -> Array:
+    """On the CPU in float32 and one thread, for which a step's gradients are cheap."""
+    with np.errstate(all="ignore"):
+        return sum_of(x) if is_cuda(x) else x.sum()
 
 
 def _finite(x: Array) -> bool:
