@@ -256,6 +256,7 @@ class _Captured:
                     raise
                 captured = stream.end_capture()
             _check_outputs(outputs)
+            made.check_arrays()
         except Exception as error:
             made.roll_back()
             raise CaptureError(_reason(error)) from error

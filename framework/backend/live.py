@@ -53,6 +53,7 @@ class Recording:
         #: Leaves of the captured backward passes, each with its gradient before.
         self.leaves: dict[int, tuple[Any, Any]] = {}
         self._gradients: list[tuple[Any, Any, Array]] = []
+        self._arrays: dict[int, tuple[Any, Array]] = {}  # of the leaves
 
     def numbers(
         self,
@@ -85,6 +86,18 @@ class Recording:
     def note_leaf(self, leaf: Any) -> None:
         """A backward pass is about to add to ``leaf.grad``."""
         self.leaves.setdefault(id(leaf), (leaf, leaf.grad))
+        self._arrays.setdefault(id(leaf), (leaf, leaf.data))
+
+    def check_arrays(self) -> None:
+        """CaptureError where a leaf has another array than in its backward pass: replays would go
+        on from the old one.
+        """
+        for leaf, array in self._arrays.values():
+            if leaf.data is not array:
+                raise CaptureError(
+                    f"a tensor of shape {leaf.shape} that requires a gradient is given another "
+                    "array (write into it: w.data[...] = ...)"
+                )
 
     def finish(self) -> None:
         """The step has been captured: remember the gradients that it leaves.
@@ -104,6 +117,8 @@ class Recording:
             entry.undo()
         for leaf, grad in self.leaves.values():
             leaf.grad = grad
+        for leaf, array in self._arrays.values():
+            leaf.data = array
 
     def refresh(self) -> None:
         """Make the numbers of the next replay.
@@ -111,6 +126,7 @@ class Recording:
         Raises:
             CaptureError: the step has changed since it was captured; nothing has been counted.
         """
+        self.check_arrays()
         if not all(entry.fits() for entry in self._entries):
             raise CaptureError("what the step works on has changed since it was captured")
         made: list[_Entry] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from functools import partial
 from itertools import chain
 from operator import is_not
 from types import MethodType
@@ -263,7 +264,9 @@ def _is_another(before: Any, now: Any) -> bool:
 
 def _objects_of(loss: Any) -> list[Any]:
     """Whose attributes a loss reads: its own, those of its object, those of its modules."""
+    while isinstance(loss, partial):
+        loss = loss.func
     owner = loss.__self__ if isinstance(loss, MethodType) else loss
     if isinstance(owner, Module):
         return list(owner.modules())
-    return [owner] if hasattr(owner, "__dict__") else []
+    return [owner] if isinstance(getattr(owner, "__dict__", None), dict) else []  # no class

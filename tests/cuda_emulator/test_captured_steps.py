@@ -162,6 +162,42 @@ def test_gradients_are_where_the_step_leaves_them():
     assert call.replays == 3
 
 
+def test_a_leafs_other_array_is_followed():
+    w = fw.tensor([1.0, 2.0], device="cuda", requires_grad=True)
+
+    def step(x):
+        w.zero_grad()
+        loss = (w * w * x).sum()
+        loss.backward()
+        return loss
+
+    call = fw.cuda.graph(step, device="cuda")
+    x = fw.tensor([1.0, 1.0], device="cuda")
+    for i in range(8):
+        if i in (4, 5):
+            w.data = w.data * 2
+        factor = 1 + (i > 3) + 2 * (i > 4)
+        assert call(x).item() == 5 * factor**2
+        assert w.grad.data.get().tolist() == [2 * factor, 4 * factor]
+    assert call.reason is None
+    assert call.captures == 2
+
+
+def test_a_step_that_gives_a_leaf_another_array_runs_as_it_is():
+    w = fw.tensor([8.0], device="cuda", requires_grad=True)
+
+    def step(x):
+        w.zero_grad()
+        (w * w * x).sum().backward()
+        w.data = w.data - 0.25 * w.grad.data  # by hand
+
+    call = fw.cuda.graph(step, device="cuda")
+    for i in range(6):
+        call(fw.tensor([1.0], device="cuda"))
+        assert w.item() == 8 * 0.5 ** (i + 1)
+    assert "is given another array" in call.reason
+
+
 def test_a_replay_waits_for_the_current_stream_and_the_other_way_round(cupy, monkeypatch):
     call = fw.cuda.graph(lambda x: x * 2, device="cuda")
     x = fw.tensor([1.0, 2.0], device="cuda")

@@ -8,6 +8,7 @@ import gc
 import itertools
 import logging
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -406,13 +407,24 @@ class Smoothed:
         return F.cross_entropy(output, target, label_smoothing=self.smoothing)
 
 
-def test_a_losss_attributes_are_followed():
-    def change(trainer):
-        trainer.loss.smoothing = 0.4
+class ByClass:
+    @classmethod
+    def loss(cls, output, target):
+        return F.cross_entropy(output, target)
 
+
+@pytest.mark.parametrize(
+    "loss_of", [lambda x: x, lambda x: x.__call__, partial, lambda _: ByClass.loss]
+)
+def test_a_losss_attributes_are_followed(loss_of):
     def run(capture):
+        smoothed = Smoothed()
+
+        def change(_):
+            smoothed.smoothing = 0.4
+
         trainer = training.trainer("cuda", capture, callbacks=[Changes(change)])
-        trainer.loss = Smoothed()
+        trainer.loss = loss_of(smoothed)
         trainer.fit(training.batches(), epochs=4)
         return trainer
 
