@@ -61,6 +61,26 @@ def test_captured_equals_eager(optimizer):
     assert (whole_step.captures, whole_step.replays, whole_step.reason) == (2, 14 + 2, None)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "tf32"])
+def test_captured_equals_eager_in_other_precisions(precision, accumulate):
+    """The 16-bit copies of the weights are made anew in every replay."""
+    eager, captured = (
+        fitted(capture, precision=precision, accumulate=accumulate) for capture in (False, "auto")
+    )
+    assert training.differences(eager, captured) == []
+    assert captured._captured.whole.replays >= 8
+    assert training.differences(fitted(False, accumulate=accumulate), captured)  # than float32
+
+
+def test_fp16_mixed_runs_as_it_is_and_says_so(caplog):
+    with caplog.at_level(logging.WARNING, "framework"):
+        eager, auto = (fitted(capture, precision="fp16-mixed") for capture in (False, "auto"))
+    assert training.differences(eager, auto) == []
+    assert auto._captured.whole.captures == 0
+    assert sum("fp16-mixed" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_captured_equals_the_cpu_within_rounding():
     captured = fitted()
     cpu = training.trainer("cpu")
