@@ -145,11 +145,10 @@ def _(dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Tr
     dy, x, mean, rstd = dense(dy), dense(x), dense(mean), dense(rstd)
     rows, D = x.shape
     tasks = row_blocks(rows, loops.ROW_BLOCK)
-    dx, sums = np.empty_like(x), np.empty(2 * D, np.float32)
-    partials = np.empty((tasks.size, 2 * D), np.float32)
+    dx, parts = np.empty_like(x), np.empty((tasks.size + 1, 2 * D), np.float32)
     w = vector(weight, D, 1)
-    loops.layer_norm_grad(tasks, dy, x, w, mean, rstd, dx, partials, sums, work=x.size)
-    return dx, sums[:D], sums[D:]
+    loops.layer_norm_grad(tasks, dy, x, w, mean, rstd, dx, parts, work=x.size)
+    return dx, parts[0, :D], parts[0, D:]
 
 
 def _row_grads(

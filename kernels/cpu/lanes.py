@@ -273,3 +273,36 @@ def peak(context: Any, x: Any) -> Any:
     """Largest of the lanes; undefined if one is NaN."""
     _expect("peak", (x, floats))
     return types.float32(floats), _reduction("vector.reduce.fmax", ("nnan", "nsz"))
+
+
+@intrinsic
+def totals(context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The `total` of each of four, together: 8 shuffles and 5 additions where one by one takes 16
+    of either.
+    """
+    _expect("totals", (a, floats), (b, floats), (c, floats), (d, floats))
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def folded(x: Any, y: Any, first: Any, second: Any) -> Any:
+            """x's and y's lanes chosen by `first`, plus those chosen by `second`."""
+            order = ir.VectorType(_I32, LANES)
+            halves = [builder.shuffle_vector(x, y, ir.Constant(order, o)) for o in (first, second)]
+            return builder.fadd(*halves)
+
+        # within each quarter of four lanes, where a shuffle takes one cycle ...
+        quarters = range(0, LANES, 4)
+        low = [q + i for q in quarters for i in (0, LANES, 1, LANES + 1)]
+        high = [q + i for q in quarters for i in (2, LANES + 2, 3, LANES + 3)]
+        a, b, c, d = args
+        ab, cd = folded(a, b, low, high), folded(c, d, low, high)
+        low = [q + i for q in quarters for i in (0, 1, LANES, LANES + 1)]
+        high = [q + i for q in quarters for i in (2, 3, LANES + 2, LANES + 3)]
+        x = folded(ab, cd, low, high)  # (a, b, c, d) four times
+        # ... and then the quarters
+        for step in (8, 4):
+            straight = list(range(LANES))
+            x = folded(x, x, straight, [(i + step) % LANES for i in straight])
+        lanes = [builder.extract_element(x, _I32(i)) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, lanes)
+
+    return types.UniTuple(types.float32, 4)(floats, floats, floats, floats), generate
