@@ -150,13 +150,13 @@ def _check_channels(
         raise ValueError(f"{name}: groups={groups!r}, expected an integer of at least 1")
     if out_channels % groups:
         raise ValueError(
-            f"{name}: the weight {weight} has {out_channels} output channels, which groups={groups} does not "
-            "divide"
+            f"{name}: the weight {weight} has {out_channels} output channels, which "
+            f"groups={groups} does not divide"
         )
     if channels != weight[1] * groups:
         raise ValueError(
-            f"{name}: the input {x} has {channels} channels, the weight {weight} with groups={groups} "
-            f"expects {weight[1]} * {groups} = {weight[1] * groups}; "
+            f"{name}: the input {x} has {channels} channels, the weight {weight} with "
+            f"groups={groups} expects {weight[1]} * {groups} = {weight[1] * groups}; "
             f"the output would be {(x[0], out_channels, *output)}"
         )
 
