@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from bench.sizes import FLAT, IMAGES, LOOKUPS, PRODUCTS, Sizes
+from bench.sizes import (
+    FLAT,
+    IMAGES,
+    IMAGES_3X3,
+    IMAGES_COLOUR,
+    IMAGES_GREY,
+    IMAGES_LENET2,
+    IMAGES_WIDER,
+    LOOKUPS,
+    PRODUCTS,
+    Sizes,
+)
 from kernels.registry import Draw
 
 Maker = Callable[..., tuple[Any, ...]]
@@ -80,6 +91,47 @@ def _(draw, N, C, H, W):
 def _groups(C: int) -> int:
     """8 groups, or as many as go into C."""
     return math.gcd(C, 8)
+
+
+#: variant -> (output channels, kernel, stride, padding, groups, sizes). Output channels as a share
+#: of the input's, or a number where there are few of those.
+_CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
+    "3x3": (1.0, 3, 1, 1, False, IMAGES_3X3),
+    "3x3_wider": (2.0, 3, 2, 1, False, IMAGES_WIDER),
+    "1x1_wider": (2.0, 1, 2, 0, False, IMAGES_WIDER),
+    "stem": (64, 3, 1, 1, False, IMAGES_COLOUR),
+    "depthwise": (1.0, 3, 1, 1, True, IMAGES),
+    "lenet1": (6, 5, 1, 2, False, IMAGES_GREY),
+    "lenet2": (16, 5, 1, 0, False, IMAGES_LENET2),
+}
+
+
+def _convolution(draw: Draw, variant: str, N: int, C: int, H: int, W: int) -> tuple[Any, ...]:
+    """x, weight, y's shape, (stride, padding, dilation, groups): images lie channels-last."""
+    out, k, stride, padding, depthwise, _ = _CONVOLUTIONS[variant]
+    channels, groups = (round(out * C) if isinstance(out, float) else out), C if depthwise else 1
+    x = _image(draw, N, C, H, W, "channels_last")
+    weight = draw.normal(channels, C // groups, k, k, scale=(C // groups * k * k) ** -0.5)
+    shape = (N, channels, *((n + 2 * padding - k) // stride + 1 for n in (H, W)))
+    return x, weight, shape, (stride, padding, 1, groups)
+
+
+for _variant, (*_, _sizes) in _CONVOLUTIONS.items():
+
+    @maker("convolution", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        x, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return x, weight, draw.normal(shape[1]), *options
+
+    @maker("convolution_input_grad", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        _, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return _image(draw, *shape, "channels_last"), weight, (H, W), *options
+
+    @maker("convolution_weight_grad", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        x, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return _image(draw, *shape, "channels_last"), x, weight.shape[2:], *options
 
 
 @maker("matmul", "nn", sizes=PRODUCTS)

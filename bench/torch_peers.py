@@ -7,6 +7,8 @@ torch_calls.py.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -333,6 +335,57 @@ direct(
     "flip, cumsum, flip (as autograd's backward)",
     lambda dy, axis=-1: dy.flip(axis).cumsum(axis).flip(axis),
 )
+
+
+# Convolution --------------------------------------------------------------------------------------
+
+
+def _faster_layout(make: Callable[[torch.memory_format], Peer]) -> Peer:
+    """The faster of two calls: with images and weights channels-last, and in the default order."""
+
+    def fastest(call: Peer) -> float:
+        taken = []
+        for _ in range(6):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+        return min(taken[1:])
+
+    calls = [make(layout) for layout in (torch.channels_last, torch.contiguous_format)]
+    return min(calls, key=fastest)
+
+
+def _convolution_backward(index, dy, x, w, stride, padding, dilation, groups):
+    """aten.convolution_backward for one of (input, weight)."""
+    pairs, mask = ([n, n] for n in (stride, padding, dilation)), [index == i for i in range(3)]
+    options = (None, *pairs, False, [0, 0], groups, mask)
+
+    def make(layout):
+        arrays = [t.contiguous(memory_format=layout) for t in (dy, x, w)]
+        return lambda: aten.convolution_backward(*arrays, *options)[index]
+
+    return _faster_layout(make)
+
+
+@prepared("convolution", "F.conv2d, the faster of channels_last and default")
+def _(x, w, bias, *options):
+    def make(layout):
+        arrays = [t.contiguous(memory_format=layout) for t in (x, w)]
+        return lambda: F.conv2d(*arrays, bias, *options)
+
+    return _faster_layout(make)
+
+
+@prepared("convolution_input_grad", "aten.convolution_backward, the faster layout")
+def _(dy, w, size, *options):
+    x = dy.new_empty(len(dy), w.shape[1] * options[-1], *size)
+    return _convolution_backward(0, dy, x, w, *options)
+
+
+@prepared("convolution_weight_grad", "aten.convolution_backward, the faster layout")
+def _(dy, x, kernel, *options):
+    w = dy.new_empty(dy.shape[1], x.shape[1] // options[-1], *kernel)
+    return _convolution_backward(1, dy, x, w, *options)
 
 
 # Matrices and tables ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from kernels import (
     activations as activations,
     channel_norm as channel_norm,
+    convolution as convolution,
     embedding as embedding,
     extremes as extremes,
     group_norm as group_norm,

@@ -34,6 +34,14 @@ from framework.autograd.shaping import (
     unsqueeze as unsqueeze,
 )
 from framework.functional.activations import *  # noqa: F403
+from framework.functional.convolution import (
+    conv1d as conv1d,
+    conv2d as conv2d,
+    conv3d as conv3d,
+    conv_transpose1d as conv_transpose1d,
+    conv_transpose2d as conv_transpose2d,
+    conv_transpose3d as conv_transpose3d,
+)
 from framework.functional.dropout import dropout as dropout
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
 from framework.functional.linear import (

@@ -27,6 +27,14 @@ from framework.layers.activation import (
     Tanh,
 )
 from framework.layers.containers import ModuleDict, ModuleList, Sequential
+from framework.layers.convolution import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from framework.layers.dropout import Dropout
 from framework.layers.embedding import Embedding
 from framework.layers.linear import Bilinear, Flatten, Identity, Linear
@@ -62,6 +70,12 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "Bilinear",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
