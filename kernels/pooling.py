@@ -25,6 +25,9 @@ from kernels.windows import Windows, adaptive, sliding
 
 loops = Lazy("kernels.cpu.pooling")
 
+#: Elements of a row which the loop for columns may add up in float32, one after the other.
+LONG = 256
+
 
 def deep(x: Array, dims: int) -> Array:
     """(N, C, *) as (N, C, D, H, W)."""
@@ -84,14 +87,16 @@ def _(x: Array, windows: Windows) -> tuple[Array, Array]:
     places = empty_images(x, windows.outputs, columns, np.int32)
     if y.size == 0:
         return y, places
-    d, h, w = windows.axes
+    w = windows.axes[2]
     images = [as_images(a, columns) for a in (x, y, places)]
-    tables = d.table, h.table, w.table, d.step, h.step, w.step
+    tables, steps = [a.table for a in windows.axes], [a.step for a in windows.axes]
     if columns:
         tasks, flat = _rows_of(images)
-        loops.max_pool_columns(tasks, *flat, images[0].shape[1:], *tables, work=x.size)
+        loops.max_pool_columns(tasks, *flat, images[0].shape[1:], *tables, *steps, work=x.size)
+    elif w.stride:
+        loops.max_pool_planes(*images, *tables, *steps, w.stride, w.padding, w.kernel)
     else:
-        loops.max_pool_planes(*images, *tables)
+        loops.adaptive_max_pool_planes(*images, *tables)
     return y, places
 
 
@@ -154,20 +159,22 @@ def avg_pool(x: Array, windows: Windows) -> Array:
 @avg_pool.cpu
 def _(x: Array, windows: Windows) -> Array:
     windows.check("avg_pool", "x", x, windows.sizes)
-    if windows.is_global:
-        return mean(x, tuple(range(2, x.ndim)), keepdims=True)
     columns = is_columns(x)
+    if windows.is_global and (not columns or x.shape[-1] > LONG):
+        return mean(x, tuple(range(2, x.ndim)), keepdims=True)
     y = empty_images(x, windows.outputs, columns)
     if y.size == 0:
         return y
     images = [as_images(a, columns) for a in (x, y)]
-    tables = [a.table for a in windows.axes]
+    tables, w = [a.table for a in windows.axes], windows.axes[2]
     if columns:
         tasks, flat = _rows_of(images)
-        loops.avg_pool_columns(tasks, *flat, images[0].shape[1:], *tables, work=x.size)
+        sizes = images[0].shape[1:]
+        loops.avg_pool_columns(tasks, *flat, sizes, *tables, *windows.shares, work=x.size)
     else:
-        sums = np.empty((images[0].shape[0], windows.axes[2].size), np.float32)
-        loops.avg_pool_planes(*images, sums, *tables)
+        sums = np.empty((images[0].shape[0], w.size), np.float32)
+        slide = w.stride, w.padding, w.kernel
+        loops.avg_pool_planes(*images, sums, *tables, *windows.shares, *slide)
     return y
 
 
@@ -194,14 +201,16 @@ def _(dy: Array, windows: Windows) -> Array:
         return dx
     images = [as_images(a, columns) for a in (dy, dx)]
     d, h, w = windows.axes
-    tables = d.table, h.table, w.table, d.inverse, h.inverse
+    inverse = d.inverse, h.inverse, w.inverse
     if columns:
         tasks, flat = _rows_of(images)
         sizes = images[0].shape[1:]
-        loops.avg_pool_grad_columns(tasks, *flat, sizes, *tables, w.inverse, work=dx.size)
+        loops.avg_pool_grad_columns(tasks, *flat, sizes, *inverse, *windows.shares, work=dx.size)
     else:
-        shares = np.empty((images[0].shape[0], w.windows), np.float32)
-        loops.avg_pool_grad_planes(*images, shares, *tables, work=dx.size)
+        scratch = np.empty((images[0].shape[0], w.windows), np.float32)
+        pairs = (w.stride, w.kernel, w.padding, w.size) == (2, 2, 0, 2 * w.windows)
+        args = w.table, *inverse[:2], *windows.shares, pairs
+        loops.avg_pool_grad_planes(*images, scratch, *args, work=dx.size)
     return dx
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -66,6 +66,12 @@ class Windows:
     def outputs(self) -> Sizes:
         """Windows along the axes of the image."""
         return tuple(a.windows for a in self.axes[3 - self.dims :])
+
+    @cached_property
+    def shares(self) -> tuple[np.ndarray, ...]:
+        """1 / count along each axis, float32."""
+        with np.errstate(divide="ignore"):
+            return tuple((1 / a.table[:, 2]).astype(np.float32) for a in self.axes)
 
     @property
     def is_global(self) -> bool:

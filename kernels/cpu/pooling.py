@@ -68,25 +68,69 @@ def max_pool_columns(tasks, x, y, places, sizes, d, h, w, dd, dh, dw):
             out += C
 
 
+@jit(forceinline=True)
+def _inside(k, stride, padding, step, size, windows):
+    """The windows (first, last + 1) whose k-th element is there, and where the first one's is."""
+    shift = padding - k * step
+    first = min(max(-(-shift // stride), 0), windows)
+    last = max(min((size - 1 + shift) // stride + 1, windows), first)
+    return first, last, first * stride - shift
+
+
+@jit(forceinline=True)
+def _take(row, stride, place, best, where):
+    """best and where = the larger of them and every stride-th element of row, and its place."""
+    for o in range(best.shape[0]):
+        v, m = row[o * stride], best[o]
+        larger = (v > m) | (v != v)
+        best[o] = v if larger else m
+        where[o] = place + o * stride if larger else where[o]
+
+
 @loop("x", "y", "places")
-def max_pool_planes(x, y, places, d, h, w, dd, dh, dw):
+def max_pool_planes(x, y, places, d, h, w, dd, dh, dw, stride, padding, kernel):
+    """`stride` to `kernel` are those of the last axis."""
     H, W = x.shape[2], x.shape[3]
     for p in range(x.shape[0]):
         for od in range(d.shape[0]):
             for oh in range(h.shape[0]):
                 best, where = y[p, od, oh], places[p, od, oh]
+                place = (d[od, 0] * H + h[oh, 0]) * W
+                for ow in range(best.shape[0]):
+                    best[ow] = MINUS_INF
+                    where[ow] = place + w[ow, 0]
+                for i in range(d[od, 0], d[od, 1], dd):
+                    for j in range(h[oh, 0], h[oh, 1], dh):
+                        place = (i * H + j) * W
+                        for k in range(kernel):
+                            a, b, at = _inside(k, stride, padding, dw, W, best.shape[0])
+                            row = x[p, i, j, at:]
+                            if stride == 1:
+                                _take(row, 1, place + at, best[a:b], where[a:b])
+                            elif stride == 2:
+                                _take(row, 2, place + at, best[a:b], where[a:b])
+                            else:
+                                _take(row, stride, place + at, best[a:b], where[a:b])
+
+
+@loop("x", "y", "places")
+def adaptive_max_pool_planes(x, y, places, d, h, w):
+    H, W = x.shape[2], x.shape[3]
+    for p in range(x.shape[0]):
+        for od in range(d.shape[0]):
+            for oh in range(h.shape[0]):
                 for ow in range(w.shape[0]):
                     place = (d[od, 0] * H + h[oh, 0]) * W + w[ow, 0]
-                    m = x[p, d[od, 0], h[oh, 0], w[ow, 0]]
-                    for i in range(d[od, 0], d[od, 1], dd):
-                        for j in range(h[oh, 0], h[oh, 1], dh):
-                            for k in range(w[ow, 0], w[ow, 1], dw):
+                    m = MINUS_INF
+                    for i in range(d[od, 0], d[od, 1]):
+                        for j in range(h[oh, 0], h[oh, 1]):
+                            for k in range(w[ow, 0], w[ow, 1]):
                                 v = x[p, i, j, k]
                                 if v > m or v != v:
                                     m = v
                                     place = (i * H + j) * W + k
-                    best[ow] = m
-                    where[ow] = place
+                    y[p, od, oh, ow] = m
+                    places[p, od, oh, ow] = place
 
 
 @jit(forceinline=True)
@@ -141,43 +185,82 @@ def scatter_planes(dy, places, dx):
 
 
 @jit(forceinline=True)
-def _average(x, base, c, count, C, row, d, h, w, scale, y, out):
+def _average(x, base, c, count, C, row, d, h, w, share, y, out):
+    """Rows are summed before they are added: a global average takes many elements."""
     H, W = row
     s = each(ZERO)
     for i in range(d[0], d[1]):
         for j in range(h[0], h[1]):
+            r = each(ZERO)
             for k in range(w[0], w[1]):
-                s += load(x, base + ((i * H + j) * W + k) * C + c, count)
-    store(y, out + c, count, s * scale)
+                r += load(x, base + ((i * H + j) * W + k) * C + c, count)
+            s += r
+    store(y, out + c, count, s * share)
+
+
+@jit(forceinline=True)
+def _four_averages(x, base, c, C, row, d, h, w, share, y, out):
+    """`_average` of four registers side by side: one waits while another adds."""
+    H, W = row
+    s0 = s1 = s2 = s3 = each(ZERO)
+    for i in range(d[0], d[1]):
+        for j in range(h[0], h[1]):
+            r0 = r1 = r2 = r3 = each(ZERO)
+            for k in range(w[0], w[1]):
+                at = base + ((i * H + j) * W + k) * C + c
+                r0 += load(x, at, LANES)
+                r1 += load(x, at + LANES, LANES)
+                r2 += load(x, at + 2 * LANES, LANES)
+                r3 += load(x, at + 3 * LANES, LANES)
+            s0 += r0
+            s1 += r1
+            s2 += r2
+            s3 += r3
+    store(y, out + c, LANES, s0 * share)
+    store(y, out + c + LANES, LANES, s1 * share)
+    store(y, out + c + 2 * LANES, LANES, s2 * share)
+    store(y, out + c + 3 * LANES, LANES, s3 * share)
 
 
 @loop("tasks")
-def avg_pool_columns(tasks, x, y, sizes, d, h, w):
+def avg_pool_columns(tasks, x, y, sizes, d, h, w, ds, hs, ws):
+    """`ds`, `hs`, `ws`: what a window along each axis multiplies its sum by."""
     D, H, W, C = sizes
-    full = whole(C)
+    full, fours = whole(C), C // (4 * LANES) * (4 * LANES)
+    row = H, W
     for t in tasks:
         n, od, oh = _row_of(t, d.shape[0], h.shape[0])
         base = n * D * H * W * C
         out = t * w.shape[0] * C
-        ds, hs = (d[od, 0], d[od, 1]), (h[oh, 0], h[oh, 1])
+        a, b = (d[od, 0], d[od, 1]), (h[oh, 0], h[oh, 1])
         for ow in range(w.shape[0]):
-            ws = w[ow, 0], w[ow, 1]
-            scale = np.float32(1.0 / (d[od, 2] * h[oh, 2] * w[ow, 2]))
-            for c in range(0, full, LANES):
-                _average(x, base, c, LANES, C, (H, W), ds, hs, ws, scale, y, out)
+            e = w[ow, 0], w[ow, 1]
+            share = ds[od] * hs[oh] * ws[ow]
+            for c in range(0, fours, 4 * LANES):
+                _four_averages(x, base, c, C, row, a, b, e, share, y, out)
+            for c in range(fours, full, LANES):
+                _average(x, base, c, LANES, C, row, a, b, e, share, y, out)
             if full < C:
-                _average(x, base, full, C - full, C, (H, W), ds, hs, ws, scale, y, out)
+                _average(x, base, full, C - full, C, row, a, b, e, share, y, out)
             out += C
 
 
+@jit(forceinline=True)
+def _add(row, stride, out):
+    """out += every stride-th element of row."""
+    for o in range(out.shape[0]):
+        out[o] += row[o * stride]
+
+
 @loop("x", "y", "sums")
-def avg_pool_planes(x, y, sums, d, h, w):
-    """sums (planes, W): scratch for the sums of rows."""
+def avg_pool_planes(x, y, sums, d, h, w, ds, hs, ws, stride, padding, kernel):
+    """sums (planes, W): scratch for the sums of rows. `stride` to `kernel` are those of the last
+    axis, 0 where its windows do not slide.
+    """
     for p in range(x.shape[0]):
         total = sums[p]
         for od in range(d.shape[0]):
             for oh in range(h.shape[0]):
-                first = x[p, d[od, 0], h[oh, 0]]
                 for k in range(total.shape[0]):
                     total[k] = ZERO
                 for i in range(d[od, 0], d[od, 1]):
@@ -186,50 +269,84 @@ def avg_pool_planes(x, y, sums, d, h, w):
                         for k in range(total.shape[0]):
                             total[k] += row[k]
                 out = y[p, od, oh]
-                count = d[od, 2] * h[oh, 2]
-                for ow in range(w.shape[0]):
-                    s = ZERO
-                    for k in range(w[ow, 0], w[ow, 1]):
-                        s += total[k]
-                    out[ow] = s * np.float32(1.0 / (count * w[ow, 2]))
+                for ow in range(out.shape[0]):
+                    out[ow] = ZERO
+                for k in range(kernel):
+                    a, b, at = _inside(k, stride, padding, 1, total.shape[0], out.shape[0])
+                    if stride == 1:
+                        _add(total[at:], 1, out[a:b])
+                    elif stride == 2:
+                        _add(total[at:], 2, out[a:b])
+                    else:
+                        _add(total[at:], stride, out[a:b])
+                if kernel == 0:
+                    for ow in range(out.shape[0]):
+                        for k in range(w[ow, 0], w[ow, 1]):
+                            out[ow] += total[k]
+                share = ds[od] * hs[oh]
+                for ow in range(out.shape[0]):
+                    out[ow] *= share * ws[ow]
 
 
 @jit(forceinline=True)
-def _shares(dy, base, c, count, C, row, d, h, w, dt, ht, wt, dx, out):
+def _shares(dy, base, c, count, C, row, d, h, w, ds, hs, ws, dx, out):
     """The sum, over the windows d, h, w (ranges), of their gradients by their counts."""
     OH, OW = row
     s = each(ZERO)
     for i in range(d[0], d[1]):
         for j in range(h[0], h[1]):
             for k in range(w[0], w[1]):
-                scale = np.float32(1.0 / (dt[i, 2] * ht[j, 2] * wt[k, 2]))
-                s += load(dy, base + ((i * OH + j) * OW + k) * C + c, count) * scale
+                share = ds[i] * hs[j] * ws[k]
+                s += load(dy, base + ((i * OH + j) * OW + k) * C + c, count) * share
     store(dx, out + c, count, s)
 
 
+@jit(forceinline=True)
+def _four_shares(dy, base, c, C, row, d, h, w, ds, hs, ws, dx, out):
+    OH, OW = row
+    s0 = s1 = s2 = s3 = each(ZERO)
+    for i in range(d[0], d[1]):
+        for j in range(h[0], h[1]):
+            for k in range(w[0], w[1]):
+                share = ds[i] * hs[j] * ws[k]
+                at = base + ((i * OH + j) * OW + k) * C + c
+                s0 += load(dy, at, LANES) * share
+                s1 += load(dy, at + LANES, LANES) * share
+                s2 += load(dy, at + 2 * LANES, LANES) * share
+                s3 += load(dy, at + 3 * LANES, LANES) * share
+    store(dx, out + c, LANES, s0)
+    store(dx, out + c + LANES, LANES, s1)
+    store(dx, out + c + 2 * LANES, LANES, s2)
+    store(dx, out + c + 3 * LANES, LANES, s3)
+
+
 @loop("tasks")
-def avg_pool_grad_columns(tasks, dy, dx, sizes, d, h, w, di, hi, wi):
+def avg_pool_grad_columns(tasks, dy, dx, sizes, di, hi, wi, ds, hs, ws):
     OD, OH, OW, C = sizes
     D, H, W = di.shape[0], hi.shape[0], wi.shape[0]
-    full = whole(C)
+    full, fours = whole(C), C // (4 * LANES) * (4 * LANES)
     row = OH, OW
     for t in tasks:
         n, i, j = _row_of(t, D, H)
         base = n * OD * OH * OW * C
         out = t * W * C
-        ds, hs = (di[i, 0], di[i, 1]), (hi[j, 0], hi[j, 1])
+        a, b = (di[i, 0], di[i, 1]), (hi[j, 0], hi[j, 1])
         for k in range(W):
-            ws = wi[k, 0], wi[k, 1]
-            for c in range(0, full, LANES):
-                _shares(dy, base, c, LANES, C, row, ds, hs, ws, d, h, w, dx, out)
+            e = wi[k, 0], wi[k, 1]
+            for c in range(0, fours, 4 * LANES):
+                _four_shares(dy, base, c, C, row, a, b, e, ds, hs, ws, dx, out)
+            for c in range(fours, full, LANES):
+                _shares(dy, base, c, LANES, C, row, a, b, e, ds, hs, ws, dx, out)
             if full < C:
-                _shares(dy, base, full, C - full, C, row, ds, hs, ws, d, h, w, dx, out)
+                _shares(dy, base, full, C - full, C, row, a, b, e, ds, hs, ws, dx, out)
             out += C
 
 
 @loop("dy", "dx", "shares")
-def avg_pool_grad_planes(dy, dx, shares, d, h, w, di, hi):
-    """shares (planes, OW): scratch for the sums of rows of dy."""
+def avg_pool_grad_planes(dy, dx, shares, w, di, hi, ds, hs, ws, pairs):
+    """shares (planes, OW): scratch for the sums of rows of dy. `pairs`: along the last axis window
+    o holds the elements 2 o and 2 o + 1, and there are no others.
+    """
     for p in range(dy.shape[0]):
         share = shares[p]
         for i in range(di.shape[0]):
@@ -239,13 +356,19 @@ def avg_pool_grad_planes(dy, dx, shares, d, h, w, di, hi):
                 for od in range(di[i, 0], di[i, 1]):
                     for oh in range(hi[j, 0], hi[j, 1]):
                         row = dy[p, od, oh]
-                        scale = np.float32(1.0 / (d[od, 2] * h[oh, 2]))
+                        scale = ds[od] * hs[oh]
                         for ow in range(share.shape[0]):
                             share[ow] += row[ow] * scale
-                out = dx[p, i, j]
-                for k in range(out.shape[0]):
-                    out[k] = ZERO
                 for ow in range(share.shape[0]):
-                    v = share[ow] * np.float32(1.0 / w[ow, 2])
-                    for k in range(w[ow, 0], w[ow, 1]):
-                        out[k] += v
+                    share[ow] *= ws[ow]
+                out = dx[p, i, j]
+                if pairs:
+                    for ow in range(share.shape[0]):
+                        out[2 * ow] = share[ow]
+                        out[2 * ow + 1] = share[ow]
+                else:
+                    for k in range(out.shape[0]):
+                        out[k] = ZERO
+                    for ow in range(share.shape[0]):
+                        for k in range(w[ow, 0], w[ow, 1]):
+                            out[k] += share[ow]
