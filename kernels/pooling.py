@@ -25,6 +25,19 @@ from kernels.windows import Windows, adaptive, sliding
 
 loops = Lazy("kernels.cpu.pooling")
 
+CUDA_KERNELS = (
+    "max_pool",
+    "max_pool_grad",
+    "avg_pool",
+    "avg_pool_grad",
+    "unpool_owners",
+    "max_unpool",
+    "max_unpool_grad",
+)
+
+#: Its places may be of one type alone.
+CUDA_TYPES = {"unpool_owners": ("long long",)}
+
 #: Elements of a row which the loop for columns may add up in float32, one after the other.
 LONG = 256
 
@@ -51,6 +64,31 @@ def empty_images(x: Array, sizes: tuple[int, ...], columns: bool, dtype: Any = N
         return xp.empty((N, C, *sizes), dtype)
     last = len(sizes) + 1
     return xp.empty((N, *sizes, C), dtype).transpose(0, last, *range(1, last))
+
+
+def _launch(name: str, columns: bool, windows: Windows, images: tuple[Array, ...], *more: Any) -> None:
+    """Launch <name> of pooling.cu, whose first floating array gives the type; the last image is
+    written, or the two last of max_pool.
+    """
+    from kernels.cuda import launch
+
+    x, written = images[0], images[-1]
+    C = x.shape[1]
+    axes = [
+        np.int32(v)
+        for a in windows.axes
+        for v in (a.windows, a.size, a.kernel, a.stride, a.padding, a.step)
+    ]
+    dense = [as_images(a, columns) for a in images]
+    args = (*dense, np.int64(written.size), np.int64(C), np.int32(columns), *axes, *more)
+    grid = launch.grid_stride(written.size, x)
+    launch.run("pooling", f"{name}<{launch.type_name(x.dtype)}>", grid, launch.BLOCK, args)
+
+
+def _divisor(windows: Windows) -> tuple[Any, Any]:
+    """Does the padding count in an average, and what it divides by instead of a count (0: by it)."""
+    padded = windows.options.get("count_include_pad", False)
+    return np.int32(padded), np.float32(windows.options.get("divisor_override") or 0)
 
 
 # Largest elements ---------------------------------------------------------------------------------
@@ -107,6 +145,17 @@ def _rows_of(images: list[Array], written: int = 1) -> tuple[Array, list[Array]]
     return numbers(math.prod(images[written].shape[:3])), [a.reshape(-1) for a in images]
 
 
+@max_pool.cuda
+def _(x: Array, windows: Windows) -> tuple[Array, Array]:
+    windows.check("max_pool", "x", x, windows.sizes)
+    columns = is_columns(x)
+    y = empty_images(x, windows.outputs, columns)
+    places = empty_images(x, windows.outputs, columns, np.int32)
+    if y.size:
+        _launch("max_pool", columns, windows, (x, y, places))
+    return y, places
+
+
 @kernel
 def max_pool_grad(dy: Array, places: Array, windows: Windows) -> Array:
     """dx of `max_pool`: each dy goes to the place its window's largest element came from."""
@@ -122,11 +171,16 @@ def max_pool_grad(dy: Array, places: Array, windows: Windows) -> Array:
     return dx.astype(dy.dtype).reshape(*dy.shape[:2], *windows.sizes)
 
 
+def _of_columns(dy: Array, places: Array) -> bool:
+    """Were the pooled images columns? A single pixel's dy does not tell."""
+    return is_columns(places if math.prod(dy.shape[2:]) == 1 else dy)
+
+
 @max_pool_grad.cpu
 def _(dy: Array, places: Array, windows: Windows) -> Array:
     windows.check("max_pool_grad", "dy", dy, windows.outputs)
     windows.check("max_pool_grad", "places", places, windows.outputs)
-    columns = is_columns(dy) if math.prod(dy.shape[2:]) > 1 else is_columns(places)
+    columns = _of_columns(dy, places)
     dx = empty_images(dy, windows.sizes, columns)
     if dx.size == 0:
         return dx
@@ -137,6 +191,17 @@ def _(dy: Array, places: Array, windows: Windows) -> Array:
         loops.max_pool_grad_columns(tasks, *flat, images[0].shape[1:], *inverse, work=dx.size)
     else:
         loops.scatter_planes(*(a.reshape(a.shape[0], -1) for a in images), work=dx.size)
+    return dx
+
+
+@max_pool_grad.cuda
+def _(dy: Array, places: Array, windows: Windows) -> Array:
+    windows.check("max_pool_grad", "dy", dy, windows.outputs)
+    windows.check("max_pool_grad", "places", places, windows.outputs)
+    columns = _of_columns(dy, places)
+    dx = empty_images(dy, windows.sizes, columns)
+    if dx.size:
+        _launch("max_pool_grad", columns, windows, (dy, places, dx))
     return dx
 
 
@@ -178,6 +243,18 @@ def _(x: Array, windows: Windows) -> Array:
     return y
 
 
+@avg_pool.cuda
+def _(x: Array, windows: Windows) -> Array:
+    windows.check("avg_pool", "x", x, windows.sizes)
+    if windows.is_global:
+        return mean(x, tuple(range(2, x.ndim)), keepdims=True)
+    columns = is_columns(x)
+    y = empty_images(x, windows.outputs, columns)
+    if y.size:
+        _launch("avg_pool", columns, windows, (x, y), *_divisor(windows))
+    return y
+
+
 @kernel
 def avg_pool_grad(dy: Array, windows: Windows) -> Array:
     """dx of `avg_pool`: the sum, over the windows that hold an element, of dy by their counts."""
@@ -214,19 +291,31 @@ def _(dy: Array, windows: Windows) -> Array:
     return dx
 
 
+@avg_pool_grad.cuda
+def _(dy: Array, windows: Windows) -> Array:
+    windows.check("avg_pool_grad", "dy", dy, windows.outputs)
+    columns = is_columns(dy)
+    dx = empty_images(dy, windows.sizes, columns)
+    if dx.size:
+        _launch("avg_pool_grad", columns, windows, (dy, dx), *_divisor(windows))
+    return dx
+
+
 # Unpooling ----------------------------------------------------------------------------------------
 
 
-def _check_places(name: str, x: Array, places: Array, sizes: tuple[int, ...]) -> None:
-    """Shapes, and (on the CPU) the range; looking at values on CUDA would wait for the device."""
-    if places.shape != x.shape or places.dtype.kind not in "iu":
+def _check_places(
+    name: str, places: Array, shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    """Shape and dtype, and (on the CPU) the range; looking at values on CUDA would wait for the
+    device.
+    """
+    if places.shape != shape or places.dtype.kind not in "iu" or len(sizes) != len(shape) - 2:
         raise ValueError(
-            f"{name}: places are {places.dtype} of shape {places.shape}, expected integers of the "
-            f"shape {x.shape}"
+            f"{name}: places are {places.dtype} of shape {places.shape}, expected integers of shape "
+            f"{shape}, places in {sizes}"
         )
-    if len(sizes) != x.ndim - 2:
-        raise ValueError(f"{name}: sizes={sizes} for an image of shape {x.shape}")
-    if is_cuda(x) or x.size == 0:
+    if is_cuda(places) or places.size == 0:
         return
     least, most = int(places.min()), int(places.max())
     if least < 0 or most >= math.prod(sizes):
@@ -243,7 +332,7 @@ def max_unpool(x: Array, places: Array, sizes: tuple[int, ...]) -> Array:
     The last of two at one place stands. A place outside raises IndexError on the CPU; on CUDA,
     where a check would wait for the device, its element is left out.
     """
-    _check_places("max_unpool", x, places, sizes)
+    _check_places("max_unpool", places, x.shape, sizes)
     xp = array_module(x)
     rows, each = math.prod(x.shape[:2]), math.prod(x.shape[2:])
     y = xp.zeros((rows, math.prod(sizes)), x.dtype)
@@ -251,15 +340,52 @@ def max_unpool(x: Array, places: Array, sizes: tuple[int, ...]) -> Array:
     return y.reshape(*x.shape[:2], *sizes)
 
 
+@max_unpool.cuda
+def _(x: Array, places: Array, sizes: tuple[int, ...]) -> Array:
+    from kernels.cuda import launch
+
+    _check_places("max_unpool", places, x.shape, sizes)
+    xp = array_module(x)
+    x, places = xp.ascontiguousarray(x), xp.ascontiguousarray(places, np.int64)
+    y = xp.empty((*x.shape[:2], *sizes), x.dtype)
+    if y.size == 0:
+        return y
+    owners = xp.full(y.shape, -1, np.int32)
+    lengths = np.int64(math.prod(x.shape[2:])), np.int64(math.prod(sizes))
+    args = places, owners, np.int64(x.size), *lengths
+    grid = launch.grid_stride(x.size, places)
+    launch.run("pooling", "unpool_owners<long long>", grid, launch.BLOCK, args)
+    args = x, owners, y, np.int64(y.size), *lengths
+    name = f"max_unpool<{launch.type_name(x.dtype)}>"
+    launch.run("pooling", name, launch.grid_stride(y.size, y), launch.BLOCK, args)
+    return y
+
+
 @kernel
 def max_unpool_grad(dy: Array, places: Array) -> Array:
     """dx of `max_unpool`: dy (N, C, *sizes) at each of the places."""
     xp = array_module(dy)
-    _check_places("max_unpool_grad", xp.empty(places.shape), places, dy.shape[2:])
+    _check_places("max_unpool_grad", places, (*dy.shape[:2], *places.shape[2:]), dy.shape[2:])
     rows, each = math.prod(dy.shape[:2]), math.prod(places.shape[2:])
     flat = dy.reshape(rows, math.prod(dy.shape[2:]))
     taken = flat[xp.arange(rows)[:, None], places.reshape(rows, each)]
     return taken.reshape(places.shape)
+
+
+@max_unpool_grad.cuda
+def _(dy: Array, places: Array) -> Array:
+    from kernels.cuda import launch
+
+    xp = array_module(dy)
+    _check_places("max_unpool_grad", places, (*dy.shape[:2], *places.shape[2:]), dy.shape[2:])
+    dy, places = xp.ascontiguousarray(dy), xp.ascontiguousarray(places, np.int64)
+    dx = xp.empty(places.shape, dy.dtype)
+    if dx.size:
+        lengths = np.int64(math.prod(places.shape[2:])), np.int64(math.prod(dy.shape[2:]))
+        args = dy, places, dx, np.int64(dx.size), *lengths
+        name = f"max_unpool_grad<{launch.type_name(dy.dtype)}>"
+        launch.run("pooling", name, launch.grid_stride(dx.size, dx), launch.BLOCK, args)
+    return dx
 
 
 # Samples ------------------------------------------------------------------------------------------
