@@ -23,7 +23,9 @@ from bench.sizes import (
     PRODUCTS,
     Sizes,
 )
+from kernels.pooling import max_pool
 from kernels.registry import Draw
+from kernels.windows import Windows, adaptive, sliding
 
 Maker = Callable[..., tuple[Any, ...]]
 
@@ -132,6 +134,43 @@ for _variant, (*_, _sizes) in _CONVOLUTIONS.items():
     def _(draw, N, C, H, W, variant):
         x, weight, shape, options = _convolution(draw, variant, N, C, H, W)
         return _image(draw, *shape, "channels_last"), x, weight.shape[2:], *options
+
+
+#: What is pooled: the stem and the blocks of convolutional networks.
+_SLIDES = {"2x2": (2, 2, 0), "3x3": (3, 2, 1)}
+_POOLED = tuple(f"{slide}-{layout}" for slide in _SLIDES for layout in _LAYOUTS)
+_AVERAGED = tuple(f"{slide}-{layout}" for slide in ("2x2", "global") for layout in _LAYOUTS)
+
+
+def _windows(slide: str, H: int, W: int) -> Windows:
+    if slide == "global":
+        return adaptive("bench", (H, W), (1, 1))
+    pairs = ((n, n) for n in (*_SLIDES[slide], 1))
+    return sliding("bench", (H, W), *pairs)
+
+
+@maker("max_pool", *_POOLED, sizes=IMAGES)
+@maker("avg_pool", *_AVERAGED, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    slide, layout = variant.split("-")
+    return _image(draw, N, C, H, W, layout), _windows(slide, H, W)
+
+
+@maker("avg_pool_grad", *_AVERAGED, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    slide, layout = variant.split("-")
+    windows = _windows(slide, H, W)
+    return _image(draw, N, C, *windows.outputs, layout), windows
+
+
+@maker("max_pool_grad", *_POOLED, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    slide, layout = variant.split("-")
+    windows = _windows(slide, H, W)
+    places = max_pool.reference(_image(draw, N, C, H, W, layout), windows)[1]
+    if layout == "nchw":
+        places = np.ascontiguousarray(places)
+    return _image(draw, N, C, *windows.outputs, layout), places, windows
 
 
 @maker("matmul", "nn", sizes=PRODUCTS)

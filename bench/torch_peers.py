@@ -276,6 +276,60 @@ def _(dy, x, groups, w, mean, rstd):
     return lambda: aten.native_group_norm_backward(*args)
 
 
+# Pooling ------------------------------------------------------------------------------------------
+
+_SLIDE = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_AVERAGE = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+
+
+def _pool(kind: str, x, windows):
+    """F.max_pool2d, F.adaptive_avg_pool1d, ...: what has made `windows`."""
+    options, dims = windows.options, windows.dims
+    if "output_size" in options:
+        name, args = f"adaptive_{kind}_pool{dims}d", [options["output_size"]]
+    else:
+        name = f"{kind}_pool{dims}d"
+        args = [options[key] for key in (_SLIDE if kind == "max" else _AVERAGE)]
+    return getattr(F, name)(x, *args, *([True] if kind == "max" else []))
+
+
+def _before(dy, windows):
+    """An image that is pooled to dy's shape, laid out like dy."""
+    last = dy.ndim == 4 and dy.stride(1) == 1 and dy.shape[1] > 1
+    x = dy.new_zeros(*dy.shape[:2], *windows.sizes)
+    return x.contiguous(memory_format=torch.channels_last) if last else x
+
+
+direct("max_pool", "F.max_pool2d(return_indices=True)", lambda x, w: _pool("max", x, w))
+direct("avg_pool", "F.avg_pool2d, F.adaptive_avg_pool2d", lambda x, w: _pool("avg", x, w))
+direct(
+    "max_unpool",
+    "F.max_unpool2d",
+    lambda x, places, sizes: F.max_unpool2d(x, places.long(), 2, 2, 0, sizes),
+)
+direct(
+    "max_unpool_grad",
+    "torch.gather",
+    lambda dy, places: dy.flatten(2).gather(2, places.flatten(2).long()).view(places.shape),
+)
+
+
+@prepared("max_pool_grad", "aten.max_pool2d_with_indices_backward")
+def _(dy, places, windows):
+    args = [windows.options[key] for key in _SLIDE]
+    x, places = _before(dy, windows), places.long()
+    return lambda: aten.max_pool2d_with_indices_backward(dy, x, *args, places)
+
+
+@prepared("avg_pool_grad", "aten.avg_pool2d_backward, aten._adaptive_avg_pool2d_backward")
+def _(dy, windows):
+    x = _before(dy, windows)
+    if "output_size" in windows.options:
+        return lambda: aten._adaptive_avg_pool2d_backward(dy, x)
+    args = [windows.options[key] for key in _AVERAGE]
+    return lambda: aten.avg_pool2d_backward(dy, x, *args, None)
+
+
 # Random draws: other streams, so nothing to compare -----------------------------------------------
 
 direct("dropout", "F.dropout", lambda x, p, *_: F.dropout(x, p, True), comparable=False)

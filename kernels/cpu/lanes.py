@@ -1,4 +1,4 @@
-"""Sixteen float32 in one register: for loops over short rows, where LLVM's own vectorisation spends
+"""Sixteen float32, or int32, in one register: for loops over short rows, where LLVM's own vectorisation spends
 more on checks before and remainders after the loop than in it.
 
     @jit(forceinline=True)
@@ -9,7 +9,7 @@ more on checks before and remainders after the loop than in it.
         add(a, b, out, i, LANES)               # count is a constant: plain loads and stores
     add(a, b, out, whole(n), n - whole(n))     # the rest: masked ones, nothing beyond is touched
 
-Arrays are 1-D, contiguous, float32. Indices are not checked. Lanes past `count` are 0 when loaded,
+Arrays are 1-D, contiguous, float32 (places: int32, `load_ints`). Indices are not checked. Lanes past `count` are 0 when loaded,
 or what is given as `fill`. A number and lanes together in arithmetic means the number in each lane.
 CPUs with narrower registers use several for one value: LLVM splits them.
 
@@ -40,7 +40,7 @@ _FUSE = ("contract",)
 
 
 class LanesType(types.Type):
-    """numba's type of 16 float32, or of as many booleans."""
+    """numba's type of 16 float32, or of as many int32 or booleans."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(name=f"Lanes({kind})")
@@ -50,10 +50,11 @@ class LanesType(types.Type):
 @register_default(LanesType)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: LanesType) -> None:
-        super().__init__(manager, kind, {"f": _FLOATS, "b": _BITS}[kind.kind])
+        super().__init__(manager, kind, _KINDS[kind.kind])
 
 
-floats, booleans = LanesType("f"), LanesType("b")
+_KINDS = {"f": _FLOATS, "i": _INTS, "b": _BITS}
+floats, ints, booleans = LanesType("f"), LanesType("i"), LanesType("b")
 
 
 def _expect(name: str, *pairs: tuple[Any, Any]) -> None:
@@ -78,7 +79,8 @@ def _llvm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), ir.PointerType(_FLOATS))
+    lanes = _INTS if kind.dtype == types.int32 else _FLOATS
+    return builder.bitcast(builder.gep(data, [index]), ir.PointerType(lanes))
 
 
 def _within(builder: Any, count: Any) -> Any:
@@ -87,14 +89,14 @@ def _within(builder: Any, count: Any) -> Any:
     return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, _I32), _INTS))
 
 
-def _check_array(name: str, array: Any) -> None:
+def _check_array(name: str, array: Any, dtype: Any = types.float32) -> None:
     if not (
         isinstance(array, types.Array)
-        and array.dtype == types.float32
+        and array.dtype == dtype
         and array.ndim == 1
         and array.layout == "C"
     ):
-        raise TypingError(f"lanes.{name} takes a contiguous 1-D float32 array, got {array}")
+        raise TypingError(f"lanes.{name} takes a contiguous 1-D {dtype} array, got {array}")
 
 
 @intrinsic
@@ -112,20 +114,37 @@ def _load(context: Any, array: Any, index: Any, count: Any, fill: Any) -> Any:
 
 
 @intrinsic
+def load_ints(context: Any, array: Any, index: Any, count: Any) -> Any:
+    """The int32 lanes array[index : index + count]; 0 in those beyond."""
+    _check_array("load_ints", array, types.int32)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data, index, count = args
+        address = _address(context, builder, signature.args[0], data, index)
+        load = _llvm(builder, "masked.load.v16i32.p0", _INTS, address.type, _I32, _BITS, _INTS)
+        mask, zero = _within(builder, count), ir.Constant(_INTS, None)
+        return builder.call(load, [address, ir.Constant(_I32, 4), mask, zero])
+
+    return ints(array, types.intp, types.intp), generate
+
+
+@intrinsic
 def store(context: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
     """array[index : index + count] = the first `count` lanes of value."""
-    _check_array("store", array)
-    _expect("store", (value, floats))
+    kind = ints if value == ints else floats
+    _check_array("store", array, types.int32 if kind == ints else types.float32)
+    _expect("store", (value, kind))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data, index, count, value = args
         address = _address(context, builder, signature.args[0], data, index)
-        kinds = (_FLOATS, address.type, _I32, _BITS)
-        store = _llvm(builder, "masked.store.v16f32.p0", ir.VoidType(), *kinds)
+        kinds = (_KINDS[kind.kind], address.type, _I32, _BITS)
+        name = f"masked.store.v16{kind.kind}32.p0"
+        store = _llvm(builder, name, ir.VoidType(), *kinds)
         builder.call(store, [value, address, ir.Constant(_I32, 4), _within(builder, count)])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, floats), generate
+    return types.void(array, types.intp, types.intp, kind), generate
 
 
 @intrinsic
@@ -160,9 +179,12 @@ def whole(n):
 
 @intrinsic
 def each(context: Any, x: Any) -> Any:
-    """A float32 in every lane."""
-    _expect("each", (x, types.float32))
-    return floats(types.float32), lambda context, builder, signature, args: _splat(builder, args[0])
+    """A float32, or an int32, in every lane."""
+    kind = ints if x == types.int32 else floats
+    _expect("each", (x, types.int32 if kind == ints else types.float32))
+    return kind(x), lambda context, builder, signature, args: _splat(
+        builder, args[0], _KINDS[kind.kind]
+    )
 
 
 # Arithmetic ---------------------------------------------------------------------------------------
@@ -233,6 +255,13 @@ _comparison(operator.eq, "==")
 
 
 @intrinsic
+def same(context: Any, a: Any, b: Any) -> Any:
+    """Which of the int32 lanes are equal?"""
+    _expect("same", (a, ints), (b, ints))
+    return booleans(a, b), lambda context, builder, signature, args: builder.icmp_signed("==", *args)
+
+
+@intrinsic
 def select(context: Any, condition: Any, a: Any, b: Any) -> Any:
     """Lane by lane a where the condition holds, else b; numbers too, without a branch."""
     if condition == types.boolean:
@@ -240,7 +269,7 @@ def select(context: Any, condition: Any, a: Any, b: Any) -> Any:
         kind = types.float32
     else:
         _expect("select", (condition, booleans))
-        kind = floats
+        kind = ints if a == ints else floats
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         condition, a, b = args
