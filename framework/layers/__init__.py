@@ -26,6 +26,7 @@ from framework.layers.activation import (
     SwiGLU,
     Tanh,
 )
+from framework.layers.carry import Carry
 from framework.layers.containers import ModuleDict, ModuleList, Sequential
 from framework.layers.dropout import Dropout
 from framework.layers.embedding import Embedding
@@ -62,6 +63,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "Bilinear",
+    "Carry",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
