@@ -21,8 +21,8 @@ from framework.functional import tanh
 
 @dataclass(frozen=True)
 class NPLMConfig:
-    """What the model is made of; `direct` connects the embedded tokens with the output as well, past
-    the hidden layer. ValueError names a setting that cannot be.
+    """What the model is made of; `direct` connects the embedded tokens with the output as well,
+    past the hidden layer. ValueError names a setting that cannot be.
     """
 
     vocabulary: int = 65
