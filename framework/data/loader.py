@@ -96,13 +96,12 @@ class DataLoader:
             raise ValueError("dataset has no samples")
         if sampler is not None and shuffle:
             raise ValueError("shuffle is True, but the sampler decides the order: leave out one")
-        self.sampler = sampler
+        self.dataset, self.sampler, self.batch_size = dataset, sampler, int(batch_size)
         if drop_last and batch_size > self._samples():
             raise ValueError(
                 f"batch_size {batch_size} with drop_last leaves nothing of {self._samples()} "
                 "samples: lower batch_size or keep the last batch"
             )
-        self.dataset, self.batch_size = dataset, int(batch_size)
         self.shuffle, self.drop_last, self.seed = bool(shuffle), bool(drop_last), int(seed)
         self.workers, self.prefetch, self.device = workers, prefetch, device
         self.transforms = [

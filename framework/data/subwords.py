@@ -167,8 +167,13 @@ class WordPieceTokenizer(_Subwords):
         if size < len(BERT_SPECIAL) + 1:
             raise ValueError(f"size is {size}, expected at least {len(BERT_SPECIAL) + 1}")
         learner = _word_pieces(library, library.models.WordPiece(unk_token="[UNK]"), lowercase)
+        words = learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(text))
+        inner = sorted({f"##{c}" for word, _ in words for c in word[1:]})
         trainer = library.trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=list(BERT_SPECIAL), show_progress=False
+            vocab_size=size,
+            # the library numbers the inner characters by chance unless they are there already
+            special_tokens=[*BERT_SPECIAL, *inner],
+            show_progress=False,
         )
         learner.train_from_iterator([text], trainer)
         vocabulary = learner.get_vocab()
