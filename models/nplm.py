@@ -10,12 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 import framework as fw
 from framework import layers
 from framework.autograd import Tensor
-from framework.backend.device import to_device
 from framework.functional import tanh
 
 
@@ -80,8 +77,10 @@ class NPLM(layers.Module):
 
     def start(self, batch: int) -> Tensor:
         """No tokens before the first one: (B, context - 1) of the row for nothing."""
-        nothing = np.full((batch, self.config.context - 1), self.config.vocabulary, np.int64)
-        return Tensor(to_device(nothing, self.output.weight.device))
+        shape = batch, self.config.context - 1
+        return fw.full(
+            shape, self.config.vocabulary, dtype="int64", device=self.output.weight.device
+        )
 
     def step(self, ids: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, vocabulary), and the last tokens (B, context - 1) for the next step."""
