@@ -88,16 +88,22 @@ class Sampling:
             )
         if self.temperature == 0:
             return np.eye(1, scores.size, int(scores.argmax()))[0]
-        order = (-scores).argsort(kind="stable")[: self.top_k]  # the most probable first
-        p = np.exp((scores[order] - scores[order[0]]) / self.temperature)
+        p = np.exp((scores - scores.max()) / self.temperature)
+        if self.top_k is not None and self.top_k < p.size:
+            least = np.partition(scores, -self.top_k)[-self.top_k]
+            equal = np.flatnonzero(scores == least)
+            p[scores < least] = 0
+            p[equal[self.top_k - np.count_nonzero(scores > least) :]] = 0  # the first ones stay
         p /= p.sum()
         if self.top_p is not None:
-            before = np.cumsum(p) - p  # of the tokens ahead of each
-            p = np.where(before < self.top_p, p, 0.0)
-            p /= p.sum()
-        out = np.zeros(scores.size)
-        out[order] = p
-        return out
+            # All others together have less than 1 - top_p: no need to sort a whole vocabulary.
+            likely = np.flatnonzero(p >= (1 - self.top_p) / p.size)
+            order = likely[(-p[likely]).argsort(kind="stable")]  # the most probable first
+            ahead = np.cumsum(p[order]) - p[order]
+            nucleus = order[ahead < self.top_p]
+            p, found = np.zeros(p.size), p[nucleus]
+            p[nucleus] = found / found.sum()
+        return p
 
     def choose(
         self, logits: np.ndarray[Any, Any], seed: int, position: int, seen: Sequence[int] = ()

@@ -31,10 +31,26 @@ def test_probabilities():
     assert Sampling(top_p=0.01).probabilities(LOGITS)[1] == 1
     ties = Sampling(top_k=1).probabilities(np.zeros(4))
     assert ties.tolist() == [1, 0, 0, 0]
+    ties = Sampling(top_k=3).probabilities(np.array([1.0, 0.0, 2.0, 0.0, 0.0, 1.0]))
+    assert (ties > 0).tolist() == [True, False, True, False, False, True]
+    ties = Sampling(top_k=4).probabilities(np.array([1.0, 0.0, 2.0, 0.0, 0.0, 1.0]))
+    assert (ties > 0).tolist() == [True, True, True, False, False, True]
     shifted = Sampling().probabilities(LOGITS + 1e4)
     np.testing.assert_allclose(shifted, np.exp(LOGITS), rtol=1e-10)
     banned = Sampling().probabilities(np.array([0.0, -np.inf]))
     assert banned.tolist() == [1, 0]
+
+
+def test_a_nucleus_is_the_smallest_that_suffices():
+    """Against the definition, by sorting all."""
+    scores = np.random.default_rng(0).normal(size=300) * 2
+    p = Sampling().probabilities(scores)
+    order = (-p).argsort()
+    for top_p in (0.01, 0.5, 0.9, 0.999, 1.0):
+        count = np.searchsorted(np.cumsum(p[order]), top_p * (1 - 1e-12)) + 1
+        found = Sampling(top_p=top_p).probabilities(scores)
+        assert np.flatnonzero(found).tolist() == sorted(order[:count].tolist())
+        np.testing.assert_allclose(found.sum(), 1)
 
 
 def test_repetition_penalty():
