@@ -86,10 +86,12 @@ _LAZY = ("functional", "layers", "optimizers", "data", "trainer", "interop")
 
 def __getattr__(name: str) -> Any:
     """Load a subpackage on first use; `fw.save` and `fw.load` are safetensors' own, `fw.profile`
-    the profiler's.
+    the profiler's, `fw.generate` and `fw.generate_text` the generation's.
     """
     if name in ("save", "load"):
         return getattr(import_module("framework.interop.safetensors"), name)
+    if name in ("generate", "generate_text"):
+        return getattr(import_module("framework.generation"), name)
     if name == "profile":
         return import_module("framework.profiler").Profile
     if name in _LAZY:
@@ -98,4 +100,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY, "save", "load", "profile"])
+    return sorted([*globals(), *_LAZY, "save", "load", "profile", "generate", "generate_text"])

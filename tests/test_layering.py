@@ -25,6 +25,7 @@ LAYERS = [
     "framework.optimizers",
     "framework.data",
     "framework.interop",
+    "framework.generation",
     "framework.profiler",
     "framework.trainer",
     "models",

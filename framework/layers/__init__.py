@@ -26,6 +26,7 @@ from framework.layers.activation import (
     SwiGLU,
     Tanh,
 )
+from framework.layers.carry import Carry
 from framework.layers.containers import ModuleDict, ModuleList, Sequential
 from framework.layers.convolution import (
     Conv1d,
@@ -108,6 +109,7 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Carry",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
