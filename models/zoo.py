@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from framework.layers import Module
+from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
 from models.nplm import NPLM, NPLMConfig
 
@@ -37,6 +38,13 @@ class Entry:
 
 
 ZOO: dict[str, Entry] = {
+    "lenet": Entry(
+        LeNetConfig,
+        LeNet,
+        "LeNet-5 (LeCun et al. 1998)",
+        tasks=("classification",),
+        recipe={"epochs": 15, "shift": 2, "warmup": 0.2},
+    ),
     "mlp": Entry(
         MLPConfig, MLP, "multilayer perceptron: any depth, activation, norm, dropout, residual"
     ),
