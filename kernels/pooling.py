@@ -224,9 +224,14 @@ def avg_pool(x: Array, windows: Windows) -> Array:
 @avg_pool.cpu
 def _(x: Array, windows: Windows) -> Array:
     windows.check("avg_pool", "x", x, windows.sizes)
-    columns = is_columns(x)
-    if windows.is_global and (not columns or x.shape[-1] > LONG):
+    if windows.is_global and (not is_columns(x) or x.shape[-1] > LONG):
         return mean(x, tuple(range(2, x.ndim)), keepdims=True)
+    return window_sums(x, windows)
+
+
+def window_sums(x: Array, windows: Windows) -> Array:
+    """The sum of each window, times its share (CPU, float32)."""
+    columns = is_columns(x)
     y = empty_images(x, windows.outputs, columns)
     if y.size == 0:
         return y
@@ -272,6 +277,11 @@ def avg_pool_grad(dy: Array, windows: Windows) -> Array:
 @avg_pool_grad.cpu
 def _(dy: Array, windows: Windows) -> Array:
     windows.check("avg_pool_grad", "dy", dy, windows.outputs)
+    return spread(dy, windows)
+
+
+def spread(dy: Array, windows: Windows) -> Array:
+    """Each element's sum of the windows that hold it, times their shares (CPU, float32)."""
     columns = is_columns(dy)
     dx = empty_images(dy, windows.sizes, columns)
     if dx.size == 0:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from kernels.arrays import Array
 
 Sizes = tuple[int, ...]
+_A = TypeVar("_A")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,15 +119,14 @@ def _axis(table: np.ndarray, begin: np.ndarray, end: np.ndarray, size: int, **sl
     return Axis(size, np.ascontiguousarray(table, np.int64), inverse, **slide)
 
 
-def _unit(count: int = 1) -> Axis:
-    """An axis of one element, which is its window."""
-    table = np.array([[0, 1, count]])
-    return _axis(table, table[:, 0], table[:, 1], 1, stride=1, kernel=1)
+def in_three_axes(axes: list[_A], unit: _A) -> tuple[_A, _A, _A]:
+    """One to three axes, with `unit` (of one element) in place of those that are not there."""
+    d, h, w = [unit] * (3 - len(axes)) + axes
+    return d, h, w
 
 
-def _windows(axes: list[Axis], options: dict[str, Any], first_count: int = 1) -> Windows:
-    before = [_unit(first_count if i == 0 else 1) for i in range(3 - len(axes))]
-    return Windows(len(axes), tuple([*before, *axes]), options)  # type: ignore[arg-type]
+_TABLE = np.array([[0, 1, 1]])
+_UNIT = _axis(_TABLE, _TABLE[:, 0], _TABLE[:, 1], 1, stride=1, kernel=1)
 
 
 @lru_cache(1024)
@@ -176,7 +176,7 @@ def sliding(
             count = np.full(outputs, divisor if i == 0 else 1)
         table = np.stack([start, stop, count], axis=1)
         axes.append(_axis(table, begin, begin + span, n, step=d, stride=s, padding=p, kernel=k))
-    return _windows(axes, options)
+    return Windows(len(axes), in_three_axes(axes, _UNIT), options)
 
 
 def _outputs(name: str, axis: int, n: int, k: int, s: int, p: int, d: int, ceil: bool) -> int:
@@ -217,4 +217,4 @@ def adaptive(name: str, sizes: Sizes, outputs: Sizes) -> Windows:
         start, stop = o * n // count, -(-(o + 1) * n // count)
         table = np.stack([start, stop, stop - start], axis=1)
         axes.append(_axis(table, start, stop, n))
-    return _windows(axes, {"output_size": outputs})
+    return Windows(len(axes), in_three_axes(axes, _UNIT), {"output_size": outputs})

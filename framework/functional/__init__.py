@@ -81,3 +81,8 @@ from framework.functional.softmax import (
     logsumexp as logsumexp,
     softmax as softmax,
 )
+from framework.functional.upsampling import (
+    interpolate as interpolate,
+    pixel_shuffle as pixel_shuffle,
+    pixel_unshuffle as pixel_unshuffle,
+)

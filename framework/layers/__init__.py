@@ -69,8 +69,12 @@ from framework.layers.pooling import (
 )
 from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
+from framework.layers.upsampling import PixelShuffle, PixelUnshuffle, Upsample
 
 __all__ = [
+    "PixelShuffle",
+    "PixelUnshuffle",
+    "Upsample",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
