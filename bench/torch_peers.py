@@ -348,6 +348,17 @@ def _(dy, sampling):
     return lambda: torch.autograd.grad(y, x, dy, retain_graph=True)
 
 
+_UNFOLD = ("kernel_size", "dilation", "padding", "stride")
+
+
+def _unfold_arguments(windows):
+    return [windows.options[key] for key in _UNFOLD]
+
+
+direct("unfold", "F.unfold", lambda x, w: F.unfold(x, *_unfold_arguments(w)))
+direct("fold", "F.fold", lambda y, w: F.fold(y, w.sizes, *_unfold_arguments(w)))
+
+
 # Random draws: other streams, so nothing to compare -----------------------------------------------
 
 direct("dropout", "F.dropout", lambda x, p, *_: F.dropout(x, p, True), comparable=False)

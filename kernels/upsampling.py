@@ -90,10 +90,10 @@ def sampling(
     Sample o of the nearest is pixel floor(o d), for a distance d. A linear one is at (o + 1/2) d -
     1/2, centre to centre; with `corners` at o (size - 1) / (samples - 1).
     """
-    lines = [
-        _line(*given, linear, corners) for given in zip(sizes, outputs, scales, strict=True)
-    ]
-    windows = Windows(len(sizes), in_three_axes([_window(line) for line in lines], _window(_ONE)), {})
+    lines = [_line(*given, linear, corners) for given in zip(sizes, outputs, scales, strict=True)]
+    windows = Windows(
+        len(sizes), in_three_axes([_window(line) for line in lines], _window(_ONE)), {}
+    )
     options = {"linear": linear, "align_corners": corners}
     return Sampling(len(sizes), in_three_axes(lines, _ONE), windows, options)
 

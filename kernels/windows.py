@@ -1,9 +1,9 @@
 """Which elements of an image go into which pooled one: windows along each axis, as tables.
 
-A window is `start`, `start + step`, ... below `stop`, already cut to the elements there are. Sliding
-windows (with padding, dilation, ceil_mode) and adaptive ones differ in their tables alone, so one
-kernel pools with either. Images of one or two axes get axes of size 1 before them: every kernel
-works on three.
+A window is `start`, `start + step`, ... below `stop`, already cut to the elements there are.
+Sliding windows (with padding, dilation, ceil_mode) and adaptive ones differ in their tables alone,
+so one kernel pools with either. Images of one or two axes get axes of size 1 before them: every
+kernel works on three.
 """
 
 from __future__ import annotations
@@ -140,12 +140,14 @@ def sliding(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor: int | None = None,
+    free: bool = False,
 ) -> Windows:
     """Windows of `kernel` elements, `dilation` apart, every `stride` elements from -`padding` on.
 
     With `ceil_mode` a last window may reach beyond the padded image, if it begins within the image
     or the padding before it. An average divides by the elements of the padded image, or without
-    `count_include_pad` of the image; or by `divisor`.
+    `count_include_pad` of the image; or by `divisor`. With `free` a window may lie in the padding
+    alone, however wide that is (unfold).
     """
     options = {
         "kernel_size": kernel,
@@ -157,15 +159,13 @@ def sliding(
         "divisor_override": divisor,
     }
     axes = []
-    for i, (n, k, s, p, d) in enumerate(
-        zip(sizes, kernel, stride, padding, dilation, strict=True)
-    ):
-        outputs = _outputs(name, i + 2, n, k, s, p, d, ceil_mode)
+    for i, (n, k, s, p, d) in enumerate(zip(sizes, kernel, stride, padding, dilation, strict=True)):
+        outputs = _outputs(name, i + 2, n, k, s, p, d, ceil_mode, free)
         begin = np.arange(outputs) * s - p
         span = (k - 1) * d + 1
         start = np.where(begin < 0, begin + -(begin // d) * d, begin)
         stop = np.minimum(begin + span, n)
-        if (start >= stop).any():
+        if not free and (start >= stop).any():
             o = int((start >= stop).argmax())
             raise ValueError(
                 f"{name}: window {o} along axis {i + 2} lies in the padding alone: it holds "
@@ -179,10 +179,12 @@ def sliding(
     return Windows(len(axes), in_three_axes(axes, _UNIT), options)
 
 
-def _outputs(name: str, axis: int, n: int, k: int, s: int, p: int, d: int, ceil: bool) -> int:
+def _outputs(
+    name: str, axis: int, n: int, k: int, s: int, p: int, d: int, ceil: bool, free: bool
+) -> int:
     """Windows along an axis, at least one."""
     span = (k - 1) * d + 1
-    if p > span // 2:
+    if p > span // 2 and not free:
         raise ValueError(
             f"{name}: padding={p} along axis {axis} is more than half of the kernel, which is {k}"
             + (f" with dilation {d} (over {span} elements)" if d > 1 else "")
@@ -199,6 +201,22 @@ def _outputs(name: str, axis: int, n: int, k: int, s: int, p: int, d: int, ceil:
             f"the output would have size {outputs}"
         )
     return outputs
+
+
+@lru_cache(64)
+def neighbours(channels: int, size: int, positions: int) -> Windows:
+    """`size` channels around each one, of (N, 1, channels, positions): size // 2 before it, and
+    those beyond the first and last count as 0.
+    """
+    begin = np.arange(channels) - size // 2
+    stop = np.minimum(begin + size, channels)
+    table = np.stack([np.maximum(begin, 0), stop, np.full(channels, size)], axis=1)
+    slide = {"stride": 1, "padding": size // 2, "kernel": size}
+    axis = _axis(table, begin, begin + size, channels, **slide)
+    at = np.arange(positions)
+    table = np.stack([at, at + 1, np.ones_like(at)], axis=1)
+    rest = _axis(table, at, at + 1, positions, stride=1, kernel=1)
+    return Windows(2, in_three_axes([axis, rest], _UNIT), {"count_include_pad": True})
 
 
 @lru_cache(1024)

@@ -34,7 +34,7 @@ from framework.autograd.shaping import (
     unsqueeze as unsqueeze,
 )
 from framework.functional.activations import *  # noqa: F403
-from framework.functional.dropout import dropout as dropout
+from framework.functional.dropout import channel_dropout as channel_dropout, dropout as dropout
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
 from framework.functional.linear import (
     bilinear as bilinear,
@@ -57,6 +57,7 @@ from framework.functional.normalization import (
     group_norm as group_norm,
     instance_norm as instance_norm,
     layer_norm as layer_norm,
+    local_response_norm as local_response_norm,
     rms_norm as rms_norm,
 )
 from framework.functional.pooling import (
@@ -81,6 +82,7 @@ from framework.functional.softmax import (
     logsumexp as logsumexp,
     softmax as softmax,
 )
+from framework.functional.unfolding import fold as fold, unfold as unfold
 from framework.functional.upsampling import (
     interpolate as interpolate,
     pixel_shuffle as pixel_shuffle,

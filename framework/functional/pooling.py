@@ -42,7 +42,9 @@ def batched(name: str, x: Tensor, dims: int) -> Tensor:
     floating(name, x)
     if x.ndim not in (dims + 1, dims + 2):
         axes = ("L", "H, W", "D, H, W")[dims - 1]
-        raise ValueError(f"{name}: input has shape {x.shape}, expected (N, C, {axes}) or (C, {axes})")
+        raise ValueError(
+            f"{name}: input has shape {x.shape}, expected (N, C, {axes}) or (C, {axes})"
+        )
     return x if x.ndim == dims + 2 else reshape(x, 1, *x.shape)
 
 
@@ -316,9 +318,7 @@ def _max_unpool(
             )
     places = indices.data.reshape(images.shape)
     y = kernels.max_unpool(images.data, places, sizes)
-    return like_input(
-        record(y, [images], lambda dy: [kernels.max_unpool_grad(dy, places)]), x
-    )
+    return like_input(record(y, [images], lambda dy: [kernels.max_unpool_grad(dy, places)]), x)
 
 
 def max_unpool1d(

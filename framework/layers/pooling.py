@@ -245,9 +245,7 @@ class _MaxUnpool(Module):
     ) -> Tensor:
         """What `indices` (of max pooling with return_indices) were taken from, zeros elsewhere."""
         unpool = getattr(F, f"max_unpool{self._dims}d")
-        whole: Tensor = unpool(
-            x, indices, self.kernel_size, self.stride, self.padding, output_size
-        )
+        whole: Tensor = unpool(x, indices, self.kernel_size, self.stride, self.padding, output_size)
         return whole
 
     def extra_repr(self) -> str:
