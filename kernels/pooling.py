@@ -66,7 +66,9 @@ def empty_images(x: Array, sizes: tuple[int, ...], columns: bool, dtype: Any = N
     return xp.empty((N, *sizes, C), dtype).transpose(0, last, *range(1, last))
 
 
-def _launch(name: str, columns: bool, windows: Windows, images: tuple[Array, ...], *more: Any) -> None:
+def _launch(
+    name: str, columns: bool, windows: Windows, images: tuple[Array, ...], *more: Any
+) -> None:
     """Launch <name> of pooling.cu, whose first floating array gives the type; the last image is
     written, or the two last of max_pool.
     """
@@ -86,7 +88,7 @@ def _launch(name: str, columns: bool, windows: Windows, images: tuple[Array, ...
 
 
 def _divisor(windows: Windows) -> tuple[Any, Any]:
-    """Does the padding count in an average, and what it divides by instead of a count (0: by it)."""
+    """Does the padding count in an average; what it divides by instead of a count, 0 for none."""
     padded = windows.options.get("count_include_pad", False)
     return np.int32(padded), np.float32(windows.options.get("divisor_override") or 0)
 
@@ -224,9 +226,14 @@ def avg_pool(x: Array, windows: Windows) -> Array:
 @avg_pool.cpu
 def _(x: Array, windows: Windows) -> Array:
     windows.check("avg_pool", "x", x, windows.sizes)
-    columns = is_columns(x)
-    if windows.is_global and (not columns or x.shape[-1] > LONG):
+    if windows.is_global and (not is_columns(x) or x.shape[-1] > LONG):
         return mean(x, tuple(range(2, x.ndim)), keepdims=True)
+    return window_sums(x, windows)
+
+
+def window_sums(x: Array, windows: Windows) -> Array:
+    """The sum of each window, times its share (CPU, float32)."""
+    columns = is_columns(x)
     y = empty_images(x, windows.outputs, columns)
     if y.size == 0:
         return y
@@ -272,6 +279,11 @@ def avg_pool_grad(dy: Array, windows: Windows) -> Array:
 @avg_pool_grad.cpu
 def _(dy: Array, windows: Windows) -> Array:
     windows.check("avg_pool_grad", "dy", dy, windows.outputs)
+    return spread(dy, windows)
+
+
+def spread(dy: Array, windows: Windows) -> Array:
+    """Each element's sum of the windows that hold it, times their shares (CPU, float32)."""
     columns = is_columns(dy)
     dx = empty_images(dy, windows.sizes, columns)
     if dx.size == 0:
@@ -304,16 +316,14 @@ def _(dy: Array, windows: Windows) -> Array:
 # Unpooling ----------------------------------------------------------------------------------------
 
 
-def _check_places(
-    name: str, places: Array, shape: tuple[int, ...], sizes: tuple[int, ...]
-) -> None:
+def _check_places(name: str, places: Array, shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
     """Shape and dtype, and (on the CPU) the range; looking at values on CUDA would wait for the
     device.
     """
     if places.shape != shape or places.dtype.kind not in "iu" or len(sizes) != len(shape) - 2:
         raise ValueError(
-            f"{name}: places are {places.dtype} of shape {places.shape}, expected integers of shape "
-            f"{shape}, places in {sizes}"
+            f"{name}: places are {places.dtype} of shape {places.shape}, expected integers of "
+            f"shape {shape}, places in {sizes}"
         )
     if is_cuda(places) or places.size == 0:
         return
@@ -394,7 +404,9 @@ def _(dy: Array, places: Array) -> Array:
 GEOMETRIES = {
     "_": lambda: sliding("sample", (6, 8), (2, 2), (2, 2), (0, 0), (1, 1)),
     "overlapping": lambda: sliding("sample", (9, 7), (3, 3), (2, 2), (1, 1), (1, 1)),
-    "volume": lambda: sliding("sample", (3, 5, 6), (2, 1, 3), (1, 2, 2), (1, 0, 1), (1, 1, 1), True),
+    "volume": lambda: sliding(
+        "sample", (3, 5, 6), (2, 1, 3), (1, 2, 2), (1, 0, 1), (1, 1, 1), True
+    ),
     "line": lambda: sliding("sample", (11,), (3,), (2,), (1,), (1,), True, False),
     "adaptive": lambda: adaptive("sample", (7, 5), (3, 4)),
 }
@@ -403,7 +415,7 @@ GLOBAL = {"whole": lambda: adaptive("sample", (5, 3), (1, 1))}
 
 
 def images(draw: Any, shape: tuple[int, ...], sizes: tuple[int, ...], columns: bool) -> Array:
-    """An eighth of the rows and of the columns as images and channels: windows take many elements."""
+    """An eighth of the rows and of the columns as images and channels: they have many pixels."""
     N, C = (-(-n // 8) for n in shape)
     if not columns:
         return draw.normal(N, C, *sizes)
