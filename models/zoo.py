@@ -8,9 +8,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from framework.layers import Module
+from models.convnext import ConvNeXt, ConvNeXtConfig
 from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
+from models.mobilenet import MobileNetV2, MobileNetV2Config
 from models.nplm import NPLM, NPLMConfig
+from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
+from models.vgg import VGG, VGGConfig
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,24 @@ class Entry:
     carries: bool = False
 
 
+#: How networks for photographs are trained from scratch.
+PHOTOGRAPHS = {
+    "batch_size": 128,
+    "epochs": 30,
+    "lr": 0.1,
+    "optimizer": "sgd",
+    "weight_decay": 5e-4,
+    "warmup": 0.2,
+    "shift": 4,
+    "flip": True,
+}
+
+
+def _for_images(config: type[Any], build: Any, description: str, **recipe: Any) -> Entry:
+    return Entry(config, build, description, ("classification",), recipe)
+
+
 ZOO: dict[str, Entry] = {
-    "lenet": Entry(
-        LeNetConfig,
-        LeNet,
-        "LeNet-5 (LeCun et al. 1998)",
-        tasks=("classification",),
-        recipe={"epochs": 15, "shift": 2, "warmup": 0.2},
-    ),
     "mlp": Entry(
         MLPConfig, MLP, "multilayer perceptron: any depth, activation, norm, dropout, residual"
     ),
@@ -55,6 +69,35 @@ ZOO: dict[str, Entry] = {
         tasks=("language",),
         recipe={"lr": 2e-3, "batch_size": 32, "epochs": 5, "clip_norm": 1.0},
         carries=True,
+    ),
+    "lenet": _for_images(
+        LeNetConfig, LeNet, "LeNet-5 (LeCun et al. 1998)", epochs=15, warmup=0.2, shift=2
+    ),
+    "vgg": _for_images(
+        VGGConfig, VGG, "a small VGG (Simonyan & Zisserman 2015), batch norm", **PHOTOGRAPHS
+    ),
+    "resnet18": _for_images(
+        ResNet18Config,
+        ResNet,
+        "ResNet-18 (He et al. 2016): 18 layers, 11.2 M weights",
+        **PHOTOGRAPHS,
+    ),
+    "resnet34": _for_images(ResNet34Config, ResNet, "ResNet-34 (He et al. 2016)", **PHOTOGRAPHS),
+    "resnet50": _for_images(
+        ResNet50Config, ResNet, "ResNet-50 (He et al. 2016): bottlenecks", **PHOTOGRAPHS
+    ),
+    "mobilenetv2": _for_images(
+        MobileNetV2Config,
+        MobileNetV2,
+        "MobileNetV2 (Sandler et al. 2018): depthwise",
+        **PHOTOGRAPHS,
+    ),
+    "convnext": _for_images(
+        ConvNeXtConfig,
+        ConvNeXt,
+        "ConvNeXt-Tiny (Liu et al. 2022)",
+        **PHOTOGRAPHS
+        | {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "decay": "matrices"},
     ),
 }
 
