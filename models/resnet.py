@@ -112,7 +112,9 @@ def stage(
 
 
 class BasicBlock(layers.Module):
-    """x (N, inputs, H, W) -> relu(x + bn(conv(relu(bn(conv(x)))))) (N, width, H/stride, W/stride)."""
+    """x (N, inputs, H, W) -> relu(x + bn(conv(relu(bn(conv(x)))))), (N, width, H/stride,
+    W/stride).
+    """
 
     expansion = 1
 

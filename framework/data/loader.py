@@ -15,8 +15,9 @@ from framework.autograd.tensor import Tensor
 from framework.backend.device import Device, choose_device, default_device, to_device
 from framework.backend.transfer import send_ahead
 from framework.data.dataset import Dataset
-from framework.data.draws import augmentation_draws, permutation
+from framework.data.draws import augmentation_draws, permutation, uniform
 from framework.data.errors import LoaderError
+from framework.data.mixing import MixUp
 from framework.data.samplers import Sampler
 from framework.data.transforms import Compose
 
@@ -52,6 +53,7 @@ class DataLoader:
         transform: applied to the first array of every batch, a `Transform` or any function of an
             array.
         target_transform: the same for the second array.
+        mix: then applied to the batch's first two arrays together, with draws: see `MixUp`.
         device: where the Tensors go; the default device if None.
 
     Raises:
@@ -77,6 +79,7 @@ class DataLoader:
         prefetch: int = 2,
         transform: Function | None = None,
         target_transform: Function | None = None,
+        mix: MixUp | None = None,
         device: Device | str | None = None,
     ) -> None:
         if not isinstance(dataset, Dataset):
@@ -107,6 +110,7 @@ class DataLoader:
         self.transforms = [
             Compose(step) if step is not None else None for step in (transform, target_transform)
         ]
+        self.mix = mix
         self._progress = Progress()
 
     def __len__(self) -> int:
@@ -196,10 +200,13 @@ class DataLoader:
             augmentation_draws(samples, step.draws, self.seed, epoch) if step else None
             for step in self.transforms
         ]
+        mixing = None
+        if self.mix is not None:
+            mixing = uniform((samples, self.mix.draws), self.seed, "mixing", epoch)
 
         def make(number: int) -> tuple[np.ndarray, ...]:
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            return self._make(indices, draws, f"batch {number} of epoch {epoch}")
+            return self._make(indices, draws, mixing, f"batch {number} of epoch {epoch}")
 
         numbers = range(progress.position, len(self))
         with (
@@ -213,7 +220,11 @@ class DataLoader:
         progress.epoch, progress.position, progress.started = epoch + 1, 0, False
 
     def _make(
-        self, indices: np.ndarray, draws: list[np.ndarray | None], where: str
+        self,
+        indices: np.ndarray,
+        draws: list[np.ndarray | None],
+        mixing: np.ndarray | None,
+        where: str,
     ) -> tuple[np.ndarray, ...]:
         """Read and transform one batch. Runs in a worker."""
         step = f"reading {type(self.dataset).__name__}"
@@ -228,6 +239,9 @@ class DataLoader:
                     step = name
                     x = function(x)
                 arrays[position] = x
+            if self.mix is not None and mixing is not None:
+                step = type(self.mix).__name__
+                arrays[:2] = self.mix(*arrays[:2], mixing[indices])
             return tuple(arrays)
         except Exception as error:
             shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
