@@ -22,6 +22,27 @@ from kernels.cpu.tiles import P, R, clear, copy, multiply, padded, share
 BLOCK = 4 * R
 
 
+@jit(forceinline=True)
+def _place(p, places):
+    """Image and place of number p."""
+    p, w = p // places[2], p % places[2]
+    p, h = p // places[1], p % places[1]
+    return p // places[0], p % places[0], h, w
+
+
+@jit(forceinline=True)
+def _next(image, d, h, w, places):
+    """The place after it, without a division."""
+    w += 1
+    if w == places[2]:
+        w, h = 0, h + 1
+        if h == places[1]:
+            h, d = 0, d + 1
+            if d == places[0]:
+                d, image = 0, image + 1
+    return image, d, h, w
+
+
 @jit
 def _gather(x, sizes, channels, first_c, C, image, d, h, w, runs, first, last, a, a0):
     """One row of a: the taps of `runs` (first to last) around the place whose reads begin at (d, h,
@@ -50,16 +71,13 @@ def _gather(x, sizes, channels, first_c, C, image, d, h, w, runs, first, last, a
 @jit
 def _gather_block(x, sizes, channels, first_c, C, places, steps, block, n, runs, first, last, a, a0, lda):
     """Rows of a for n places from number `block` on."""
-    across, down, deep = places[2], places[1], places[0]
+    image, d, h, w = _place(block, places)
     for r in range(n):
-        p = block + r
-        w, p = p % across, p // across
-        h, p = p % down, p // down
-        d, image = p % deep, p // deep
         _gather(
             x, sizes, channels, first_c, C, image, d * steps[0], h * steps[1], w * steps[2],
             runs, first, last, a, a0 + r * lda,
         )  # fmt: skip
+        image, d, h, w = _next(image, d, h, w, places)
 
 
 @loop("workers")
@@ -129,14 +147,11 @@ def products(
 @jit
 def _put(c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, channels, steps, starts):
     """Rows of c to their places in y."""
-    across, down, deep = places[2], places[1], places[0]
+    image, d, h, w = _place(block, places)
     for r in range(n):
-        p = block + r
-        w, p = p % across, p // across
-        h, p = p % down, p // down
-        d, image = p % deep, p // deep
-        d, h, w = d * steps[0] + starts[0], h * steps[1] + starts[1], w * steps[2] + starts[2]
-        to = (((image * sizes[0] + d) * sizes[1] + h) * sizes[2] + w) * channels + first_o
+        z, v, u = d * steps[0] + starts[0], h * steps[1] + starts[1], w * steps[2] + starts[2]
+        to = (((image * sizes[0] + z) * sizes[1] + v) * sizes[2] + u) * channels + first_o
+        image, d, h, w = _next(image, d, h, w, places)
         for j in range(0, wide, LANES):
             value = load(c, c0 + r * ldc + j, LANES) + load(bias, first_o + j, LANES)
             value = select(value < floor, each(floor), value)
