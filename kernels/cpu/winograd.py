@@ -386,8 +386,8 @@ BLOCK_BYTES = 600_000
 #: Bytes of transformed weights up to which they are kept in memory; beyond, `by_panels`.
 KEPT_WEIGHTS = 5_000_000
 
-#: Most tiles whose products are in memory at a time.
-MOST_TILES = 256
+#: Tiles times channels whose products are in memory at a time (2.4 MB), and at least how many tiles.
+MOST_PRODUCTS, MOST_TILES = 16_384, 256
 
 
 def _tiles(size: tuple[int, int]) -> tuple[int, int]:
@@ -455,7 +455,7 @@ def weight_grad(dy: np.ndarray, x: np.ndarray, before: tuple[int, int], dw: np.n
     _, OH, OW, O = dy.shape
     down, across = _tiles((OH, OW))
     tiles, team = N * down * across, workers()
-    most = min(MOST_TILES, tiles)
+    most = min(max(MOST_TILES, MOST_PRODUCTS // max(C, O)), tiles)
     ldz, wide = padded_to(O, P), padded_to(C, R)
     v = np.empty(PRODUCTS * spaced(most * C) + R, np.float32)
     z = np.empty(PRODUCTS * spaced(most * ldz), np.float32)
