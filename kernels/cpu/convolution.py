@@ -94,6 +94,8 @@ class Pass(NamedTuple):
     chunks: np.ndarray
     run_chunk: np.ndarray
     taps: np.ndarray
+    #: Where each tap is among them, -1 for none.
+    tap_places: np.ndarray
     #: Columns of a gathered row, all chunks, and of the longest chunk (in taps).
     widest: int
 
@@ -158,12 +160,15 @@ def _tables(g: Geometry, axes: tuple[_Axis, ...], limit: int, split: bool) -> Pa
             row = chunks[-1][4] + padded_to(chunks[-1][3] * C, R) if chunks else 0
             chunks.append([i, i + 1, run[4], run[3], row])
         run_chunk.append(len(chunks) - 1)
+    tap_places = np.full(math.prod(kernel), -1)
+    tap_places[taps] = range(len(taps))
     return Pass(
         *(_ints([getattr(a, name) for a in axes]) for name in _Axis._fields[:4]),
         _ints(runs).reshape(-1, 5),
         _ints(chunks).reshape(-1, 5),
         _ints(run_chunk),
         _ints(taps),
+        _ints(tap_places),
         max((c[3] for c in chunks), default=0),
     )
 
@@ -250,7 +255,7 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
         return first(dx)
     passes = _backward_passes(g)
     if not all(p.taps.size for p in passes):
-        dx[...] = 0
+        gather.clear_all(workers(), len(workers()), dx.reshape(-1), work=dx.size)
     taps, O = math.prod(g.kernel), g.out_channels // g.groups
     C = g.channels // g.groups
     for each in passes:
@@ -281,7 +286,11 @@ def _products(
         b[: bias.size] = bias
     rows = g.batch * int(tables.places.prod())
     work = rows * K * n_out * g.groups
-    gather.pack(team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, tables.taps, u, work=work)
+    turned = np.empty(len(team) * LANES * LANES, np.float32)
+    gather.pack(
+        team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, math.prod(g.kernel),
+        tables.tap_places, K, u, turned, work=work,
+    )  # fmt: skip
     tasks = -(-rows // gather.BLOCK) * g.groups
     parts = min(panels, max(1, 8 // tasks))
     room = gather.BLOCK * (tables.widest * n_in + -(-panels // parts) * P)

@@ -15,11 +15,13 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
-from kernels.cpu.lanes import LANES, each, load, select, store
+from kernels.cpu.lanes import LANES, each, load, select, store, turn
 from kernels.cpu.tiles import P, R, clear, copy, multiply, padded, share
 
 #: Places in a block: whole tiles, and enough for the weights to be read from L3 once for several.
 BLOCK = 4 * R
+
+ZERO = np.float32(0)
 
 
 @jit(forceinline=True)
@@ -80,23 +82,65 @@ def _gather_block(x, sizes, channels, first_c, C, places, steps, block, n, runs,
         image, d, h, w = _next(image, d, h, w, places)
 
 
+@jit
+def _pack_columns(w, base, row, n, n_o, c, n_taps, places, n_in, u, u0, buffer, b0):
+    """n columns of w, numbers that lie together, for 16 output channels `row` apart: column k is
+    tap ``k % n_taps`` of input channel ``c + k // n_taps``. Output channels beyond n_o are 0.
+    """
+    tap = 0
+    for k in range(0, n, LANES):
+        if n_o >= LANES and base + k + (LANES - 1) * row + LANES <= w.shape[0]:
+            turn(w, base + k, row, buffer, b0, LANES)
+        else:
+            for i in range(min(LANES, n - k)):
+                for l in range(LANES):
+                    inside = l < n_o
+                    buffer[b0 + i * LANES + l] = w[base + k + l * row + i] if inside else ZERO
+        for i in range(min(LANES, n - k)):
+            if places[tap] >= 0:
+                value = load(buffer, b0 + i * LANES, LANES)
+                store(u, u0 + (places[tap] * n_in + c) * P, LANES, value)
+            tap += 1
+            if tap == n_taps:
+                tap, c = 0, c + 1
+
+
 @loop("workers")
-def pack(workers, n_workers, w, groups, n_out, n_in, s_group, s_out, s_in, taps, u):
-    """u (groups, panels, taps * in, P): the weights of `taps`, tap after tap, for `multiply`."""
-    panels, K = padded(n_out, P) // P, taps.shape[0] * n_in
+def pack(workers, n_workers, w, groups, n_out, n_in, s_group, s_out, s_in, n_taps, places, K, u, scratch):
+    """u (groups, panels, K, P) for `multiply`: the weights of tap t in rows ``places[t] * n_in`` on,
+    or nowhere. w's outputs are s_out apart, its inputs s_in, its taps lie together.
+    """
+    panels = padded(n_out, P) // P
     for worker in workers:
+        b0 = worker * LANES * LANES
         first, last = share(groups * panels, worker, n_workers)
         for task in range(first, last):
-            group, o = task // panels, task % panels * P
-            for l in range(P):
-                base = group * s_group + (o + l) * s_out
-                to = task * K * P + l
-                for t in range(taps.shape[0]):
-                    for c in range(n_in):
-                        value = np.float32(0)
-                        if o + l < n_out:
-                            value = w[base + c * s_in + taps[t]]
-                        u[to + (t * n_in + c) * P] = value
+            group = task // panels
+            for l in range(0, P, LANES):
+                o = task % panels * P + l
+                base, u0 = group * s_group + o * s_out, task * K * P + l
+                if s_in == n_taps:  # all inputs of an output lie together
+                    _pack_columns(
+                        w, base, s_out, n_in * n_taps, n_out - o, 0, n_taps, places, n_in, u, u0,
+                        scratch, b0,
+                    )  # fmt: skip
+                    continue
+                for c in range(n_in):
+                    _pack_columns(
+                        w, base + c * s_in, s_out, n_taps, n_out - o, c, n_taps, places, n_in, u,
+                        u0, scratch, b0,
+                    )  # fmt: skip
+
+
+@loop("workers")
+def clear_all(workers, n_workers, y):
+    """y = 0."""
+    for worker in workers:
+        first, last = share(y.shape[0] // LANES, worker, n_workers)
+        if worker == n_workers - 1:
+            clear(y, first * LANES, y.shape[0] - first * LANES)
+        else:
+            clear(y, first * LANES, (last - first) * LANES)
 
 
 @loop("workers")
@@ -231,7 +275,7 @@ def unpack(workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chun
                     for c in range(0, C, LANES):
                         n_c = min(LANES, C - c)
                         for k in range(n_c):
-                            sums = each(np.float32(0))
+                            sums = each(ZERO)
                             for slot in range(slots):
                                 place = ((slot * groups + group) * K + at + c + k) * ldz + o
                                 sums += load(u, place, LANES)

@@ -56,16 +56,17 @@ def _gradient_tile() -> Any:
     """u[u0 + (r * ldu + t) * 16 + lane] += sum over places of dy[d0 + r * ldd + place] times x[x0 +
     offsets[k + t] + place], for ROWS r and TAPS t.
     """
-    lines = ["def planes_gradient_tile(dy, d0, ldd, places, x, x0, offsets, k, u, u0, ldu):"]
+    lines = ["def planes_gradient_tile(dy, d0, ldd, images, size, places, x, x0, offsets, k, u, u0, ldu):"]
     pairs = [(r, t) for r in range(ROWS) for t in range(TAPS)]
     lines += [f"    at{t} = x0 + offsets[k + {t}]" for t in range(TAPS)]
     at = {(r, t): f"u, u0 + ({r} * ldu + {t}) * LANES, LANES" for r, t in pairs}
     lines += [f"    s{r}_{t} = load({at[r, t]})" for r, t in pairs]
-    lines += ["    for q in range(0, places, LANES):"]
-    lines += [f"        y{t} = load(x, at{t} + q, LANES)" for t in range(TAPS)]
+    lines += ["    for image in range(images):"]
+    lines += ["        for q in range(image * size, image * size + places, LANES):"]
+    lines += [f"            y{t} = load(x, at{t} + q, LANES)" for t in range(TAPS)]
     for r in range(ROWS):
-        lines += [f"        a = load(dy, d0 + {r} * ldd + q, LANES)"]
-        lines += [f"        s{r}_{t} += a * y{t}" for t in range(TAPS)]
+        lines += [f"            a = load(dy, d0 + {r} * ldd + q, LANES)"]
+        lines += [f"            s{r}_{t} += a * y{t}" for t in range(TAPS)]
     lines += [f"    store({at[r, t]}, s{r}_{t})" for r, t in pairs]
     return jit(define("planes_gradient_tile", "\n".join(lines) + "\n", **_NAMES))
 
@@ -151,13 +152,14 @@ def weight_grad_loop(workers, n_workers, x, N, H, W, C, before_h, before_w, heig
     whose places are one long row.
     """
     ldu, rows = padded(K, TAPS), padded(O, ROWS)
-    size = height * width
+    size = padded(height * width, LANES)
     plane = size * together
     groups = (N + together - 1) // together
+    places = (OH - 1) * width + OW
     for worker in workers:
         p0 = worker * room
         d0 = p0 + C * plane + size + LANES
-        ldd = padded(plane, LANES)
+        ldd = padded(plane + LANES, LANES)
         b0 = d0 + rows * ldd
         clear(scratch, p0, room)
         begin, end = share(SLOTS, worker, n_workers)
@@ -171,16 +173,10 @@ def weight_grad_loop(workers, n_workers, x, N, H, W, C, before_h, before_w, heig
                     image = group * together + i
                     _fill(x, image, H, W, C, scratch, p0 + i * size, plane, width, before_h, before_w, scratch, b0)
                     _fill(dy, image, OH, OW, O, scratch, d0 + i * size, ldd, width, 0, 0, scratch, b0)
-                places = padded((images - 1) * size + (OH - 1) * width + OW, LANES)
-                if places > ldd:
-                    places = ldd
-                if images < together:  # what the group before has left
-                    for o in range(O):
-                        clear(scratch, d0 + o * ldd + images * size, ldd - images * size)
                 for o in range(0, O, ROWS):
                     for k in range(0, K, TAPS):
                         _gradient(
-                            scratch, d0 + o * ldd, ldd, places, scratch, p0, offsets, k,
+                            scratch, d0 + o * ldd, ldd, images, size, places, scratch, p0, offsets, k,
                             u, u0 + (o * ldu + k) * LANES, ldu,
                         )  # fmt: skip
 
@@ -233,13 +229,14 @@ def weight_grad(
     _, OH, OW, O = dy.shape
     kernel = dw.shape[2:]
     height, width = _planes((H, W), (OH, OW), kernel, dilation, before)
-    together = max(1, min(N, 768 // (height * width)))
-    plane = together * height * width
+    size = padded_to(height * width, LANES)
+    together = max(1, min(-(-N // (2 * SLOTS)), 2048 // size))
+    plane = together * size
     offsets = _offsets(kernel, dilation, C, plane, width)
     K = offsets.size
     offsets = np.append(offsets, [0] * (-K % TAPS))
     u = np.empty(SLOTS * padded_to(O, ROWS) * padded_to(K, TAPS) * LANES, np.float32)
-    room = C * plane + height * width + LANES + padded_to(O, ROWS) * padded_to(plane, LANES)
+    room = C * plane + size + LANES + padded_to(O, ROWS) * padded_to(plane + LANES, LANES)
     room, team = padded_to(room + LANES * LANES, LANES), workers()
     weight_grad_loop(
         team, len(team), x.reshape(-1), N, H, W, C, *before, height, width, dy.reshape(-1),
