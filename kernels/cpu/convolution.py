@@ -292,7 +292,7 @@ def _products(
         tables.tap_places, K, u, turned, work=work,
     )  # fmt: skip
     tasks = -(-rows // gather.BLOCK) * g.groups
-    parts = min(panels, max(1, 8 // tasks))
+    parts = min(panels, max(1, 24 // tasks))
     room = gather.BLOCK * (tables.widest * n_in + -(-panels // parts) * P)
     gather.products(
         team, len(team), x.reshape(-1), _sizes(size), g.groups * n_in, n_in, u, g.groups, n_out,

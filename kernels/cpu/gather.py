@@ -19,7 +19,7 @@ from kernels.cpu.lanes import LANES, each, load, select, store, turn
 from kernels.cpu.tiles import P, R, clear, copy, multiply, padded, share
 
 #: Places in a block: whole tiles, and enough for the weights to be read from L3 once for several.
-BLOCK = 4 * R
+BLOCK = 8 * R
 
 ZERO = np.float32(0)
 
