@@ -15,11 +15,34 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
-from kernels.cpu.lanes import LANES, each, load, select, store
+from kernels.cpu.lanes import LANES, each, load, select, store, turn
 from kernels.cpu.tiles import P, R, clear, copy, multiply, padded, share
 
 #: Places in a block: whole tiles, and enough for the weights to be read from L3 once for several.
-BLOCK = 4 * R
+BLOCK = 8 * R
+
+ZERO = np.float32(0)
+
+
+@jit(forceinline=True)
+def _place(p, places):
+    """Image and place of number p."""
+    p, w = p // places[2], p % places[2]
+    p, h = p // places[1], p % places[1]
+    return p // places[0], p % places[0], h, w
+
+
+@jit(forceinline=True)
+def _next(image, d, h, w, places):
+    """The place after it, without a division."""
+    w += 1
+    if w == places[2]:
+        w, h = 0, h + 1
+        if h == places[1]:
+            h, d = 0, d + 1
+            if d == places[0]:
+                d, image = 0, image + 1
+    return image, d, h, w
 
 
 @jit
@@ -50,35 +73,74 @@ def _gather(x, sizes, channels, first_c, C, image, d, h, w, runs, first, last, a
 @jit
 def _gather_block(x, sizes, channels, first_c, C, places, steps, block, n, runs, first, last, a, a0, lda):
     """Rows of a for n places from number `block` on."""
-    across, down, deep = places[2], places[1], places[0]
+    image, d, h, w = _place(block, places)
     for r in range(n):
-        p = block + r
-        w, p = p % across, p // across
-        h, p = p % down, p // down
-        d, image = p % deep, p // deep
         _gather(
             x, sizes, channels, first_c, C, image, d * steps[0], h * steps[1], w * steps[2],
             runs, first, last, a, a0 + r * lda,
         )  # fmt: skip
+        image, d, h, w = _next(image, d, h, w, places)
+
+
+@jit
+def _pack_columns(w, base, row, n, n_o, c, n_taps, places, n_in, u, u0, buffer, b0):
+    """n columns of w, numbers that lie together, for 16 output channels `row` apart: column k is
+    tap ``k % n_taps`` of input channel ``c + k // n_taps``. Output channels beyond n_o are 0.
+    """
+    tap = 0
+    for k in range(0, n, LANES):
+        if n_o >= LANES and base + k + (LANES - 1) * row + LANES <= w.shape[0]:
+            turn(w, base + k, row, buffer, b0, LANES)
+        else:
+            for i in range(min(LANES, n - k)):
+                for l in range(LANES):
+                    inside = l < n_o
+                    buffer[b0 + i * LANES + l] = w[base + k + l * row + i] if inside else ZERO
+        for i in range(min(LANES, n - k)):
+            if places[tap] >= 0:
+                value = load(buffer, b0 + i * LANES, LANES)
+                store(u, u0 + (places[tap] * n_in + c) * P, LANES, value)
+            tap += 1
+            if tap == n_taps:
+                tap, c = 0, c + 1
 
 
 @loop("workers")
-def pack(workers, n_workers, w, groups, n_out, n_in, s_group, s_out, s_in, taps, u):
-    """u (groups, panels, taps * in, P): the weights of `taps`, tap after tap, for `multiply`."""
-    panels, K = padded(n_out, P) // P, taps.shape[0] * n_in
+def pack(workers, n_workers, w, groups, n_out, n_in, s_group, s_out, s_in, n_taps, places, K, u, scratch):
+    """u (groups, panels, K, P) for `multiply`: the weights of tap t in rows ``places[t] * n_in`` on,
+    or nowhere. w's outputs are s_out apart, its inputs s_in, its taps lie together.
+    """
+    panels = padded(n_out, P) // P
     for worker in workers:
+        b0 = worker * LANES * LANES
         first, last = share(groups * panels, worker, n_workers)
         for task in range(first, last):
-            group, o = task // panels, task % panels * P
-            for l in range(P):
-                base = group * s_group + (o + l) * s_out
-                to = task * K * P + l
-                for t in range(taps.shape[0]):
-                    for c in range(n_in):
-                        value = np.float32(0)
-                        if o + l < n_out:
-                            value = w[base + c * s_in + taps[t]]
-                        u[to + (t * n_in + c) * P] = value
+            group = task // panels
+            for l in range(0, P, LANES):
+                o = task % panels * P + l
+                base, u0 = group * s_group + o * s_out, task * K * P + l
+                if s_in == n_taps:  # all inputs of an output lie together
+                    _pack_columns(
+                        w, base, s_out, n_in * n_taps, n_out - o, 0, n_taps, places, n_in, u, u0,
+                        scratch, b0,
+                    )  # fmt: skip
+                    continue
+                for c in range(n_in):
+                    _pack_columns(
+                        w, base + c * s_in, s_out, n_taps, n_out - o, c, n_taps, places, n_in, u,
+                        u0, scratch, b0,
+                    )  # fmt: skip
+
+
+@loop("workers")
+def clear_all(workers, n_workers, y):
+    """y = 0."""
+    for worker in workers:
+        first, last = share(y.shape[0] // LANES, worker, n_workers)
+        if worker == n_workers - 1:
+            clear(y, first * LANES, y.shape[0] - first * LANES)
+        else:
+            clear(y, first * LANES, (last - first) * LANES)
 
 
 @loop("workers")
@@ -129,14 +191,11 @@ def products(
 @jit
 def _put(c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, channels, steps, starts):
     """Rows of c to their places in y."""
-    across, down, deep = places[2], places[1], places[0]
+    image, d, h, w = _place(block, places)
     for r in range(n):
-        p = block + r
-        w, p = p % across, p // across
-        h, p = p % down, p // down
-        d, image = p % deep, p // deep
-        d, h, w = d * steps[0] + starts[0], h * steps[1] + starts[1], w * steps[2] + starts[2]
-        to = (((image * sizes[0] + d) * sizes[1] + h) * sizes[2] + w) * channels + first_o
+        z, v, u = d * steps[0] + starts[0], h * steps[1] + starts[1], w * steps[2] + starts[2]
+        to = (((image * sizes[0] + z) * sizes[1] + v) * sizes[2] + u) * channels + first_o
+        image, d, h, w = _next(image, d, h, w, places)
         for j in range(0, wide, LANES):
             value = load(c, c0 + r * ldc + j, LANES) + load(bias, first_o + j, LANES)
             value = select(value < floor, each(floor), value)
@@ -152,32 +211,37 @@ def _put(c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, cha
 @loop("workers")
 def weight_products(
     workers, n_workers, x, sizes, channels, C, dy, out_channels, groups, O, runs, chunks, places,
-    steps, images, slots, u, K, scratch, room,
+    steps, images, slots, parts, u, K, scratch, room,
 ):  # fmt: skip
     """u (slots, groups, K, padded O) = what places read, transposed, times their dy: K counts taps
     times C, padded for each chunk.
 
-    A task is a share of the blocks of places (a slot), a group and a chunk, whose rows of u are
-    its own.
+    A task is a share of the blocks of places (a slot), a group, a chunk, whose rows of u are its
+    own, and one of `parts` of the output channels.
     """
     ldz = padded(O, P)
+    per_part = padded(padded(ldz // P, parts) // parts * P, P)
     total = images * places[0] * places[1] * places[2]
     blocks = padded(total, BLOCK) // BLOCK
+    n_chunks = chunks.shape[0]
     widest = 0
-    for i in range(chunks.shape[0]):
+    for i in range(n_chunks):
         widest = max(widest, padded(chunks[i, 3] * C, R))
     for worker in workers:
         a0 = worker * room
         z0 = a0 + BLOCK * widest
-        begin, end = share(slots * groups * chunks.shape[0], worker, n_workers)
+        begin, end = share(slots * groups * n_chunks * parts, worker, n_workers)
         for task in range(begin, end):
-            slot, group, i = task // (groups * chunks.shape[0]), task // chunks.shape[0] % groups, task % chunks.shape[0]
+            rest, part = task // parts, task % parts
+            rest, i = rest // n_chunks, rest % n_chunks
+            slot, group = rest // groups, rest % groups
             column, columns = chunks[i, 2], chunks[i, 3] * C
-            wide = padded(columns, R)
-            to = ((slot * groups + group) * K + chunks[i, 4]) * ldz
+            first_o, wide = part * per_part, padded(columns, R)
+            n_o = min(per_part, O - first_o)
+            to = ((slot * groups + group) * K + chunks[i, 4]) * ldz + first_o
             first, last = share(blocks, slot, slots)
-            if first == last:
-                clear(u, to, wide * ldz)
+            if n_o <= 0:
+                continue
             for b in range(first, last):
                 n = min(BLOCK, total - b * BLOCK)
                 _gather_block(
@@ -185,27 +249,38 @@ def weight_products(
                     chunks[i, 0], chunks[i, 1], scratch, a0 - column * C, wide,
                 )  # fmt: skip
                 for r in range(n):
-                    copy(dy, (b * BLOCK + r) * out_channels + group * O, scratch, z0 + r * ldz, O)
+                    from_o = (b * BLOCK + r) * out_channels + group * O + first_o
+                    copy(dy, from_o, scratch, z0 + r * per_part, n_o)
                 multiply(
-                    scratch, a0, 1, wide, wide, scratch, z0, ldz, P, n, O, u, to, ldz, b > first,
+                    scratch, a0, 1, wide, wide, scratch, z0, per_part, P, n, n_o, u, to, ldz,
+                    b > first,
                 )  # fmt: skip
 
 
 @loop("workers")
-def unpack(workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chunk, taps, n_taps, dw):
+def unpack(workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chunk, taps, n_taps, dw, scratch):
     """dw (groups * O, C, n_taps): the sum of the slots."""
-    ldz = padded(O, P)
+    ldz, panels = padded(O, P), padded(O, LANES) // LANES
     for worker in workers:
-        first, last = share(groups * O, worker, n_workers)
-        for row in range(first, last):
-            group, o = row // O, row % O
+        s0 = worker * LANES * LANES
+        begin, end = share(groups * panels, worker, n_workers)
+        for task in range(begin, end):
+            group, o = task // panels, task % panels * LANES
+            n_o = min(LANES, O - o)
             for i in range(runs.shape[0]):
                 chunk = run_chunk[i]
                 for t in range(runs[i, 3]):
                     at = chunks[chunk, 4] + (runs[i, 4] - chunks[chunk, 2] + t) * C
                     tap = taps[runs[i, 4] + t]
-                    for c in range(C):
-                        value = np.float32(0)
-                        for slot in range(slots):
-                            value += u[((slot * groups + group) * K + at + c) * ldz + o]
-                        dw[(row * C + c) * n_taps + tap] = value
+                    for c in range(0, C, LANES):
+                        n_c = min(LANES, C - c)
+                        for k in range(n_c):
+                            sums = each(ZERO)
+                            for slot in range(slots):
+                                place = ((slot * groups + group) * K + at + c + k) * ldz + o
+                                sums += load(u, place, LANES)
+                            store(scratch, s0 + k * LANES, LANES, sums)
+                        for l in range(n_o):
+                            to = ((group * O + o + l) * C + c) * n_taps + tap
+                            for k in range(n_c):
+                                dw[to + k * n_taps] = scratch[s0 + k * LANES + l]

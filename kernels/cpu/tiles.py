@@ -64,6 +64,14 @@ def padded(n, unit):
 
 
 @jit
+def spaced(n):
+    """n floats up to an odd number of cache lines: blocks so far apart lie in different sets of a
+    cache, where 36 of them at a power of two would all want the same one.
+    """
+    return (padded(n, LANES) // LANES | 1) * LANES
+
+
+@jit
 def multiply(a, a0, row, step, m, b, b0, ldb, panel, K, n, c, c0, ldc, add):
     """c[:m, :n] = a b, or += with `add`, for flat arrays: see the module's text.
 

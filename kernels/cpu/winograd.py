@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from kernels.cpu.engine import define, jit, loop
-from kernels.cpu.lanes import LANES, each, load, select, store
+from kernels.cpu.lanes import LANES, each, load, select, store, turn
 from kernels.cpu.teams import padded_to, workers
-from kernels.cpu.tiles import P, R, clear, copy, multiply, padded, share
+from kernels.cpu.tiles import P, R, clear, copy, multiply, padded, share, spaced
 
 #: Results of a tile and what they read, each way; products of a tile.
 OUT, IN = 4, 6
@@ -184,23 +184,47 @@ def _from_products(m, m0, ldm, apart, y, H, W, C, first_c, n_c, down, across, fi
                         store(y, y0 + (a * W + b) * C + c, n, value)
 
 
+#: Floats of scratch for the 9 taps of 16 input by 16 output channels, or for a tile's results.
+TAPS_ROOM = 9 * LANES * LANES
+
+
+@jit
+def _taps_of(w, s_out, s_in, flip, o, n_o, c, n_c, taps, t0):
+    """taps (n_c, 9, 16) = w of n_c input channels from c on, and of 16 output channels from o on:
+    those beyond n_o are 0.
+    """
+    base = o * s_out + c * s_in
+    if n_o >= LANES and n_c == LANES and s_in == 9:
+        for j in range(9):  # 16 output channels times 144 numbers that lie together
+            turn(w, base + j * LANES, s_out, taps, t0 + j * LANES * LANES, LANES)
+        return
+    for i in range(n_c):
+        start = base + i * s_in
+        if n_o >= LANES and start + (LANES - 1) * s_out + LANES <= w.shape[0] and i + 1 < n_c:
+            turn(w, start, s_out, taps, t0 + i * 9 * LANES, LANES)  # the next one overwrites 10-16
+            continue
+        for t in range(9):
+            for l in range(LANES):
+                inside = l < n_o
+                taps[t0 + (i * 9 + t) * LANES + l] = w[start + l * s_out + t] if inside else ZERO
+
+
 @jit
 def _weights_to_products(w, s_out, s_in, flip, first_o, n_o, first_c, n_c, u, u0, apart, taps, t0):
     """Panel u (36, n_c, P) of the weights of output channels `first_o` on and input channels
     `first_c` on; those beyond n_o are 0.
     """
-    for c in range(n_c):
+    row, column = (-3 * LANES, -LANES) if flip else (3 * LANES, LANES)
+    first = 8 * LANES if flip else 0
+    for c in range(0, n_c, LANES):
+        n = min(LANES, n_c - c)
         for o in range(0, P, LANES):
-            base = (first_o + o) * s_out + (first_c + c) * s_in
-            n = min(LANES, n_o - o)
-            for l in range(LANES):
-                for t in range(9):
-                    value = ZERO
-                    if l < n:
-                        value = w[base + l * s_out + (8 - t if flip else t)]
-                    taps[t0 + t * LANES + l] = value
-            target = u0 + c * P + o
-            _square_of_weights(taps, t0, 3 * LANES, LANES, u, target, IN * apart, apart, LANES, w, 0, ZERO)
+            _taps_of(w, s_out, s_in, flip, first_o + o, n_o - o, first_c + c, n, taps, t0)
+            for i in range(n):
+                _square_of_weights(
+                    taps, t0 + i * 9 * LANES + first, row, column,
+                    u, u0 + (c + i) * P + o, IN * apart, apart, LANES, w, 0, ZERO,
+                )  # fmt: skip
 
 
 # Forward, and the gradient of the input, which is a forward with turned weights -------------------
@@ -216,7 +240,7 @@ def weights_to_products(workers, n_workers, w, s_out, s_in, flip, n_out, n_in, u
             o = panel * P
             _weights_to_products(
                 w, s_out, s_in, flip, o, n_out - o, 0, n_in, u, o * n_in, panels * P * n_in,
-                scratch, worker * 9 * LANES,
+                scratch, worker * TAPS_ROOM,
             )  # fmt: skip
 
 
@@ -226,22 +250,23 @@ def by_tiles(workers, n_workers, x, H, W, C, before_h, before_w, u, bias, floor,
     down, across = padded(OH, OUT) // OUT, padded(OW, OUT) // OUT
     tiles, panels = N * down * across, padded(O, P) // P
     ldm = panels * P
+    v_apart, m_apart = spaced(block * C), spaced(block * ldm)
     blocks = padded(tiles, block) // block
     for worker in workers:
         v0 = worker * room
-        m0 = v0 + PRODUCTS * block * C
-        p0 = m0 + PRODUCTS * block * ldm
+        m0 = v0 + PRODUCTS * v_apart
+        p0 = m0 + PRODUCTS * m_apart
         begin, end = share(blocks, worker, n_workers)
         for b in range(begin, end):
             first, last = b * block, min(tiles, (b + 1) * block)
-            _to_products(x, H, W, C, before_h, before_w, down, across, first, last, False, scratch, v0, C, block * C, scratch, p0)
+            _to_products(x, H, W, C, before_h, before_w, down, across, first, last, False, scratch, v0, C, v_apart, scratch, p0)
             rows = padded(last - first, R)
             for e in range(PRODUCTS):
                 multiply(
-                    scratch, v0 + e * block * C, C, 1, rows, u, e * panels * P * C, P, P * C, C, O,
-                    scratch, m0 + e * block * ldm, ldm, False,
+                    scratch, v0 + e * v_apart, C, 1, rows, u, e * panels * P * C, P, P * C, C, O,
+                    scratch, m0 + e * m_apart, ldm, False,
                 )  # fmt: skip
-            _from_products(scratch, m0, ldm, block * ldm, y, OH, OW, O, 0, O, down, across, first, last, bias, floor, scratch, p0)
+            _from_products(scratch, m0, ldm, m_apart, y, OH, OW, O, 0, O, down, across, first, last, bias, floor, scratch, p0)
 
 
 @loop("workers")
@@ -259,64 +284,76 @@ def by_panels(workers, n_workers, v, C, tiles, w, s_out, s_in, flip, chunk, bias
     """
     down, across = padded(OH, OUT) // OUT, padded(OW, OUT) // OUT
     rows, panels = padded(tiles, R), padded(O, P) // P
+    v_apart, u_apart, m_apart = spaced(rows * C), spaced(chunk * P), spaced(rows * P)
     for worker in workers:
         u0 = worker * room
-        m0 = u0 + PRODUCTS * chunk * P
-        p0 = m0 + PRODUCTS * rows * P
+        m0 = u0 + PRODUCTS * u_apart
+        p0 = m0 + PRODUCTS * m_apart
         begin, end = share(panels, worker, n_workers)
         for panel in range(begin, end):
             o = panel * P
             n_o = min(P, O - o)
             for c in range(0, C, chunk):
                 n_c = min(chunk, C - c)
-                _weights_to_products(w, s_out, s_in, flip, o, n_o, c, n_c, scratch, u0, chunk * P, scratch, p0)
+                _weights_to_products(w, s_out, s_in, flip, o, n_o, c, n_c, scratch, u0, u_apart, scratch, p0)
                 for e in range(PRODUCTS):
                     multiply(
-                        v, e * rows * C + c, C, 1, rows, scratch, u0 + e * chunk * P, P, 0, n_c, n_o,
-                        scratch, m0 + e * rows * P, P, c > 0,
+                        v, e * v_apart + c, C, 1, rows, scratch, u0 + e * u_apart, P, 0, n_c, n_o,
+                        scratch, m0 + e * m_apart, P, c > 0,
                     )  # fmt: skip
-            _from_products(scratch, m0, P, rows * P, y, OH, OW, O, o, n_o, down, across, first, first + tiles, bias, floor, scratch, p0)
+            _from_products(scratch, m0, P, m_apart, y, OH, OW, O, o, n_o, down, across, first, first + tiles, bias, floor, scratch, p0)
 
 
 # The gradient of the weights ----------------------------------------------------------------------
 
 
 @jit
-def _products_to_weights(u, u0, ldu, apart, dw, O, C, o, n_o, c, n_c, scratch, p0):
+def _products_to_weights(u, u0, ldu, apart, dw, O, C, o, n_o, c, n_c, taps, t0):
     """G^T u G of input channels c to c + n_c and output channels o to o + n_o into dw (O, C, 3,
     3).
     """
-    for i in range(n_c):
+    for i in range(0, n_c, LANES):
+        n = min(LANES, n_c - i)
         for j in range(0, n_o, LANES):
-            _square_to_weights(u, u0 + i * ldu + j, IN * apart, apart, scratch, p0, 3 * LANES, LANES, LANES, u, 0, ZERO)
+            for k in range(n):
+                _square_to_weights(
+                    u, u0 + (i + k) * ldu + j, IN * apart, apart,
+                    taps, t0 + k * 9 * LANES, 3 * LANES, LANES, LANES, u, 0, ZERO,
+                )  # fmt: skip
+            to = ((o + j) * C + c + i) * 9
+            if n == LANES and n_o - j >= LANES:
+                for k in range(9):
+                    turn(taps, t0 + k * LANES * LANES, LANES, dw, to + k * LANES, C * 9)
+                continue
             for l in range(min(LANES, n_o - j)):
-                for t in range(9):
-                    dw[((o + j + l) * C + c + i) * 9 + t] = scratch[p0 + t * LANES + l]
+                for k in range(9 * n):
+                    dw[to + l * C * 9 + k] = taps[t0 + k * LANES + l]
 
 
 @loop("workers")
 def weight_products(workers, n_workers, v, ldv, z, ldz, rows, tiles, C, O, u, add):
     """u (36, C, ldz) (+)= v^T z of v (36, rows, ldv) and z (36, rows, ldz), product by product."""
     wide = padded(C, R)
+    v_apart, z_apart, u_apart = spaced(rows * ldv), spaced(rows * ldz), spaced(wide * ldz)
     for worker in workers:
         first, last = share(PRODUCTS, worker, n_workers)
         for e in range(first, last):
             multiply(
-                v, e * rows * ldv, 1, ldv, wide, z, e * rows * ldz, ldz, P, tiles, O,
-                u, e * wide * ldz, ldz, add,
+                v, e * v_apart, 1, ldv, wide, z, e * z_apart, ldz, P, tiles, O,
+                u, e * u_apart, ldz, add,
             )  # fmt: skip
 
 
 @loop("workers")
 def products_to_weights(workers, n_workers, u, ldu, O, C, dw, scratch):
     """dw (O, C, 3, 3) of u (36, C, ldu)."""
-    apart = padded(C, R) * ldu
+    apart = spaced(padded(C, R) * ldu)
     panels = padded(O, LANES) // LANES
     for worker in workers:
         first, last = share(panels, worker, n_workers)
         for panel in range(first, last):
             o = panel * LANES
-            _products_to_weights(u, o, ldu, apart, dw, O, C, o, min(LANES, O - o), 0, C, scratch, worker * 9 * LANES)
+            _products_to_weights(u, o, ldu, apart, dw, O, C, o, min(LANES, O - o), 0, C, scratch, worker * TAPS_ROOM)
 
 
 @loop("workers")
@@ -325,19 +362,20 @@ def weights_by_blocks(workers, n_workers, v, ldv, z, ldz, rows, tiles, C, O, blo
     never leave the cache.
     """
     panels, blocks = padded(O, P) // P, padded(C, block) // block
+    v_apart, z_apart, u_apart = spaced(rows * ldv), spaced(rows * ldz), spaced(block * P)
     for worker in workers:
         u0 = worker * room
-        p0 = u0 + PRODUCTS * block * P
+        p0 = u0 + PRODUCTS * u_apart
         first, last = share(panels * blocks, worker, n_workers)
         for task in range(first, last):
             o, c = task // blocks * P, task % blocks * block
             n_o, n_c = min(P, O - o), min(block, C - c)
             for e in range(PRODUCTS):
                 multiply(
-                    v, e * rows * ldv + c, 1, ldv, padded(n_c, R), z, e * rows * ldz + o, ldz, P, tiles, n_o,
-                    scratch, u0 + e * block * P, P, False,
+                    v, e * v_apart + c, 1, ldv, padded(n_c, R), z, e * z_apart + o, ldz, P, tiles, n_o,
+                    scratch, u0 + e * u_apart, P, False,
                 )  # fmt: skip
-            _products_to_weights(scratch, u0, P, block * P, dw, O, C, o, n_o, c, n_c, scratch, p0)
+            _products_to_weights(scratch, u0, P, u_apart, dw, O, C, o, n_o, c, n_c, scratch, p0)
 
 
 # From Python: flat arrays, channels-last ----------------------------------------------------------
@@ -348,8 +386,8 @@ BLOCK_BYTES = 600_000
 #: Bytes of transformed weights up to which they are kept in memory; beyond, `by_panels`.
 KEPT_WEIGHTS = 5_000_000
 
-#: Most tiles whose products are in memory at a time.
-MOST_TILES = 256
+#: Tiles times channels whose products are in memory at a time (2.4 MB), and at least how many tiles.
+MOST_PRODUCTS, MOST_TILES = 16_384, 256
 
 
 def _tiles(size: tuple[int, int]) -> tuple[int, int]:
@@ -385,8 +423,8 @@ def convolve(
     if PRODUCTS * 4 * C * wide <= KEPT_WEIGHTS or tiles < R:
         block = max(R, min(8 * R, BLOCK_BYTES // (PRODUCTS * 4 * (C + wide)) // R * R))
         u = np.empty(PRODUCTS * C * wide, np.float32)
-        room = PRODUCTS * block * (C + wide) + PRODUCTS * C
-        scratch = np.empty(len(team) * room, np.float32)
+        room = PRODUCTS * (spaced(block * C) + spaced(block * wide) + C)
+        scratch = np.empty(len(team) * max(room, TAPS_ROOM), np.float32)
         weights_to_products(team, len(team), flat_w, s_out, s_in, turned, O, C, u, scratch, work=work)
         by_tiles(
             team, len(team), flat_x, H, W, C, *before, u, b, floor, flat_y, OH, OW, O, N, block,
@@ -396,14 +434,14 @@ def convolve(
     most = min(MOST_TILES, tiles)
     rows = padded_to(most, R)
     chunk = min(C, 64)
-    v = np.empty(PRODUCTS * rows * C, np.float32)
-    room = PRODUCTS * (chunk + rows) * P + max(9, OUT * OUT) * LANES
+    v = np.empty(PRODUCTS * spaced(rows * C), np.float32)
+    room = PRODUCTS * (spaced(chunk * P) + spaced(rows * P)) + TAPS_ROOM
     scratch = np.empty(len(team) * max(room, PRODUCTS * C), np.float32)
     for first in range(0, tiles, most):
         n = min(most, tiles - first)
         images_to_products(
             team, len(team), flat_x, H, W, C, *before, down, across, first, first + n, False, v, C,
-            padded_to(n, R) * C, scratch, PRODUCTS * C, work=work,
+            spaced(padded_to(n, R) * C), scratch, PRODUCTS * C, work=work,
         )  # fmt: skip
         by_panels(
             team, len(team), v, C, n, flat_w, s_out, s_in, turned, chunk, b, floor, flat_y, OH, OW,
@@ -417,15 +455,15 @@ def weight_grad(dy: np.ndarray, x: np.ndarray, before: tuple[int, int], dw: np.n
     _, OH, OW, O = dy.shape
     down, across = _tiles((OH, OW))
     tiles, team = N * down * across, workers()
-    most = min(MOST_TILES, tiles)
+    most = min(max(MOST_TILES, MOST_PRODUCTS // max(C, O)), tiles)
     ldz, wide = padded_to(O, P), padded_to(C, R)
-    v = np.empty(PRODUCTS * most * C + R, np.float32)
-    z = np.empty(PRODUCTS * most * ldz, np.float32)
-    scratch = np.empty(len(team) * PRODUCTS * max(C, O), np.float32)
+    v = np.empty(PRODUCTS * spaced(most * C) + R, np.float32)
+    z = np.empty(PRODUCTS * spaced(most * ldz), np.float32)
+    scratch = np.empty(len(team) * max(PRODUCTS * max(C, O), TAPS_ROOM), np.float32)
     flat_x, flat_dy, flat_dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
     work = tiles * C * O
     together = tiles > most or PRODUCTS * wide * ldz * 4 <= KEPT_WEIGHTS
-    u = np.empty(PRODUCTS * wide * ldz if together else 0, np.float32)
+    u = np.empty(PRODUCTS * spaced(wide * ldz) if together else 0, np.float32)
     for first in range(0, tiles, most):
         n = min(most, tiles - first)
         for array, sizes, starts, spread, out, ld in (
@@ -434,7 +472,7 @@ def weight_grad(dy: np.ndarray, x: np.ndarray, before: tuple[int, int], dw: np.n
         ):
             images_to_products(
                 team, len(team), array, *sizes, *starts, down, across, first, first + n, spread,
-                out, ld, most * ld, scratch, PRODUCTS * max(C, O), work=work,
+                out, ld, spaced(most * ld), scratch, PRODUCTS * max(C, O), work=work,
             )  # fmt: skip
         if together:
             weight_products(team, len(team), v, C, z, ldz, most, n, C, O, u, first > 0, work=work)
@@ -442,7 +480,7 @@ def weight_grad(dy: np.ndarray, x: np.ndarray, before: tuple[int, int], dw: np.n
         products_to_weights(team, len(team), u, ldz, O, C, flat_dw, scratch, work=work)
     else:
         block = 4 * R
-        room = PRODUCTS * block * P + 9 * LANES
+        room = PRODUCTS * spaced(block * P) + TAPS_ROOM
         scratch = np.empty(len(team) * room, np.float32)
         weights_by_blocks(
             team, len(team), v, C, z, ldz, most, tiles, C, O, block, flat_dw, scratch, room,
