@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
-from kernels.cpu.lanes import LANES, each, load, store, total, whole
+from kernels.cpu.lanes import LANES, each, load, select, store, total, whole
 from kernels.cpu.summation import BLOCK, add_partials, column_sum, row_deviation, row_sum
 
 ZERO = np.float32(0)
@@ -398,12 +398,22 @@ def affine_relu_columns(x, mean, scale, bias, residual, added, y):
 
 
 @jit(forceinline=True)
-def _stripe(dy, x, mean, start, stop, c, count, s0, s1):
+def _incoming(dy, y, g, c, count, rectified):
+    """dy, or if `rectified` g = dy where y is positive, else 0, which is written."""
+    d = load(dy, c, count)
+    if rectified:
+        d = select(load(y, c, count) > ZERO, d, each(ZERO))
+        store(g, c, count, d)
+    return d
+
+
+@jit(forceinline=True)
+def _stripe(dy, y, g, rectified, x, mean, start, stop, c, count, s0, s1):
     """Sums of dy and of dy (x - mean) over rows start to stop, for `count` channels from c."""
     m = load(mean, c, count)
     a = b = each(ZERO)
     for r in range(start, stop):
-        d = load(dy[r], c, count)
+        d = _incoming(dy[r], y[r], g[r], c, count, rectified)
         a += d
         b += d * (load(x[r], c, count) - m)
     store(s0, c, count, a)
@@ -411,16 +421,18 @@ def _stripe(dy, x, mean, start, stop, c, count, s0, s1):
 
 
 @jit(forceinline=True)
-def _four_stripes(dy, x, mean, start, stop, c, s0, s1):
+def _four_stripes(dy, y, g, rectified, x, mean, start, stop, c, s0, s1):
     """`_stripe` of 64 channels: reads memory in its order; one sum waits while another adds."""
     i, j, k = c + LANES, c + 2 * LANES, c + 3 * LANES
     m0, m1 = load(mean, c, LANES), load(mean, i, LANES)
     m2, m3 = load(mean, j, LANES), load(mean, k, LANES)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = each(ZERO)
     for r in range(start, stop):
-        drow, row = dy[r], x[r]
-        d0, d1 = load(drow, c, LANES), load(drow, i, LANES)
-        d2, d3 = load(drow, j, LANES), load(drow, k, LANES)
+        drow, yrow, grow, row = dy[r], y[r], g[r], x[r]
+        d0 = _incoming(drow, yrow, grow, c, LANES, rectified)
+        d1 = _incoming(drow, yrow, grow, i, LANES, rectified)
+        d2 = _incoming(drow, yrow, grow, j, LANES, rectified)
+        d3 = _incoming(drow, yrow, grow, k, LANES, rectified)
         a0 += d0
         a1 += d1
         a2 += d2
@@ -440,15 +452,15 @@ def _four_stripes(dy, x, mean, start, stop, c, s0, s1):
 
 
 @jit(forceinline=True)
-def _dy_block(dy, x, mean, start, stop, s0, s1):
+def _dy_block(dy, y, g, rectified, x, mean, start, stop, s0, s1):
     C = x.shape[1]
     full, fours = whole(C), C // (4 * LANES) * (4 * LANES)
     for c in range(0, fours, 4 * LANES):
-        _four_stripes(dy, x, mean, start, stop, c, s0, s1)
+        _four_stripes(dy, y, g, rectified, x, mean, start, stop, c, s0, s1)
     for c in range(fours, full, LANES):
-        _stripe(dy, x, mean, start, stop, c, LANES, s0, s1)
+        _stripe(dy, y, g, rectified, x, mean, start, stop, c, LANES, s0, s1)
     if full < C:
-        _stripe(dy, x, mean, start, stop, full, C - full, s0, s1)
+        _stripe(dy, y, g, rectified, x, mean, start, stop, full, C - full, s0, s1)
 
 
 @loop("tasks")
@@ -457,7 +469,8 @@ def column_dy_sums(tasks, dy, x, mean, block, partials):
     rows, C = x.shape
     for t in tasks:
         stop = min((t + 1) * block, rows)
-        _dy_block(dy, x, mean, t * block, stop, partials[t, C:], partials[t, :C])
+        s1, s0 = partials[t, :C], partials[t, C:]
+        _dy_block(dy, dy, dy, False, x, mean, t * block, stop, s0, s1)
 
 
 @loop("tasks")
@@ -466,9 +479,8 @@ def column_relu_dy_sums(tasks, dy, y, x, mean, block, g, partials):
     rows, C = x.shape
     for t in tasks:
         stop = min((t + 1) * block, rows)
-        for r in range(t * block, stop):
-            _positive(dy[r], y[r], g[r])
-        _dy_block(g, x, mean, t * block, stop, partials[t, C:], partials[t, :C])
+        s1, s0 = partials[t, :C], partials[t, C:]
+        _dy_block(dy, y, g, True, x, mean, t * block, stop, s0, s1)
 
 
 @jit(forceinline=True)
