@@ -78,6 +78,20 @@ def _(draw, N, C, H, W, variant):
     return _image(draw, N, C, H, W, variant), draw.normal(C), draw.normal(C), mean, var
 
 
+@maker("batch_norm_relu", *_LAYOUTS, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    x, residual = (_image(draw, N, C, H, W, variant) for _ in range(2))
+    return x + 1.0, draw.normal(C), draw.normal(C), residual
+
+
+@maker("batch_norm_relu_grad", *_LAYOUTS, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    x, y = (_image(draw, N, C, H, W, variant) for _ in range(2))
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    dy = _image(draw, N, C, H, W, variant)
+    return dy, x, np.maximum(y, 0), draw.normal(C), mean, var, 1e-5
+
+
 @maker("group_norm", "nchw", sizes=IMAGES)
 def _(draw, N, C, H, W):
     return draw.normal(N, C, H, W), _groups(C), draw.normal(C), draw.normal(C)

@@ -263,6 +263,28 @@ def _(dy, x, w, mean, var, eps):
     return lambda: aten.native_batch_norm_backward(*args)
 
 
+@prepared("batch_norm_relu", "F.batch_norm(training=True), +=, relu_ (three operations)")
+def _(x, w, b, residual=None, eps=1e-5):
+    def step():
+        y = F.batch_norm(x, None, None, w, b, True, 0.1, eps)
+        return (y if residual is None else y.add_(residual)).relu_()
+
+    return step
+
+
+@prepared("batch_norm_relu_grad", "aten.threshold_backward, aten.native_batch_norm_backward")
+def _(dy, x, y, w, mean, var, eps=1e-5, residual=True):
+    rstd = 1 / torch.sqrt(var + eps)
+
+    def step():
+        g = aten.threshold_backward(dy, y, 0)
+        args = g, x, w, None, None, mean, rstd, True, eps, [True] * 3
+        dx, dw, db = aten.native_batch_norm_backward(*args)
+        return (dx, g, dw, db) if residual else (dx, dw, db)
+
+    return step
+
+
 @prepared("batch_norm_inference_grad", "aten.native_batch_norm_backward(train=False)")
 def _(dy, x, w, mean, var, eps=1e-5):
     args = dy, x, w, mean, var, None, None, False, eps, [True] * 3

@@ -11,6 +11,7 @@ from kernels import (
     loss_scaling as loss_scaling,
     losses as losses,
     matmul as matmul,
+    norm_relu as norm_relu,
     normalization as normalization,
     optimizers as optimizers,
     pooling as pooling,

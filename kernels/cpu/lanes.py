@@ -11,7 +11,8 @@ vectorisation spends more on checks before and remainders after the loop than in
 
 Arrays are 1-D, contiguous, float32; or int32, for places (`load_ints`). Indices are not checked.
 Lanes past `count` are 0 when loaded, or what is given as `fill`. A number and lanes together in
-arithmetic means the number in each lane. CPUs with narrower registers use several for one value: LLVM splits them.
+arithmetic means the number in each lane. CPUs with narrower registers use several for one value:
+LLVM splits them.
 
 Arithmetic may fuse a multiplication with an addition (`contract`) and nothing else.
 """

@@ -74,7 +74,7 @@ def turned(a: np.ndarray) -> Any:
 
 def large(kernel: Kernel, sample: str) -> list[tuple[int, int]]:
     """The larger sizes of a case."""
-    if kernel.family in ("channel_norm", "pooling", "upsampling") or sample in (
+    if kernel.family in ("channel_norm", "norm_relu", "pooling", "upsampling") or sample in (
         "images",
         "instance",
         "matrix",
