@@ -11,27 +11,6 @@ from framework.autograd import Tensor
 from framework.layers import Module, init, new_parameter
 
 
-class ConvNorm(layers.Sequential):
-    """A convolution that keeps the image's size but for its stride, batch norm, an activation:
-    torchvision's Conv2dNormActivation.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int = 3,
-        stride: int = 1,
-        groups: int = 1,
-        activation: type[Module] | None = layers.ReLU,
-    ) -> None:
-        super().__init__(
-            layers.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-            layers.BatchNorm2d(outputs),  # subtracts the mean, and any bias with it
-            *([activation()] if activation else []),
-        )
-
-
 class LayerNorm2d(Module):
     """Layer norm over the channels of each pixel: x (N, C, H, W), same shape out."""
 

@@ -13,7 +13,7 @@ from typing import Literal
 from framework import layers
 from framework.autograd import Tensor
 from framework.layers import init
-from models.blocks import ConvNorm, he_init
+from models.blocks import he_init
 from models.images import ImageConfig, check_choice, check_share
 
 #: Table 2 of the paper: expansion, channels, blocks, stride of the first one.
@@ -62,7 +62,7 @@ class MobileNetV2(layers.Module):
         images, height, width = config.shape
         small = config.stem == "small" or (config.stem is None and max(height, width) <= SMALL)
         channels = multiple_of_8(32 * config.width)
-        first = ConvNorm(images, channels, stride=1 if small else 2, activation=layers.ReLU6)
+        first = ConvNorm(images, channels, stride=1 if small else 2)
         features: list[layers.Module] = [first]
         for i, (expansion, outputs, count, stride) in enumerate(STAGES):
             outputs = multiple_of_8(outputs * config.width)
@@ -71,7 +71,7 @@ class MobileNetV2(layers.Module):
                 features.append(InvertedResidual(channels, outputs, step, expansion))
                 channels = outputs
         last = multiple_of_8(1280 * max(1.0, config.width))
-        features.append(ConvNorm(channels, last, kernel=1, activation=layers.ReLU6))
+        features.append(ConvNorm(channels, last, kernel=1))
         self.features = layers.Sequential(*features)
         self.avgpool = layers.AdaptiveAvgPool2d(1)
         self.flatten = layers.Flatten()
@@ -97,10 +97,10 @@ class InvertedResidual(layers.Module):
         super().__init__()
         wide = inputs * expansion
         self.adds = stride == 1 and inputs == outputs
-        widening = [ConvNorm(inputs, wide, kernel=1, activation=layers.ReLU6)]
+        widening = [ConvNorm(inputs, wide, kernel=1)]
         self.conv = layers.Sequential(
             *(widening if expansion != 1 else []),
-            ConvNorm(wide, wide, stride=stride, groups=wide, activation=layers.ReLU6),
+            ConvNorm(wide, wide, stride=stride, groups=wide),
             layers.Conv2d(wide, outputs, 1, bias=False),
             layers.BatchNorm2d(outputs),
         )
@@ -108,6 +108,24 @@ class InvertedResidual(layers.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         return x + y if self.adds else y
+
+
+class ConvNorm(layers.Sequential):
+    """A convolution that keeps the image's size but for its stride, batch norm, ReLU6."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__(
+            layers.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+            layers.BatchNorm2d(outputs),  # subtracts the mean, and any bias with it
+            layers.ReLU6(),
+        )
 
 
 def multiple_of_8(channels: float) -> int:

@@ -74,7 +74,6 @@ class ResNet(layers.Module):
         kernel, stride = (3, 1) if small else (7, 2)
         self.conv1 = layers.Conv2d(inputs, config.width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = layers.BatchNorm2d(config.width)
-        self.relu = layers.ReLU()
         self.maxpool = layers.Identity() if small else layers.MaxPool2d(3, 2, padding=1)
         channels = config.width
         for i, count in enumerate(config.blocks):
@@ -90,7 +89,7 @@ class ResNet(layers.Module):
                     init.zeros_(module.last_norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn1(self.conv1(x), "relu")
         x = self.maxpool(x)  # (N, 64, H, W) or (N, 64, H/4, W/4)
         x = self.layer1(x)
         x = self.layer2(x)  # each of these: half the size, twice the channels
@@ -124,7 +123,6 @@ class BasicBlock(layers.Module):
         self.bn1 = layers.BatchNorm2d(width)
         self.conv2 = layers.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = layers.BatchNorm2d(width)
-        self.relu = layers.ReLU()
         self.downsample = projection(inputs, width, stride)
 
     @property
@@ -132,9 +130,9 @@ class BasicBlock(layers.Module):
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.bn1(self.conv1(x), "relu")
+        return self.bn2(self.conv2(y), "relu", shortcut)
 
 
 class Bottleneck(layers.Module):
@@ -153,7 +151,6 @@ class Bottleneck(layers.Module):
         self.bn2 = layers.BatchNorm2d(width)
         self.conv3 = layers.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = layers.BatchNorm2d(outputs)
-        self.relu = layers.ReLU()
         self.downsample = projection(inputs, outputs, stride)
 
     @property
@@ -161,10 +158,10 @@ class Bottleneck(layers.Module):
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.bn1(self.conv1(x), "relu")
+        y = self.bn2(self.conv2(y), "relu")
+        return self.bn3(self.conv3(y), "relu", shortcut)
 
 
 def projection(inputs: int, outputs: int, stride: int) -> layers.Sequential | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from framework import layers
 from framework.autograd import Tensor
-from models.blocks import ConvNorm, he_init
+from models.blocks import he_init
 from models.images import ImageConfig, check_count, check_counts, check_share
 
 
@@ -52,7 +52,7 @@ class VGG(layers.Module):
         stages: list[layers.Module] = []
         for channels in config.channels:
             for _ in range(config.convolutions):
-                stages.append(ConvNorm(inputs, channels))
+                stages.append(Block(inputs, channels))
                 inputs = channels
             stages.append(layers.MaxPool2d(2))
             height, width = height // 2, width // 2
@@ -69,3 +69,16 @@ class VGG(layers.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.flatten(self.features(x))  # (N, channels[-1] * H' * W')
         return self.classifier(x)
+
+
+class Block(layers.Module):
+    """x (N, inputs, H, W) -> relu(bn(conv(x))) (N, outputs, H, W)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        # Batch norm subtracts the mean, and any bias with it.
+        self.conv = layers.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.bn = layers.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x), "relu")
