@@ -71,7 +71,7 @@ def feature_maps(subject: Subject) -> Any:
         left + columns * side + 0.35,
         len(found) * side + 1.25,
         "Feature maps",
-        f"what layers make of the image; the {columns} channels that vary most, each by its own scale",
+        f"what layers make of the image; the {columns} channels that vary most, scaled one by one",
     )
     width, height = figure.get_size_inches()
     grid = figure.add_gridspec(

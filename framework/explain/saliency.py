@@ -41,20 +41,17 @@ def saliency(subject: Subject) -> Any:
     )  # fmt: skip
     first, *maps, last = (figure.add_subplot(cell) for cell in grid)
     show_image(first, subject.image)
-    caption(
-        first, "image" if subject.truth is None else f"image of {_named(subject, subject.truth)}"
-    )
+    known = "" if subject.truth is None else f" of {subject.classes[subject.truth]}"
+    caption(first, f"image{known}")
     for axes, label in zip(maps, shown, strict=True):
         strength = np.abs(gradient(subject, label)).max(axis=0)
         bare(axes)
         axes.imshow(strength, cmap="magma", vmin=0, interpolation="nearest")
-        caption(axes, f"for {_named(subject, label)}", f"{subject.probabilities[label]:.1%}")
+        caption(axes, f"for {subject.classes[label]}", f"{subject.probabilities[label]:.1%}")
+    height, width = subject.image.shape[1:]
+    last.set_box_aspect(height / width / 0.86)  # as high as the images
     _bars(last, subject, ranked[:LISTED])
     return figure
-
-
-def _named(subject: Subject, label: int) -> str:
-    return subject.classes[label]
 
 
 def _bars(axes: Any, subject: Subject, labels: list[int]) -> None:
@@ -63,7 +60,7 @@ def _bars(axes: Any, subject: Subject, labels: list[int]) -> None:
     axes.barh(places, values, height=0.14, color=COLOURS[0])
     for place, label, value in zip(places, labels, values, strict=True):
         bold = "bold" if label == subject.truth else "normal"
-        axes.text(0, place - 0.17, _named(subject, label), color=INK, fontsize=9, fontweight=bold)
+        axes.text(0, place - 0.17, subject.classes[label], color=INK, fontsize=9, fontweight=bold)
         axes.text(1, place - 0.17, f"{value:.1%}", color=MUTED, fontsize=8.5, ha="right")
     axes.set_ylim(LISTED - 0.5, -0.55)
     axes.set_xlim(0, 1)
