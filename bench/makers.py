@@ -131,7 +131,9 @@ def _(draw, N, C, H, W, variant):
     slide, layout = variant.split("-")
     windows = _windows(slide, H, W)
     places = max_pool.reference(_image(draw, N, C, H, W, layout), windows)[1]
-    if layout == "nchw":
+    if layout == "channels_last":  # as the forward kernel lays them out
+        places = np.moveaxis(np.ascontiguousarray(np.moveaxis(places, 1, -1)), -1, 1)
+    else:
         places = np.ascontiguousarray(places)
     return _image(draw, N, C, *windows.outputs, layout), places, windows
 
