@@ -40,7 +40,9 @@ from kernels.cpu.team import has_team, on_team
 log = logging.getLogger("framework")
 
 #: The only files of this folder whose compiled functions may be called from other files.
-SHARED = ("engine.py", "lanes.py", "rows.py", "summation.py", "team.py", "vectormath.py")
+SHARED = (
+    "engine.py", "lanes.py", "rows.py", "summation.py", "team.py", "tiles.py", "vectormath.py",
+)  # fmt: skip
 
 #: Elements below which a piece of work stays on one thread: a parallel launch costs about 2 us,
 #: which is what one core needs for 16-32 thousand cheap elements.
