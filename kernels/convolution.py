@@ -30,6 +30,17 @@ from kernels.lazy import Lazy
 from kernels.registry import kernel
 
 loops = Lazy("kernels.cpu.convolution")
+products = Lazy("kernels.cuda.convolution")
+cudnn = Lazy("kernels.cuda.cudnn")
+
+CUDA_KERNELS = (
+    "unfold",
+    "unfold_backward",
+    "add_bias",
+    "depthwise",
+    "depthwise_input_grad",
+    "depthwise_weight_grad",
+)
 
 #: Set by `exact_convolution`.
 _exact = False
@@ -110,6 +121,27 @@ def _(
     return loops.convolution(x, weight, bias, g, relu, _exact)
 
 
+def _on_cuda(operation: str, *args: Any) -> Array:
+    """Through cuDNN where it is installed and has an engine, else through our own kernels."""
+    found = getattr(cudnn, operation)(*args) if cudnn.usable() else None
+    return getattr(products, operation)(*args) if found is None else found
+
+
+@convolution.cuda
+def _(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Numbers = 1,
+    padding: Numbers = 0,
+    dilation: Numbers = 1,
+    groups: int = 1,
+    relu: bool = False,
+) -> Array:
+    g = _checked(x, weight, bias, stride, padding, dilation, groups)
+    return _on_cuda("convolution", x, weight, bias, g, relu)
+
+
 def _checked(
     x: Array,
     weight: Array,
@@ -156,6 +188,20 @@ def _(
 ) -> Array:
     g = _checked_input_grad(dy, weight, size, stride, padding, dilation, groups)
     return loops.input_grad(dy, weight, g, _exact)
+
+
+@convolution_input_grad.cuda
+def _(
+    dy: Array,
+    weight: Array,
+    size: tuple[int, ...],
+    stride: Numbers = 1,
+    padding: Numbers = 0,
+    dilation: Numbers = 1,
+    groups: int = 1,
+) -> Array:
+    g = _checked_input_grad(dy, weight, size, stride, padding, dilation, groups)
+    return _on_cuda("input_grad", dy, weight, g)
 
 
 def _checked_input_grad(
@@ -208,6 +254,21 @@ def _(
 ) -> Array:
     g = _checked_weight_grad(dy, x, kernel, stride, padding, dilation, groups, out)
     return loops.weight_grad(dy, x, g, out, _exact)
+
+
+@convolution_weight_grad.cuda
+def _(
+    dy: Array,
+    x: Array,
+    kernel: tuple[int, ...],
+    stride: Numbers = 1,
+    padding: Numbers = 0,
+    dilation: Numbers = 1,
+    groups: int = 1,
+    out: Array | None = None,
+) -> Array:
+    g = _checked_weight_grad(dy, x, kernel, stride, padding, dilation, groups, out)
+    return _on_cuda("weight_grad", dy, x, g, out)
 
 
 def _checked_weight_grad(

@@ -175,7 +175,8 @@ def _through_cupy(
     a: Array, b: Array, transpose_a: bool, transpose_b: bool, bias: Any, out: Any
 ) -> Array:
     """Without cuBLASLt."""
-    if not is_half(a.dtype) or (a.ndim == 2 and bias is None):
+    narrow = out is None or out.dtype == a.dtype
+    if not is_half(a.dtype) or (a.ndim == 2 and bias is None and narrow):
         return matmul.reference(a, b, transpose_a, transpose_b, bias, out)
     # CuPy has no batched product in bfloat16 (TypeError) and none in float16 without widening; and
     # product and bias are to be rounded once.
@@ -184,7 +185,7 @@ def _through_cupy(
         y += bias.astype(np.float32)
     if out is None:
         return y.astype(a.dtype)
-    out[...] = y.astype(a.dtype)
+    out[...] = y.astype(out.dtype, copy=False)
     return out
 
 

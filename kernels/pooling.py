@@ -66,7 +66,9 @@ def empty_images(x: Array, sizes: tuple[int, ...], columns: bool, dtype: Any = N
     return xp.empty((N, *sizes, C), dtype).transpose(0, last, *range(1, last))
 
 
-def _launch(name: str, columns: bool, windows: Windows, images: tuple[Array, ...], *more: Any) -> None:
+def _launch(
+    name: str, columns: bool, windows: Windows, images: tuple[Array, ...], *more: Any
+) -> None:
     """Launch <name> of pooling.cu, whose first floating array gives the type; the last image is
     written, or the two last of max_pool.
     """
@@ -304,9 +306,7 @@ def _(dy: Array, windows: Windows) -> Array:
 # Unpooling ----------------------------------------------------------------------------------------
 
 
-def _check_places(
-    name: str, places: Array, shape: tuple[int, ...], sizes: tuple[int, ...]
-) -> None:
+def _check_places(name: str, places: Array, shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
     """Shape and dtype, and (on the CPU) the range; looking at values on CUDA would wait for the
     device.
     """
@@ -394,7 +394,9 @@ def _(dy: Array, places: Array) -> Array:
 GEOMETRIES = {
     "_": lambda: sliding("sample", (6, 8), (2, 2), (2, 2), (0, 0), (1, 1)),
     "overlapping": lambda: sliding("sample", (9, 7), (3, 3), (2, 2), (1, 1), (1, 1)),
-    "volume": lambda: sliding("sample", (3, 5, 6), (2, 1, 3), (1, 2, 2), (1, 0, 1), (1, 1, 1), True),
+    "volume": lambda: sliding(
+        "sample", (3, 5, 6), (2, 1, 3), (1, 2, 2), (1, 0, 1), (1, 1, 1), True
+    ),
     "line": lambda: sliding("sample", (11,), (3,), (2,), (1,), (1,), True, False),
     "adaptive": lambda: adaptive("sample", (7, 5), (3, 4)),
 }

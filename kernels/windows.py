@@ -157,9 +157,7 @@ def sliding(
         "divisor_override": divisor,
     }
     axes = []
-    for i, (n, k, s, p, d) in enumerate(
-        zip(sizes, kernel, stride, padding, dilation, strict=True)
-    ):
+    for i, (n, k, s, p, d) in enumerate(zip(sizes, kernel, stride, padding, dilation, strict=True)):
         outputs = _outputs(name, i + 2, n, k, s, p, d, ceil_mode)
         begin = np.arange(outputs) * s - p
         span = (k - 1) * d + 1

@@ -186,7 +186,20 @@ def convolution(
         taps = math.prod(g.kernel)
         C = g.channels // g.groups
         strides = g.out_channels // g.groups * C * taps, C * taps, taps
-        _products(x, g.size, w, strides, C, g.out_channels // g.groups, g, _forward_pass(g), bias, relu, y, g.output)
+        _products(
+            x,
+            g.size,
+            w,
+            strides,
+            C,
+            g.out_channels // g.groups,
+            g,
+            _forward_pass(g),
+            bias,
+            relu,
+            y,
+            g.output,
+        )
     return first(y)
 
 
@@ -207,7 +220,20 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
     C = g.channels // g.groups
     for each in passes:
         if each.taps.size:
-            _products(dy, g.output, w, (O * C * taps, taps, C * taps), O, C, g, each, None, False, dx, g.size)
+            _products(
+                dy,
+                g.output,
+                w,
+                (O * C * taps, taps, C * taps),
+                O,
+                C,
+                g,
+                each,
+                None,
+                False,
+                dx,
+                g.size,
+            )
     return first(dx)
 
 
@@ -233,7 +259,9 @@ def _products(
         b[: bias.size] = bias
     rows = g.batch * int(tables.places.prod())
     work = rows * K * n_out * g.groups
-    gather.pack(team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, tables.taps, u, work=work)
+    gather.pack(
+        team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, tables.taps, u, work=work
+    )
     tasks = -(-rows // gather.BLOCK) * g.groups
     parts = min(panels, max(1, 8 // tasks))
     room = gather.BLOCK * (tables.widest * n_in + -(-panels // parts) * P)

@@ -69,7 +69,9 @@ def _gather(x, sizes, channels, first_c, C, image, d, h, w, runs, first, last, a
 
 
 @jit
-def _gather_block(x, sizes, channels, first_c, C, places, steps, block, n, runs, first, last, a, a0, lda):
+def _gather_block(
+    x, sizes, channels, first_c, C, places, steps, block, n, runs, first, last, a, a0, lda
+):
     """Rows of a for n places from number `block` on."""
     image, d, h, w = _place(block, places)
     for r in range(n):
@@ -129,7 +131,12 @@ def products(
             if wide <= 0:
                 continue
             for i in range(chunks.shape[0]):
-                first, last, column, columns = chunks[i, 0], chunks[i, 1], chunks[i, 2], chunks[i, 3]
+                first, last, column, columns = (
+                    chunks[i, 0],
+                    chunks[i, 1],
+                    chunks[i, 2],
+                    chunks[i, 3],
+                )
                 lda = columns * C
                 _gather_block(
                     x, sizes, channels, group * C, C, places, steps, block, n, runs, first, last,
@@ -141,11 +148,29 @@ def products(
                     scratch, c0, ldc, i > 0,
                 )  # fmt: skip
             first_o = group * O + panel * P
-            _put(scratch, c0, ldc, block, n, wide, first_o, bias, floor, places, y, out_sizes, out_channels, out_steps, out_starts)
+            _put(
+                scratch,
+                c0,
+                ldc,
+                block,
+                n,
+                wide,
+                first_o,
+                bias,
+                floor,
+                places,
+                y,
+                out_sizes,
+                out_channels,
+                out_steps,
+                out_starts,
+            )
 
 
 @jit
-def _put(c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, channels, steps, starts):
+def _put(
+    c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, channels, steps, starts
+):
     """Rows of c to their places in y."""
     image, d, h, w = _place(block, places)
     for r in range(n):
@@ -186,7 +211,11 @@ def weight_products(
         z0 = a0 + BLOCK * widest
         begin, end = share(slots * groups * chunks.shape[0], worker, n_workers)
         for task in range(begin, end):
-            slot, group, i = task // (groups * chunks.shape[0]), task // chunks.shape[0] % groups, task % chunks.shape[0]
+            slot, group, i = (
+                task // (groups * chunks.shape[0]),
+                task // chunks.shape[0] % groups,
+                task % chunks.shape[0],
+            )
             column, columns = chunks[i, 2], chunks[i, 3] * C
             wide = padded(columns, R)
             to = ((slot * groups + group) * K + chunks[i, 4]) * ldz
@@ -207,7 +236,9 @@ def weight_products(
 
 
 @loop("workers")
-def unpack(workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chunk, taps, n_taps, dw):
+def unpack(
+    workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chunk, taps, n_taps, dw
+):
     """dw (groups * O, C, n_taps): the sum of the slots."""
     ldz = padded(O, P)
     for worker in workers:

@@ -307,7 +307,9 @@ _comparison(operator.eq, "==")
 def same(context: Any, a: Any, b: Any) -> Any:
     """Which of the int32 lanes are equal?"""
     _expect("same", (a, ints), (b, ints))
-    return booleans(a, b), lambda context, builder, signature, args: builder.icmp_signed("==", *args)
+    return booleans(a, b), lambda context, builder, signature, args: builder.icmp_signed(
+        "==", *args
+    )
 
 
 @intrinsic
