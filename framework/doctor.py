@@ -27,7 +27,7 @@ LIBRARIES = {
     "rich": ("tables and progress", "rich"),
     "typer": ("this command line", "typer"),
     "cupy": ("arrays and kernels on CUDA", '"cupy-cuda13x[ctk]"'),
-    "cudnn": (
+    "nvidia-cudnn-frontend": (
         "convolutions on CUDA; without it our own kernels",
         "nvidia-cudnn-frontend nvidia-cudnn-cu13",
     ),
