@@ -24,7 +24,7 @@ from framework.backend.device import Device
 from framework.data import Splits, TokenSplits
 from framework.layers import Module
 from framework.trainer import Profiler
-from framework.trainer.run import RunConfig, example
+from framework.trainer.run import RunConfig, example, language_scores
 
 #: Rows of predictions in a terminal.
 ROWS = 20
@@ -170,6 +170,17 @@ def show_files(folder: Path) -> None:
 
 
 # evaluate, predict --------------------------------------------------------------------------------
+
+
+def print_score(splits: Splits, scores: dict[str, Any]) -> None:
+    """The last line of train and evaluate."""
+    if isinstance(splits, TokenSplits):
+        meant = language_scores(scores["loss"], splits.characters_per_token[1])
+        shown = [f"loss {scores['loss']:.4f}", *(f"{n} {value:.4f}" for n, value in meant.items())]
+        print("test", *shown, flush=True)
+        return
+    name = "r2" if splits.task == "regression" else "accuracy"
+    print(f"test {name} {scores[name]:.4f}", flush=True)
 
 
 def show_evaluation(config: RunConfig, scores: Mapping[str, Any], samples: int) -> None:
