@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -29,6 +29,9 @@ from framework.planning import (
     resumed_run,
     splits_of,
 )
+
+if TYPE_CHECKING:
+    from models import Run as OpenedRun
 
 
 class Commands(typer.core.TyperGroup):
@@ -207,9 +210,8 @@ def evaluate(run: Run, device: Device = None, debug: Debug = False) -> None:
     from framework import screen
     from framework.trainer import ConfusionMatrix
     from framework.trainer.run import load_data, make_trainer
-    from models import open_run
 
-    opened = open_run(run, place(device))
+    opened = _opened(run, device)
     config = opened.config
     splits = splits_of(config, run)
     with damage_of(run):
@@ -247,11 +249,10 @@ def predict(
     from framework.interop.atomic import write_bytes
     from framework.trainer.inputs import read_inputs
     from framework.trainer.run import invert, outputs_for
-    from models import open_run
 
     if out is not None:
         _check_writable(out)
-    opened = open_run(run, place(device))
+    opened = _opened(run, device)
     config = opened.config
     if opened.inputs is None or config.input_range is None:
         raise UsageError(f"{run} has learnt a language: it has generate, not predict")
@@ -299,9 +300,8 @@ def generate(
     """Write text with a trained language model, as it comes."""
     from framework import screen
     from framework.generation import generate_text
-    from models import open_run
 
-    opened = open_run(run, place(device))
+    opened = _opened(run, device)
     if opened.tokenizer is None:
         raise UsageError(f"{run} has learnt {opened.config.task}, no language: it has predict")
     pieces = expect(
@@ -345,6 +345,16 @@ def doctor(debug: Debug = False) -> None:
 
 
 # Using a run --------------------------------------------------------------------------------------
+
+
+def _opened(folder: Path, device: str | None) -> OpenedRun:
+    """A trained model and what belongs to it, on the device that was asked for."""
+    import framework as fw
+    from models import open_run
+
+    on = place(device)
+    fw.set_default_device(on)
+    return open_run(folder, on)
 
 
 def _say_if_elsewhere(x: Any, trained_on: tuple[float, float]) -> None:

@@ -28,6 +28,7 @@ LIBRARIES = {
     "typer": ("this command line", "typer"),
     "cupy": ("arrays and kernels on CUDA", '"cupy-cuda13x[ctk]"'),
     "matplotlib": ("curves.png", "matplotlib"),
+    "tokenizers": ("byte-level BPE and WordPiece", "tokenizers"),
     "torch": ("a peer for python -m bench", "torch"),
 }
 
