@@ -271,6 +271,9 @@ def write_text(prompt: str, pieces: Iterator[str]) -> None:
         for piece in pieces:
             print(printable(piece), end="", flush=True)
         print(flush=True)
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise
     except BrokenPipeError:  # | head has seen enough; Python's own flush at the end would fail too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
