@@ -47,7 +47,7 @@ def kernels(
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on cuda.")] = "float32",
     against: Annotated[
         str,
-        typer.Option(help="Sides to compare with: reference, torch, compile (on cuda), or none."),
+        typer.Option(help="Sides to compare with: reference, torch, torch.compile, or none."),
     ] = "reference,torch",
     json: Json = None,
     threads: Threads = None,
@@ -67,7 +67,7 @@ def kernels(
         _check_dtype(dtype, where)
         chosen = cases.find(names or (), shapes, quick, where, dtype)
         _check_writable(json)
-        sides = _sides(against, kernel_bench.SIDES[where])
+        sides = _sides(against, kernel_bench.SIDES[where], where)
         if quick:
             seconds, turns = min(seconds, 0.03), min(turns, 5)
         facts = machine.describe(threads, where)
@@ -93,11 +93,17 @@ def kernels(
 
 @app.command()
 def training(
-    model: Annotated[str, typer.Option(help="What to train: mlp.")] = "mlp",
+    model: Annotated[str, typer.Option(help="What to train, one or several: mlp.")] = "mlp",
     device: DeviceName = None,
     against: Annotated[
         str | None,
-        typer.Option(help="torch; on cuda also captured, compile, graph; all by default; or none."),
+        typer.Option(
+            help="torch, torch.channels_last, torch.compile; on cuda also captured, torch.graph; "
+            "none. Without it: torch on the CPU, all on cuda."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the model, like batch=64.")
     ] = None,
     json: Json = None,
     threads: Threads = None,
@@ -107,33 +113,39 @@ def training(
         bool, typer.Option("--quick", help="A few seconds: a look, not a result.")
     ] = False,
 ) -> None:
-    """Time whole training steps: forward, backward, optimizer. Under a minute."""
+    """Time whole training steps: input, forward, backward, optimizer. A minute for each model."""
     from bench import machine, training as bench
-    from bench.training_sides import TASKS
 
     with _clear_errors():
-        if model not in TASKS:
-            _fail(f"unknown model {model!r}: there are {', '.join(TASKS)}")
+        tasks = _tasks(model, settings or ())
         _check_writable(json)
         where = _device(device)
         known = bench.SIDES[where]
-        sides = _sides(",".join(known) if against is None else against, known)
+        usual = "torch" if where == "cpu" else ",".join(known)
+        sides = _sides(usual if against is None else against, known, where)
         if quick:
             seconds, turns = min(seconds, 2.0), min(turns, 20)
         facts = machine.describe(threads, where)
-        with _progress(turns) as progress:
-            done = lambda: progress(model)  # noqa: E731
-            result = bench.run(model, sides, seconds, turns, done, threads, where)
-        _show(machine.headline(facts), bench.table(result))
-        for reason in result.missing.values():
-            typer.echo(reason, err=True)
-        _warn_of_company(int(result.turns.disturbed))
+        results = []
+        with _progress(turns * len(tasks)) as progress:
+            for name, task in tasks.items():
+                done = lambda name=name: progress(name)  # noqa: E731
+                results.append(bench.run(name, task, sides, seconds, turns, done, threads, where))
+        _show(machine.headline(facts), *map(bench.table, results))
+        for result in results:
+            for reason in result.missing.values():
+                typer.echo(f"{result.name}: {reason}", err=True)
+        _warn_of_company(sum(result.turns.disturbed for result in results))
         if json is not None:
-            facts |= {"kind": "training", "result": result.as_dict()}
+            facts |= {"kind": "training", "results": [result.as_dict() for result in results]}
             machine.write(json, facts)
-        if not result.agrees:
-            apart = f"{result.loss_difference:.2g}"
-            _fail(f"the sides do not train alike: losses differ by {apart} of the first", code=1)
+        apart = [f"{r.name} by {r.loss_difference:.2g}" for r in results if not r.agrees]
+        if apart:
+            _fail(
+                "the sides do not train alike: losses differ, relative to the first, in "
+                + ", ".join(apart),
+                code=1,
+            )
 
 
 @app.command()
@@ -251,6 +263,22 @@ def _device(name: str | None) -> Device:
     return "cuda"
 
 
+def _tasks(names: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The tasks named in "a,b", with the settings "key=value" in all of them."""
+    from bench.training_tasks import TASKS
+
+    chosen = {}
+    for name in dict.fromkeys(name.strip() for name in names.split(",")):
+        if name not in TASKS:
+            _fail(f"unknown model {name!r}: there are {', '.join(TASKS)}")
+        for setting in settings:
+            if "=" not in setting:
+                _fail(f"--set {setting}: expected a name and a value, like batch=64")
+        pairs = (setting.split("=", 1) for setting in settings)
+        chosen[name] = TASKS[name].with_settings({key.strip(): value for key, value in pairs})
+    return chosen
+
+
 def _check_dtype(dtype: str, device: Device) -> None:
     from bench.cases import DTYPES
 
@@ -259,18 +287,26 @@ def _check_dtype(dtype: str, device: Device) -> None:
         _fail(f"--dtype {dtype}: on {device} there is {' or '.join(known)}")
 
 
-def _sides(text: str, known: Sequence[str]) -> list[str]:
-    """The sides named in "a,b"; torch is left out, with a word, where it is not installed."""
+def _sides(text: str, known: Sequence[str], device: Device) -> list[str]:
+    """The sides named in "a,b"; what is not installed is left out, with a word."""
     from bench import machine
 
     chosen = [] if text == "none" else [side.strip() for side in text.split(",") if side.strip()]
     for side in chosen:
         if side not in known:
             _fail(f"unknown peer {side!r} in --against: there are {', '.join(known)}, none")
-    torchs = {"torch", "compile", "graph"}
-    if torchs & set(chosen) and not machine.has_torch():
-        typer.echo(machine.TORCH_IS_MISSING, err=True)
-        chosen = [side for side in chosen if side not in torchs]
+    for side, is_missing, words in (
+        ("torch", not machine.has_torch(), machine.TORCH_IS_MISSING),
+        (
+            "torch.compile",
+            device == "cpu" and not machine.has_compiler(),
+            machine.COMPILER_IS_MISSING,
+        ),
+    ):
+        without = [s for s in chosen if s != side and not s.startswith(f"{side}.")]
+        if is_missing and without != chosen:
+            typer.echo(words, err=True)
+            chosen = without
     return list(dict.fromkeys(chosen))
 
 
@@ -308,11 +344,14 @@ def _clear_errors() -> Iterator[None]:
     from bench.cases import UnknownCase
     from bench.peer import PeerError
     from bench.result_file import UnreadableResult
+    from bench.training import ParametersDiffer
+    from bench.training_tasks import BadSetting
     from framework.backend.device import DeviceError
 
+    known = (UnknownCase, UnreadableResult, PeerError, DeviceError, BadSetting, ParametersDiffer)
     try:
         yield
-    except (UnknownCase, UnreadableResult, PeerError, DeviceError, OSError) as error:
+    except (*known, OSError) as error:
         _fail(str(error))
 
 
@@ -337,7 +376,7 @@ def _progress(total: int) -> Iterator[Any]:
         yield advance
 
 
-def _show(headline: str, table: Any) -> None:
+def _show(headline: str, *tables: Any) -> None:
     import shutil
     import sys
 
@@ -347,7 +386,8 @@ def _show(headline: str, table: Any) -> None:
     width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 190)
     console = Console(width=width)
     console.print(headline)
-    console.print(table)
+    for table in tables:
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def _compile(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
     return facts, step
 
 
-_PREPARE = {"ours": _ours, "reference": _reference, "torch": _torch, "compile": _compile}
+_PREPARE = {"ours": _ours, "reference": _reference, "torch": _torch, "torch.compile": _compile}
 
 
 def _copies(args: list[Any]) -> list[Any]:

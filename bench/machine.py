@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -121,6 +122,15 @@ TORCH_IS_MISSING = (
     "--index-url https://download.pytorch.org/whl/cpu (or pip install -e '.[bench]')"
 )
 
+
+def has_compiler() -> bool:
+    """Is there what torch.compile builds its CPU code with?"""
+    return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++"))))
+
+
+COMPILER_IS_MISSING = (
+    "torch.compile needs a C++ compiler on the CPU, so it is not compared: install g++ or set CXX"
+)
 
 #: Where results that README shows are kept.
 RESULTS = Path(__file__).parent / "results"

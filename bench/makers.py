@@ -11,8 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from bench.sizes import FLAT, IMAGES, LOOKUPS, PRODUCTS, Sizes
+from bench.sizes import (
+    FLAT,
+    IMAGES,
+    IMAGES_3X3,
+    IMAGES_COLOUR,
+    IMAGES_GREY,
+    IMAGES_LENET2,
+    IMAGES_WIDER,
+    LOOKUPS,
+    PRODUCTS,
+    Sizes,
+)
+from kernels.pooling import max_pool
 from kernels.registry import Draw
+from kernels.windows import Windows, adaptive, sliding
 
 Maker = Callable[..., tuple[Any, ...]]
 
@@ -80,6 +93,84 @@ def _(draw, N, C, H, W):
 def _groups(C: int) -> int:
     """8 groups, or as many as go into C."""
     return math.gcd(C, 8)
+
+
+#: variant -> (output channels, kernel, stride, padding, groups, sizes). Output channels as a share
+#: of the input's, or a number where there are few of those.
+_CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
+    "3x3": (1.0, 3, 1, 1, False, IMAGES_3X3),
+    "3x3_wider": (2.0, 3, 2, 1, False, IMAGES_WIDER),
+    "1x1_wider": (2.0, 1, 2, 0, False, IMAGES_WIDER),
+    "stem": (64, 3, 1, 1, False, IMAGES_COLOUR),
+    "depthwise": (1.0, 3, 1, 1, True, IMAGES),
+    "lenet1": (6, 5, 1, 2, False, IMAGES_GREY),
+    "lenet2": (16, 5, 1, 0, False, IMAGES_LENET2),
+}
+
+
+def _convolution(draw: Draw, variant: str, N: int, C: int, H: int, W: int) -> tuple[Any, ...]:
+    """x, weight, y's shape, (stride, padding, dilation, groups): images lie channels-last."""
+    out, k, stride, padding, depthwise, _ = _CONVOLUTIONS[variant]
+    channels, groups = (round(out * C) if isinstance(out, float) else out), C if depthwise else 1
+    x = _image(draw, N, C, H, W, "channels_last")
+    weight = draw.normal(channels, C // groups, k, k, scale=(C // groups * k * k) ** -0.5)
+    shape = (N, channels, *((n + 2 * padding - k) // stride + 1 for n in (H, W)))
+    return x, weight, shape, (stride, padding, 1, groups)
+
+
+for _variant, (*_, _sizes) in _CONVOLUTIONS.items():
+
+    @maker("convolution", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        x, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return x, weight, draw.normal(shape[1]), *options
+
+    @maker("convolution_input_grad", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        _, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return _image(draw, *shape, "channels_last"), weight, (H, W), *options
+
+    @maker("convolution_weight_grad", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        x, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return _image(draw, *shape, "channels_last"), x, weight.shape[2:], *options
+
+
+#: What is pooled: the stem and the blocks of convolutional networks.
+_SLIDES = {"2x2": (2, 2, 0), "3x3": (3, 2, 1)}
+_POOLED = tuple(f"{slide}-{layout}" for slide in _SLIDES for layout in _LAYOUTS)
+_AVERAGED = tuple(f"{slide}-{layout}" for slide in ("2x2", "global") for layout in _LAYOUTS)
+
+
+def _windows(slide: str, H: int, W: int) -> Windows:
+    if slide == "global":
+        return adaptive("bench", (H, W), (1, 1))
+    pairs = ((n, n) for n in (*_SLIDES[slide], 1))
+    return sliding("bench", (H, W), *pairs)
+
+
+@maker("max_pool", *_POOLED, sizes=IMAGES)
+@maker("avg_pool", *_AVERAGED, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    slide, layout = variant.split("-")
+    return _image(draw, N, C, H, W, layout), _windows(slide, H, W)
+
+
+@maker("avg_pool_grad", *_AVERAGED, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    slide, layout = variant.split("-")
+    windows = _windows(slide, H, W)
+    return _image(draw, N, C, *windows.outputs, layout), windows
+
+
+@maker("max_pool_grad", *_POOLED, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    slide, layout = variant.split("-")
+    windows = _windows(slide, H, W)
+    places = max_pool.reference(_image(draw, N, C, H, W, layout), windows)[1]
+    if layout == "nchw":
+        places = np.ascontiguousarray(places)
+    return _image(draw, N, C, *windows.outputs, layout), places, windows
 
 
 @maker("matmul", "nn", sizes=PRODUCTS)

@@ -157,7 +157,11 @@ def _figure(title: str, svg: str) -> str:
 
 def _plotted(machine: Machine) -> list[str]:
     """The reference is left out of clouds of points: it is no rival."""
-    return [side for side in machine.sides if side in ("ours", "torch", "compile")]
+    return [
+        side
+        for side in machine.sides
+        if side in ("ours", "torch", "torch.channels_last", "torch.compile")
+    ]
 
 
 def _roofline(machine: Machine) -> str:

@@ -11,12 +11,14 @@ from bench.measure import Spread
 from bench.result_file import OURS, Entry, ResultFile, UnreadableResult, read
 
 #: The sides in the order of columns and plots.
-SIDES = ("ours", "captured", "torch", "compile", "graph", "reference")
+SIDES = (
+    *("ours", "captured", "torch", "torch.channels_last", "torch.compile", "torch.graph"),
+    "reference",
+)
 TITLES = {
     "captured": "ours, captured",
-    "torch": "torch",
-    "compile": "torch.compile",
-    "graph": "torch, CUDA graph",
+    "torch.channels_last": "torch, channels-last",
+    "torch.graph": "torch, CUDA graph",
     "reference": "array maths",
 }
 

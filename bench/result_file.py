@@ -123,11 +123,12 @@ def _entries(facts: dict[str, Any]) -> Iterator[Entry]:
     if facts["kind"] == "kernels":
         yield from map(_of_kernel, facts["rows"])
     elif facts["kind"] == "training":
-        yield from _of_training(facts["result"])
+        for result in facts["results"]:
+            yield from _of_training(result)
     else:  # a run on a GPU that was cut short lacks parts
         yield from map(_of_kernel, facts.get("kernels", {}).get("rows", []))
-        if "seconds" in facts.get("training", {}):
-            yield from _of_training(facts["training"])
+        for result in facts.get("training", {}).get("results", []):
+            yield from _of_training(result)
 
 
 def _of_kernel(row: Mapping[str, Any]) -> Entry:
@@ -154,14 +155,14 @@ def _of_kernel(row: Mapping[str, Any]) -> Entry:
 
 def _of_training(result: Mapping[str, Any]) -> Iterator[Entry]:
     """The step, then its parts."""
-    size = f"{'-'.join(map(str, result['widths']))}, batch {result['batch']}"
+    size = f"{result['title']}, batch {result['batch']}"
     by_side = {side: _spreads(laps) for side, laps in result["seconds"].items()}
     for lap in result["seconds"]["ours"]:
         whole = lap == "step"
         yield Entry(
             f"{result['model']} {lap}",
             size,
-            tuple(result["widths"]),
+            (int(result["batch"]),),
             result["dtype"],
             {side: laps[lap] for side, laps in by_side.items() if lap in laps},
             {side: float(t) for side, t in result["best_seconds"].items()} if whole else {},

@@ -41,6 +41,27 @@ QUICK: dict[Device, list[Shape]] = {"cpu": [(1024, 256)], "cuda": [(4096, 1024)]
 #: (N, C, H, W)
 IMAGES: Sizes = {"cpu": [(32, 64, 32, 32)], "cuda": [(64, 64, 64, 64), (32, 64, 8, 8)]}
 
+#: Convolutions. The 3x3 layers of ResNet-18 for small images, where they become wider, its first
+#: one, and the two of LeNet-5.
+IMAGES_3X3: Sizes = {
+    "cpu": [
+        (32, 64, 32, 32),
+        (32, 128, 16, 16),
+        (32, 256, 8, 8),
+        (32, 512, 4, 4),
+        (64, 32, 32, 32),
+        (64, 128, 8, 8),
+    ],
+    "cuda": [(256, 64, 32, 32), (64, 64, 56, 56), (256, 512, 4, 4)],
+}
+IMAGES_WIDER: Sizes = {
+    "cpu": [(32, 64, 32, 32), (32, 128, 16, 16), (32, 256, 8, 8)],
+    "cuda": [(256, 64, 32, 32), (64, 256, 56, 56)],
+}
+IMAGES_COLOUR: Sizes = {"cpu": [(32, 3, 32, 32)], "cuda": [(256, 3, 32, 32)]}
+IMAGES_GREY: Sizes = {"cpu": [(64, 1, 28, 28)], "cuda": [(256, 1, 28, 28)]}
+IMAGES_LENET2: Sizes = {"cpu": [(64, 6, 14, 14)], "cuda": [(256, 6, 14, 14)]}
+
 #: m x k x n: the layers of the 784-512-256-10 network at batch 128, and squares.
 PRODUCTS: Sizes = {
     "cpu": [(128, 784, 512), (128, 512, 256), (512, 512, 512), (1024, 1024, 1024)],

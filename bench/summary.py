@@ -1,13 +1,14 @@
 """The part of README between two markers, made of the newest files in bench/results/.
 
-A kind of file (kernels, training, gpu) and a device have one newest file; the date inside decides.
+The newest file of a kind (kernels, gpu) and a device counts, of training that of each network; the
+date inside decides.
 So numbers are never typed: they come from a run, by `python -m bench summary`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +30,36 @@ NO_RESULTS = "No results are committed yet."
 NO_GPU = "Nothing has been measured on a GPU yet."
 
 
-def results(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """(kind, device) -> the newest result."""
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")):
-        facts = facts_of(path)
-        key, date = (str(facts["kind"]), str(facts["device"])), facts["date"]
-        if key not in newest or date > newest[key]["date"]:
-            newest[key] = facts
-    return newest
+def results(folder: Path) -> list[dict[str, Any]]:
+    """All of them, the newest first."""
+    found = [facts_of(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda facts: str(facts["date"]), reverse=True)
+
+
+def _trained(
+    files: Sequence[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The files about training on the CPU, each with what no newer one has."""
+    seen: set[tuple[str, int]] = set()
+    for facts in files:
+        if (facts["kind"], facts["device"]) == ("training", "cpu"):
+            new = [r for r in facts["results"] if (r["title"], r["batch"]) not in seen]
+            seen |= {(r["title"], r["batch"]) for r in new}
+            if new:
+                yield facts, new
 
 
 def text(folder: Path) -> str:
     """What stands between the markers."""
-    newest = results(folder)
+    files = results(folder)
+    newest = {(facts["kind"], facts["device"]): facts for facts in reversed(files)}
     lines = []
-    kernels, training = newest.get(("kernels", "cpu")), newest.get(("training", "cpu"))
-    if kernels:
+    if kernels := newest.get(("kernels", "cpu")):
         lines += [*of_machine(kernels), ""]
         chosen = [row for row in kernels["rows"] if row["kernel"] in CPU_KERNELS]
         lines += [*table(chosen), ""]
-    if training:
-        lines += [*([] if kernels else [*of_machine(training), ""]), *of_training(training), ""]
+    for facts, trained in _trained(files):
+        lines += [*of_machine(facts), "", *of_training(trained), ""]
     if gpu := newest.get(("gpu", "cuda")):
         lines += of_gpu(gpu)
     elif lines:
@@ -86,9 +95,8 @@ def of_gpu(facts: dict[str, Any]) -> list[str]:
     chosen = [row for row in rows if row["kernel"] in MAIN]
     if chosen:
         lines += [*table(chosen), ""]
-    training = facts.get("training", {})
-    if "steps_per_second" in training:
-        lines += [*of_training({"result": training}), ""]
+    if trained := facts.get("training", {}).get("results"):
+        lines += [*of_training(trained), ""]
     return lines[:-1]
 
 
@@ -112,10 +120,12 @@ def _of_sanitizer(facts: dict[str, Any]) -> list[str]:
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A Markdown table: time, times of the peers over ours, share of the bandwidth of a copy."""
-    sides = [s for s in ("torch", "compile", "reference") if any(_speedup(r, s) for r in rows)]
-    titles = {"torch": "x torch", "compile": "x torch.compile", "reference": "x array maths"}
+    sides = [
+        s for s in ("torch", "torch.compile", "reference") if any(_speedup(r, s) for r in rows)
+    ]
+    titles = {"reference": "x array maths"}
     products = any(row.get("flops") for row in rows)
-    head = ["kernel", "size", "us", *(titles[s] for s in sides), "of copy"]
+    head = ["kernel", "size", "us", *(titles.get(s, f"x {s}") for s in sides), "of copy"]
     head += ["TFLOP/s"] if products else []
     lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
     for row in rows:
@@ -158,25 +168,43 @@ def _number(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def of_training(facts: dict[str, Any]) -> list[str]:
-    """Steps a second of each side."""
-    result = facts["result"]
-    widths = "-".join(map(str, result["widths"]))
-    title = f"{result['model'].upper()} {widths}, batch {result['batch']}, Adam, {result['dtype']}"
-    head = ["", "steps/s", "p20-p80", f"loss after {len(result['losses']['ours'])} steps"]
-    lines = [f"Training, {title}:", "", _line(head), _line(["---", "---:", "---:", "---:"])]
-    for side, rate in result["steps_per_second"].items():
-        spread = f"{rate['p20']:,.0f}-{rate['p80']:,.0f}"
-        loss = f"{result['losses'][side][-1]:.4f}"
-        lines.append(_line([_SIDES.get(side, side), f"{rate['median']:,.0f}", spread, loss]))
-    return lines
+def of_training(trained: Sequence[dict[str, Any]]) -> list[str]:
+    """A Markdown table: whole steps of each network on each side."""
+    head = ["training", "", "steps/s", "units/s", "x", "peak memory", "loss"]
+    lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
+    for result in trained:
+        for side, rate in result["steps_per_second"].items():
+            first = side == "ours"
+            units = f"{_number(result['units_per_second'][side]['median'])} {result['unit']}"
+            memory = result["memory"].get(side, {})
+            used = memory.get("peak", memory.get("device"))
+            lines.append(
+                _line(
+                    [
+                        f"{result['title']}, batch {result['batch']}" if first else "",
+                        _SIDES.get(side, side),
+                        _ratio(rate),
+                        units,
+                        _ratio(_speedup(result, side)),
+                        f"{used / 2**20:,.0f} MiB" if used else "",
+                        f"{result['losses'][side][-1]:.4f}",
+                    ]
+                )
+            )
+    steps = {len(result["losses"]["ours"]) for result in trained}
+    caption = (
+        "A step: batch from memory, forward, backward, optimizer, in float32. x: as above. peak "
+        "memory: of the process, on CUDA of the card. loss: after "
+        f"{' or '.join(map(str, sorted(steps)))} steps from equal weights."
+    )
+    return [*lines, "", caption]
 
 
 _SIDES = {
     "captured": "ours, captured",
     "torch": "torch eager",
-    "compile": "torch.compile",
-    "graph": "torch, CUDA graph",
+    "torch.channels_last": "torch eager, channels-last",
+    "torch.graph": "torch, CUDA graph",
 }
 
 

@@ -7,6 +7,8 @@ torch_calls.py.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -274,6 +276,60 @@ def _(dy, x, groups, w, mean, rstd):
     return lambda: aten.native_group_norm_backward(*args)
 
 
+# Pooling ------------------------------------------------------------------------------------------
+
+_SLIDE = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_AVERAGE = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+
+
+def _pool(kind: str, x, windows):
+    """F.max_pool2d, F.adaptive_avg_pool1d, ...: what has made `windows`."""
+    options, dims = windows.options, windows.dims
+    if "output_size" in options:
+        name, args = f"adaptive_{kind}_pool{dims}d", [options["output_size"]]
+    else:
+        name = f"{kind}_pool{dims}d"
+        args = [options[key] for key in (_SLIDE if kind == "max" else _AVERAGE)]
+    return getattr(F, name)(x, *args, *([True] if kind == "max" else []))
+
+
+def _before(dy, windows):
+    """An image that is pooled to dy's shape, laid out like dy."""
+    last = dy.ndim == 4 and dy.stride(1) == 1 and dy.shape[1] > 1
+    x = dy.new_zeros(*dy.shape[:2], *windows.sizes)
+    return x.contiguous(memory_format=torch.channels_last) if last else x
+
+
+direct("max_pool", "F.max_pool2d(return_indices=True)", lambda x, w: _pool("max", x, w))
+direct("avg_pool", "F.avg_pool2d, F.adaptive_avg_pool2d", lambda x, w: _pool("avg", x, w))
+direct(
+    "max_unpool",
+    "F.max_unpool2d",
+    lambda x, places, sizes: F.max_unpool2d(x, places.long(), 2, 2, 0, sizes),
+)
+direct(
+    "max_unpool_grad",
+    "torch.gather",
+    lambda dy, places: dy.flatten(2).gather(2, places.flatten(2).long()).view(places.shape),
+)
+
+
+@prepared("max_pool_grad", "aten.max_pool2d_with_indices_backward")
+def _(dy, places, windows):
+    args = [windows.options[key] for key in _SLIDE]
+    x, places = _before(dy, windows), places.long()
+    return lambda: aten.max_pool2d_with_indices_backward(dy, x, *args, places)
+
+
+@prepared("avg_pool_grad", "aten.avg_pool2d_backward, aten._adaptive_avg_pool2d_backward")
+def _(dy, windows):
+    x = _before(dy, windows)
+    if "output_size" in windows.options:
+        return lambda: aten._adaptive_avg_pool2d_backward(dy, x)
+    args = [windows.options[key] for key in _AVERAGE]
+    return lambda: aten.avg_pool2d_backward(dy, x, *args, None)
+
+
 # Random draws: other streams, so nothing to compare -----------------------------------------------
 
 direct("dropout", "F.dropout", lambda x, p, *_: F.dropout(x, p, True), comparable=False)
@@ -333,6 +389,57 @@ direct(
     "flip, cumsum, flip (as autograd's backward)",
     lambda dy, axis=-1: dy.flip(axis).cumsum(axis).flip(axis),
 )
+
+
+# Convolution --------------------------------------------------------------------------------------
+
+
+def _faster_layout(make: Callable[[torch.memory_format], Peer]) -> Peer:
+    """The faster of two calls: with images and weights channels-last, and in the default order."""
+
+    def fastest(call: Peer) -> float:
+        taken = []
+        for _ in range(6):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+        return min(taken[1:])
+
+    calls = [make(layout) for layout in (torch.channels_last, torch.contiguous_format)]
+    return min(calls, key=fastest)
+
+
+def _convolution_backward(index, dy, x, w, stride, padding, dilation, groups):
+    """aten.convolution_backward for one of (input, weight)."""
+    pairs, mask = ([n, n] for n in (stride, padding, dilation)), [index == i for i in range(3)]
+    options = (None, *pairs, False, [0, 0], groups, mask)
+
+    def make(layout):
+        arrays = [t.contiguous(memory_format=layout) for t in (dy, x, w)]
+        return lambda: aten.convolution_backward(*arrays, *options)[index]
+
+    return _faster_layout(make)
+
+
+@prepared("convolution", "F.conv2d, the faster of channels_last and default")
+def _(x, w, bias, *options):
+    def make(layout):
+        arrays = [t.contiguous(memory_format=layout) for t in (x, w)]
+        return lambda: F.conv2d(*arrays, bias, *options)
+
+    return _faster_layout(make)
+
+
+@prepared("convolution_input_grad", "aten.convolution_backward, the faster layout")
+def _(dy, w, size, *options):
+    x = dy.new_empty(len(dy), w.shape[1] * options[-1], *size)
+    return _convolution_backward(0, dy, x, w, *options)
+
+
+@prepared("convolution_weight_grad", "aten.convolution_backward, the faster layout")
+def _(dy, x, kernel, *options):
+    w = dy.new_empty(dy.shape[1], x.shape[1] // options[-1], *kernel)
+    return _convolution_backward(1, dy, x, w, *options)
 
 
 # Matrices and tables ------------------------------------------------------------------------------

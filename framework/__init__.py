@@ -68,6 +68,10 @@ from framework.backend.memory import (
 )
 from framework.backend.out_of_memory import OutOfMemoryError as OutOfMemoryError
 from framework.backend.random import Generator as Generator, manual_seed as manual_seed
+from framework.backend.threads import (
+    get_num_threads as get_num_threads,
+    set_num_threads as set_num_threads,
+)
 from kernels.precision import (
     get_float32_matmul_precision as get_float32_matmul_precision,
     set_float32_matmul_precision as set_float32_matmul_precision,

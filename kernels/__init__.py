@@ -3,6 +3,7 @@
 from kernels import (
     activations as activations,
     channel_norm as channel_norm,
+    convolution as convolution,
     embedding as embedding,
     extremes as extremes,
     group_norm as group_norm,
@@ -12,6 +13,7 @@ from kernels import (
     matmul as matmul,
     normalization as normalization,
     optimizers as optimizers,
+    pooling as pooling,
     random as random,
     reductions as reductions,
     softmax as softmax,

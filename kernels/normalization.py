@@ -53,13 +53,18 @@ CUDA_KERNELS = (
 )
 
 
-def _check_rows(name: str, x: Array, **parameters: Array | None) -> None:
-    if x.ndim != 2:
+def _check_rows(
+    name: str, x: Array, weight: Array | None, bias: Array | None = None, dy: Array | None = None
+) -> None:
+    shape = x.shape
+    if len(shape) != 2:
         raise ValueError(
-            f"{name}: x has shape {x.shape}, expected (rows, columns): "
+            f"{name}: x has shape {shape}, expected (rows, columns): "
             "reshape the normalised axes into one"
         )
-    check_parameters(name, x.shape[1], "column", x, parameters)
+    check_parameters(name, shape[1], "column", x, weight=weight, bias=bias)
+    if dy is not None:
+        check_dy(name, dy, x)
 
 
 # Layer norm ---------------------------------------------------------------------------------------
@@ -71,7 +76,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
 
     Returns y (rows, D), mean (rows,) and rstd = 1 / sqrt(var + eps) (rows,).
     """
-    _check_rows("layer_norm", x, weight=weight, bias=bias)
+    _check_rows("layer_norm", x, weight, bias)
     mean, var = moments(x, (1,))
     rstd = 1 / array_module(x).sqrt(var + eps)
     return affine((x - mean) * rstd, weight, bias), mean[:, 0], rstd[:, 0]
@@ -79,7 +84,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
 
 @layer_norm.cpu
 def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> Triple:
-    _check_rows("layer_norm", x, weight=weight, bias=bias)
+    _check_rows("layer_norm", x, weight, bias)
     x = dense(x)
     rows, D = x.shape
     y, mean, rstd = np.empty_like(x), np.empty(rows, np.float32), np.empty(rows, np.float32)
@@ -103,7 +108,7 @@ def _launch_rows(name: str, x: Array, args: tuple[Any, ...], centred: bool) -> N
 
 @layer_norm.cuda
 def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> Triple:
-    _check_rows("layer_norm", x, weight=weight, bias=bias)
+    _check_rows("layer_norm", x, weight, bias)
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     y, mean, rstd = xp.empty_like(x), *(xp.empty(x.shape[0], np.float32) for _ in range(2))
@@ -129,8 +134,7 @@ def layer_norm_grad(dy: Array, x: Array, weight: Array | None, mean: Array, rstd
     dx = rstd (g - mean(g) - n mean(g n)), dweight = sum of dy n and dbias = sum of dy over the
     rows.
     """
-    _check_rows("layer_norm_grad", x, weight=weight)
-    check_dy("layer_norm_grad", dy, x)
+    _check_rows("layer_norm_grad", x, weight, dy=dy)
     rstd = rstd[:, None]
     n = (x - mean[:, None]) * rstd
     g = affine(dy, weight, None)
@@ -140,16 +144,14 @@ def layer_norm_grad(dy: Array, x: Array, weight: Array | None, mean: Array, rstd
 
 @layer_norm_grad.cpu
 def _(dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Triple:
-    _check_rows("layer_norm_grad", x, weight=weight)
-    check_dy("layer_norm_grad", dy, x)
+    _check_rows("layer_norm_grad", x, weight, dy=dy)
     dy, x, mean, rstd = dense(dy), dense(x), dense(mean), dense(rstd)
     rows, D = x.shape
     tasks = row_blocks(rows, loops.ROW_BLOCK)
-    dx, sums = np.empty_like(x), np.empty(2 * D, np.float32)
-    partials = np.empty((tasks.size, 2 * D), np.float32)
+    dx, parts = np.empty_like(x), np.empty((tasks.size + 1, 2 * D), np.float32)
     w = vector(weight, D, 1)
-    loops.layer_norm_grad(tasks, dy, x, w, mean, rstd, dx, partials, sums, work=x.size)
-    return dx, sums[:D], sums[D:]
+    loops.layer_norm_grad(tasks, dy, x, w, mean, rstd, dx, parts, work=x.size)
+    return dx, parts[0, :D], parts[0, D:]
 
 
 def _row_grads(
@@ -180,8 +182,7 @@ def _row_grads(
 
 @layer_norm_grad.cuda
 def _(dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Triple:
-    _check_rows("layer_norm_grad", x, weight=weight)
-    check_dy("layer_norm_grad", dy, x)
+    _check_rows("layer_norm_grad", x, weight, dy=dy)
     return _row_grads(dy, x, weight, mean, rstd)
 
 
@@ -208,7 +209,7 @@ def rms_norm(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, 
 
     Returns y (rows, D) and rstd = 1 / sqrt(mean(x^2) + eps) (rows,).
     """
-    _check_rows("rms_norm", x, weight=weight)
+    _check_rows("rms_norm", x, weight)
     xp = array_module(x)
     rstd = 1 / xp.sqrt(average(xp.square(x), (1,)) + eps)
     return affine(x * rstd, weight, None), rstd[:, 0]
@@ -216,7 +217,7 @@ def rms_norm(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, 
 
 @rms_norm.cpu
 def _(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, Array]:
-    _check_rows("rms_norm", x, weight=weight)
+    _check_rows("rms_norm", x, weight)
     x = dense(x)
     y, rstd = np.empty_like(x), np.empty(x.shape[0], np.float32)
     loops.rms_norm(x, vector(weight, x.shape[1], 1), float(eps), y, rstd)
@@ -225,7 +226,7 @@ def _(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, Array]:
 
 @rms_norm.cuda
 def _(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, Array]:
-    _check_rows("rms_norm", x, weight=weight)
+    _check_rows("rms_norm", x, weight)
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     y, rstd = xp.empty_like(x), xp.empty(x.shape[0], np.float32)
@@ -250,8 +251,7 @@ def rms_norm_grad(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tup
     """(dx, dweight), with n = x rstd and g = dy weight: dx = rstd (g - n mean(g n)), dweight = sum
     of dy n over the rows.
     """
-    _check_rows("rms_norm_grad", x, weight=weight)
-    check_dy("rms_norm_grad", dy, x)
+    _check_rows("rms_norm_grad", x, weight, dy=dy)
     rstd = rstd[:, None]
     n = x * rstd
     g = affine(dy, weight, None)
@@ -260,8 +260,7 @@ def rms_norm_grad(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tup
 
 @rms_norm_grad.cpu
 def _(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tuple[Array, Array]:
-    _check_rows("rms_norm_grad", x, weight=weight)
-    check_dy("rms_norm_grad", dy, x)
+    _check_rows("rms_norm_grad", x, weight, dy=dy)
     dy, x, rstd = dense(dy), dense(x), dense(rstd)
     rows, D = x.shape
     tasks = row_blocks(rows, loops.ROW_BLOCK)
@@ -272,8 +271,7 @@ def _(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tuple[Array, Ar
 
 @rms_norm_grad.cuda
 def _(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tuple[Array, Array]:
-    _check_rows("rms_norm_grad", x, weight=weight)
-    check_dy("rms_norm_grad", dy, x)
+    _check_rows("rms_norm_grad", x, weight, dy=dy)
     return _row_grads(dy, x, weight, None, rstd)[:2]
 
 

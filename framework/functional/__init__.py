@@ -34,6 +34,14 @@ from framework.autograd.shaping import (
     unsqueeze as unsqueeze,
 )
 from framework.functional.activations import *  # noqa: F403
+from framework.functional.convolution import (
+    conv1d as conv1d,
+    conv2d as conv2d,
+    conv3d as conv3d,
+    conv_transpose1d as conv_transpose1d,
+    conv_transpose2d as conv_transpose2d,
+    conv_transpose3d as conv_transpose3d,
+)
 from framework.functional.dropout import dropout as dropout
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
 from framework.functional.linear import (
@@ -58,6 +66,23 @@ from framework.functional.normalization import (
     instance_norm as instance_norm,
     layer_norm as layer_norm,
     rms_norm as rms_norm,
+)
+from framework.functional.pooling import (
+    adaptive_avg_pool1d as adaptive_avg_pool1d,
+    adaptive_avg_pool2d as adaptive_avg_pool2d,
+    adaptive_avg_pool3d as adaptive_avg_pool3d,
+    adaptive_max_pool1d as adaptive_max_pool1d,
+    adaptive_max_pool2d as adaptive_max_pool2d,
+    adaptive_max_pool3d as adaptive_max_pool3d,
+    avg_pool1d as avg_pool1d,
+    avg_pool2d as avg_pool2d,
+    avg_pool3d as avg_pool3d,
+    max_pool1d as max_pool1d,
+    max_pool2d as max_pool2d,
+    max_pool3d as max_pool3d,
+    max_unpool1d as max_unpool1d,
+    max_unpool2d as max_unpool2d,
+    max_unpool3d as max_unpool3d,
 )
 from framework.functional.softmax import (
     log_softmax as log_softmax,

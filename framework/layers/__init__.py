@@ -28,6 +28,14 @@ from framework.layers.activation import (
 )
 from framework.layers.carry import Carry
 from framework.layers.containers import ModuleDict, ModuleList, Sequential
+from framework.layers.convolution import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from framework.layers.dropout import Dropout
 from framework.layers.embedding import Embedding
 from framework.layers.linear import Bilinear, Flatten, Identity, Linear
@@ -51,10 +59,42 @@ from framework.layers.normalization import (
     LayerNorm,
     RMSNorm,
 )
+from framework.layers.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+)
 from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
 
 __all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
     "CELU",
     "ELU",
     "GELU",
@@ -63,6 +103,12 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "Bilinear",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "Carry",
     "CrossEntropyLoss",
     "Dropout",

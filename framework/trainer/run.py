@@ -116,14 +116,14 @@ def fitting_threads(model: Module, config: RunConfig) -> Iterator[None]:
     if not has_numba() or work > 20_000_000:
         yield
         return
-    import numba
+    from kernels.cpu.engine import set_threads, threads
 
-    before = numba.get_num_threads()
-    numba.set_num_threads(1)
+    before = threads()
+    set_threads(1)
     try:
         yield
     finally:
-        numba.set_num_threads(before)
+        set_threads(before)
 
 
 def make_trainer(

@@ -1,4 +1,4 @@
-"""Sixteen float32 in one register: for loops over short rows, where LLVM's own vectorisation spends
+"""Sixteen float32, or int32, in one register: for loops over short rows, where LLVM's own vectorisation spends
 more on checks before and remainders after the loop than in it.
 
     @jit(forceinline=True)
@@ -9,7 +9,7 @@ more on checks before and remainders after the loop than in it.
         add(a, b, out, i, LANES)               # count is a constant: plain loads and stores
     add(a, b, out, whole(n), n - whole(n))     # the rest: masked ones, nothing beyond is touched
 
-Arrays are 1-D, contiguous, float32. Indices are not checked. Lanes past `count` are 0 when loaded,
+Arrays are 1-D, contiguous, float32 (places: int32, `load_ints`). Indices are not checked. Lanes past `count` are 0 when loaded,
 or what is given as `fill`. A number and lanes together in arithmetic means the number in each lane.
 CPUs with narrower registers use several for one value: LLVM splits them.
 
@@ -40,7 +40,7 @@ _FUSE = ("contract",)
 
 
 class LanesType(types.Type):
-    """numba's type of 16 float32, or of as many booleans."""
+    """numba's type of 16 float32, or of as many int32 or booleans."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(name=f"Lanes({kind})")
@@ -50,10 +50,11 @@ class LanesType(types.Type):
 @register_default(LanesType)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: LanesType) -> None:
-        super().__init__(manager, kind, {"f": _FLOATS, "b": _BITS}[kind.kind])
+        super().__init__(manager, kind, _KINDS[kind.kind])
 
 
-floats, booleans = LanesType("f"), LanesType("b")
+_KINDS = {"f": _FLOATS, "i": _INTS, "b": _BITS}
+floats, ints, booleans = LanesType("f"), LanesType("i"), LanesType("b")
 
 
 def _expect(name: str, *pairs: tuple[Any, Any]) -> None:
@@ -78,7 +79,8 @@ def _llvm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), ir.PointerType(_FLOATS))
+    lanes = _INTS if kind.dtype == types.int32 else _FLOATS
+    return builder.bitcast(builder.gep(data, [index]), ir.PointerType(lanes))
 
 
 def _within(builder: Any, count: Any) -> Any:
@@ -87,14 +89,14 @@ def _within(builder: Any, count: Any) -> Any:
     return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, _I32), _INTS))
 
 
-def _check_array(name: str, array: Any) -> None:
+def _check_array(name: str, array: Any, dtype: Any = types.float32) -> None:
     if not (
         isinstance(array, types.Array)
-        and array.dtype == types.float32
+        and array.dtype == dtype
         and array.ndim == 1
         and array.layout == "C"
     ):
-        raise TypingError(f"lanes.{name} takes a contiguous 1-D float32 array, got {array}")
+        raise TypingError(f"lanes.{name} takes a contiguous 1-D {dtype} array, got {array}")
 
 
 @intrinsic
@@ -112,20 +114,37 @@ def _load(context: Any, array: Any, index: Any, count: Any, fill: Any) -> Any:
 
 
 @intrinsic
+def load_ints(context: Any, array: Any, index: Any, count: Any) -> Any:
+    """The int32 lanes array[index : index + count]; 0 in those beyond."""
+    _check_array("load_ints", array, types.int32)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data, index, count = args
+        address = _address(context, builder, signature.args[0], data, index)
+        load = _llvm(builder, "masked.load.v16i32.p0", _INTS, address.type, _I32, _BITS, _INTS)
+        mask, zero = _within(builder, count), ir.Constant(_INTS, None)
+        return builder.call(load, [address, ir.Constant(_I32, 4), mask, zero])
+
+    return ints(array, types.intp, types.intp), generate
+
+
+@intrinsic
 def store(context: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
     """array[index : index + count] = the first `count` lanes of value."""
-    _check_array("store", array)
-    _expect("store", (value, floats))
+    kind = ints if value == ints else floats
+    _check_array("store", array, types.int32 if kind == ints else types.float32)
+    _expect("store", (value, kind))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data, index, count, value = args
         address = _address(context, builder, signature.args[0], data, index)
-        kinds = (_FLOATS, address.type, _I32, _BITS)
-        store = _llvm(builder, "masked.store.v16f32.p0", ir.VoidType(), *kinds)
+        kinds = (_KINDS[kind.kind], address.type, _I32, _BITS)
+        name = f"masked.store.v16{kind.kind}32.p0"
+        store = _llvm(builder, name, ir.VoidType(), *kinds)
         builder.call(store, [value, address, ir.Constant(_I32, 4), _within(builder, count)])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, floats), generate
+    return types.void(array, types.intp, types.intp, kind), generate
 
 
 @intrinsic
@@ -160,9 +179,61 @@ def whole(n):
 
 @intrinsic
 def each(context: Any, x: Any) -> Any:
-    """A float32 in every lane."""
-    _expect("each", (x, types.float32))
-    return floats(types.float32), lambda context, builder, signature, args: _splat(builder, args[0])
+    """A float32, or an int32, in every lane."""
+    kind = ints if x == types.int32 else floats
+    _expect("each", (x, types.int32 if kind == ints else types.float32))
+    return kind(x), lambda context, builder, signature, args: _splat(
+        builder, args[0], _KINDS[kind.kind]
+    )
+
+
+@intrinsic
+def load_each(context: Any, array: Any, index: Any) -> Any:
+    """array[index] in every lane, without Python's look at negative indices: with it the addresses
+    of a register tile take twice as long as its arithmetic.
+    """
+    _check_array("load_each", array)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return _splat(builder, builder.load(builder.gep(data, [args[1]])))
+
+    return floats(array, types.intp), generate
+
+
+@intrinsic
+def turn(context: Any, x: Any, x0: Any, row: Any, y: Any, y0: Any, y_row: Any) -> Any:
+    """The 16 x 16 transpose: y[y0 + i * y_row + j] = x[x0 + j * row + i]."""
+    _check_array("turn", x)
+    _check_array("turn", y)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, x0, row, y, y0, y_row = args
+
+        def place(array: Any, kind: Any, start: Any, step: Any, i: int) -> Any:
+            index = builder.add(start, builder.mul(step, ir.Constant(step.type, i)))
+            return _address(context, builder, kind, array, index)
+
+        lines = [
+            builder.load(place(x, signature.args[0], x0, row, i), align=4) for i in range(LANES)
+        ]
+        # Four times, halves change places: of 1, 2, 4 and 8 elements, between lines as far apart.
+        for width in (1, 2, 4, 8):
+            low = [i for i in range(LANES) if not i & width]
+            first = [i - width + LANES if i & width else i for i in range(LANES)]
+            second = [i + LANES if i & width else i + width for i in range(LANES)]
+            for i in low:
+                a, b = lines[i], lines[i + width]
+                lines[i], lines[i + width] = (
+                    builder.shuffle_vector(a, b, ir.Constant(_INTS, order))
+                    for order in (first, second)
+                )
+        for i in range(LANES):
+            builder.store(lines[i], place(y, signature.args[3], y0, y_row, i), align=4)
+        return context.get_dummy_value()
+
+    intp = types.intp
+    return types.void(x, intp, intp, y, intp, intp), generate
 
 
 # Arithmetic ---------------------------------------------------------------------------------------
@@ -233,6 +304,13 @@ _comparison(operator.eq, "==")
 
 
 @intrinsic
+def same(context: Any, a: Any, b: Any) -> Any:
+    """Which of the int32 lanes are equal?"""
+    _expect("same", (a, ints), (b, ints))
+    return booleans(a, b), lambda context, builder, signature, args: builder.icmp_signed("==", *args)
+
+
+@intrinsic
 def select(context: Any, condition: Any, a: Any, b: Any) -> Any:
     """Lane by lane a where the condition holds, else b; numbers too, without a branch."""
     if condition == types.boolean:
@@ -240,7 +318,7 @@ def select(context: Any, condition: Any, a: Any, b: Any) -> Any:
         kind = types.float32
     else:
         _expect("select", (condition, booleans))
-        kind = floats
+        kind = ints if a == ints else floats
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         condition, a, b = args
@@ -273,3 +351,36 @@ def peak(context: Any, x: Any) -> Any:
     """Largest of the lanes; undefined if one is NaN."""
     _expect("peak", (x, floats))
     return types.float32(floats), _reduction("vector.reduce.fmax", ("nnan", "nsz"))
+
+
+@intrinsic
+def totals(context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The `total` of each of four, together: 8 shuffles and 5 additions where one by one takes 16
+    of either.
+    """
+    _expect("totals", (a, floats), (b, floats), (c, floats), (d, floats))
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def folded(x: Any, y: Any, first: Any, second: Any) -> Any:
+            """x's and y's lanes chosen by `first`, plus those chosen by `second`."""
+            order = ir.VectorType(_I32, LANES)
+            halves = [builder.shuffle_vector(x, y, ir.Constant(order, o)) for o in (first, second)]
+            return builder.fadd(*halves)
+
+        # within each quarter of four lanes, where a shuffle takes one cycle ...
+        quarters = range(0, LANES, 4)
+        low = [q + i for q in quarters for i in (0, LANES, 1, LANES + 1)]
+        high = [q + i for q in quarters for i in (2, LANES + 2, 3, LANES + 3)]
+        a, b, c, d = args
+        ab, cd = folded(a, b, low, high), folded(c, d, low, high)
+        low = [q + i for q in quarters for i in (0, 1, LANES, LANES + 1)]
+        high = [q + i for q in quarters for i in (2, 3, LANES + 2, LANES + 3)]
+        x = folded(ab, cd, low, high)  # (a, b, c, d) four times
+        # ... and then the quarters
+        for step in (8, 4):
+            straight = list(range(LANES))
+            x = folded(x, x, straight, [(i + step) % LANES for i in straight])
+        lanes = [builder.extract_element(x, _I32(i)) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, lanes)
+
+    return types.UniTuple(types.float32, 4)(floats, floats, floats, floats), generate

@@ -12,14 +12,14 @@ import math
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
-from kernels.cpu.lanes import LANES, each, load, store, total, whole
+from kernels.cpu.lanes import LANES, each, load, store, total, totals, whole
 from kernels.cpu.summation import BLOCK, add_partials, column_sum, row_deviation, row_sum
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
 
 #: Rows whose weight gradients are summed in one float32 partial.
-ROW_BLOCK = 64
+ROW_BLOCK = 96
 
 
 def column_block(columns: int) -> int:
@@ -82,10 +82,10 @@ def _four_gradients(dy, x, r, weight, m, s, means, i, count, dx):
 
 
 @jit(forceinline=True)
-def _means(sums, s, columns):
+def _means(sum_g, sum_gn, s, columns):
     """mean(g) and s^2 mean(g n) of a row."""
     share = ONE / np.float32(columns)
-    return total(sums[0]) * share, total(sums[1]) * share * s * s
+    return sum_g * share, sum_gn * share * s * s
 
 
 @jit(forceinline=True)
@@ -101,11 +101,13 @@ def _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias):
         sums = _four_sums(dy, x, r, weight, m, s, i, LANES, sums, dweight, dbias)
     if full < columns:
         sums = _four_sums(dy, x, r, weight, m, s, full, columns - full, sums, dweight, dbias)
+    g = totals(sums[0][0], sums[1][0], sums[2][0], sums[3][0])
+    gn = totals(sums[0][1], sums[1][1], sums[2][1], sums[3][1])
     means = (
-        _means(sums[0], s[0], columns),
-        _means(sums[1], s[1], columns),
-        _means(sums[2], s[2], columns),
-        _means(sums[3], s[3], columns),
+        _means(g[0], gn[0], s[0], columns),
+        _means(g[1], gn[1], s[1], columns),
+        _means(g[2], gn[2], s[2], columns),
+        _means(g[3], gn[3], s[3], columns),
     )
     for i in range(0, full, LANES):
         _four_gradients(dy, x, r, weight, m, s, means, i, LANES, dx)
@@ -123,23 +125,23 @@ def _one_row(dy, x, weight, m, s, dx, dweight, dbias):
         sums, dw, db = _row_sums(dy, x, w, m, s, i, count, sums, dw, db)
         store(dweight, i, count, dw)
         store(dbias, i, count, db)
-    means = _means(sums, s, columns)
+    means = _means(total(sums[0]), total(sums[1]), s, columns)
     for i in range(0, columns, LANES):
         count = min(LANES, columns - i)
         _row_gradient(dy, x, load(weight, i, count), m, s, means, i, count, dx)
 
 
 @jit
-def _add_layer_norm_partials(tasks, dy, x, weight, mean, rstd, dx, partials, sums):
-    add_partials(partials, sums)
+def _add_layer_norm_parts(tasks, dy, x, weight, mean, rstd, dx, parts):
+    add_partials(parts[1:], parts[0])
 
 
-@loop("tasks", finish=_add_layer_norm_partials)
-def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, partials, sums):
-    """dweight and dbias of each block of rows: `partials` (blocks, 2 columns); `sums` of all."""
+@loop("tasks", finish=_add_layer_norm_parts)
+def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, parts):
+    """parts (1 + blocks, 2 columns): dweight and dbias of all rows, then those of each block."""
     rows, columns = x.shape
     for t in tasks:
-        dweight, dbias = partials[t, :columns], partials[t, columns:]
+        dweight, dbias = parts[t + 1, :columns], parts[t + 1, columns:]
         for j in range(columns):
             dweight[j] = ZERO
             dbias[j] = ZERO

@@ -36,7 +36,9 @@ def test_without_a_command_it_prints_help(bench):
         (["kernels", "sofmax"], r"unknown kernel 'sofmax': did you mean .*softmax"),
         (["kernels", "--against", "jax"], r"unknown peer 'jax' in --against: there are reference"),
         (["training", "--against", "reference"], r"unknown peer 'reference'.*: there are torch"),
-        (["training", "--model", "lenet"], r"unknown model 'lenet': there are mlp"),
+        (["training", "--model", "yolo"], r"unknown model 'yolo': there are mlp"),
+        (["training", "--set", "batch"], r"--set batch: expected a name and a value"),
+        (["training", "--set", "batch=x"], r"--set batch=x: expected a value like 128"),
         (["kernels", "relu", "--sizes", "12by3"], r"--sizes 12by3: expected positive numbers"),
         (["kernels", "relu", "--sizes", "2x3x4"], r"no case of relu takes --sizes 2x3x4"),
     ],
@@ -84,12 +86,39 @@ def test_training_runs_and_writes_its_figures(bench, tmp_path, monkeypatch):
     result = bench("training", *options)
     assert result.exit_code == 0, result.output
     assert "784-512-256-10" in result.output
-    figures = json.loads(out.read_text())["result"]
+    figures = json.loads(out.read_text())["results"][0]
     step = figures["seconds"]["ours"]
-    assert set(step) == {"step", "forward", "backward", "optimizer"}
+    assert set(step) == {"step", "input", "forward", "backward", "optimizer"}
     losses = figures["losses"]["ours"]
     assert losses[-1] < losses[0] / 2  # it learns: a step that does nothing would be fast
     assert figures["loss_difference"] == 0
+
+
+def test_settings_and_several_models_on_the_command_line(bench, tmp_path, monkeypatch):
+    from bench import training_tasks
+
+    monkeypatch.setitem(training_tasks.TASKS, "small", training_tasks.TASKS["mlp"])
+    monkeypatch.setattr(training, "STEPS", 2)
+    out = tmp_path / "out.json"
+    options = ["--set", "batch=8", "--set", "widths=16-8-4", "--against", "none", "--json", out]
+    result = bench("training", "--model", "mlp,small", "--quick", "--turns", 3, *options)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(out.read_text())["results"]
+    assert [f["model"] for f in figures] == ["mlp", "small"]
+    assert {f["title"] for f in figures} == {"MLP 16-8-4"}
+    assert {f["settings"]["batch"] for f in figures} == {8}
+
+
+def test_torch_compile_without_a_compiler_is_said_once(bench, monkeypatch):
+    from bench import __main__ as command, machine
+
+    monkeypatch.setattr(machine, "has_torch", lambda: True)
+    monkeypatch.setattr(machine, "has_compiler", lambda: False)
+    said = []
+    monkeypatch.setattr(command.typer, "echo", lambda text, err=False: said.append(text))
+    known = training.SIDES["cpu"]
+    assert command._sides("torch,torch.compile", known, "cpu") == ["torch"]
+    assert said == [machine.COMPILER_IS_MISSING]
 
 
 def test_json_has_no_nan(tmp_path):
@@ -175,12 +204,16 @@ def test_the_table_and_the_json_have_every_side():
 def test_losses_that_differ_are_found():
     from bench.measure import Turns
     from bench.training import Result
-    from bench.training_sides import TASKS
+    from bench.training_tasks import TASKS
 
     turns = Turns(["ours", "torch"])
-    same = Result(TASKS["mlp"], turns, {"ours": [2.0, 1.0], "torch": [2.0, 1.001]}, {})
+    same = Result("mlp", TASKS["mlp"], turns, {"ours": [2.0, 1.0], "torch": [2.0, 1.001]}, {})
     assert same.agrees
     assert same.loss_difference == pytest.approx(5e-4)
-    assert not Result(TASKS["mlp"], turns, {"ours": [2.0, 1.9], "torch": [2.0, 1.0]}, {}).agrees
+    assert not Result(
+        "mlp", TASKS["mlp"], turns, {"ours": [2.0, 1.9], "torch": [2.0, 1.0]}, {}
+    ).agrees
     nan = float("nan")
-    assert not Result(TASKS["mlp"], turns, {"ours": [2.0, nan], "torch": [2.0, nan]}, {}).agrees
+    assert not Result(
+        "mlp", TASKS["mlp"], turns, {"ours": [2.0, nan], "torch": [2.0, nan]}, {}
+    ).agrees

@@ -111,10 +111,10 @@ def test_a_slower_machine_shows_in_the_columns_beside(files):
 
 def test_training_steps_are_compared_by_part(files):
     new = copy.deepcopy(TRAINING)
-    new["result"]["seconds"]["ours"]["backward"] = spread(2e-3)
+    new["results"][0]["seconds"]["ours"]["backward"] = spread(2e-3)
     found = run(*files(TRAINING, new))
     assert found.exit_code == 1
-    assert "mlp backward[784-10, batch 128] 2.00x" in found.output
+    assert "mlp backward[MLP 784-10, batch 128] 2.00x" in found.output
 
 
 def test_cases_of_one_file_are_listed_and_no_longer_timed_is_worse(files):

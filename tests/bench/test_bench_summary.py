@@ -38,10 +38,13 @@ FACTS = {
 }
 TRAINING = {
     "model": "mlp",
-    "widths": [784, 512, 256, 10],
+    "title": "MLP 784-512-256-10",
     "batch": 128,
     "dtype": "float32",
     "steps_per_second": {"ours": {"median": 1234.5, "p20": 1200.0, "p80": 1300.0}},
+    "unit": "samples",
+    "units_per_second": {"ours": {"median": 158016.0, "p20": 153600.0, "p80": 166400.0}},
+    "memory": {"ours": {"peak": 105 * 2**20}},
     "losses": {"ours": [2.3, 0.0123]},
 }
 CPU = FACTS | {
@@ -56,8 +59,8 @@ GPU = FACTS | {
     "versions": {"cupy-cuda13x": "14.2.0", "torch": "2.13.0", "triton": "3.5"},
     "tests": {"passed": 900, "failed": 0, "not_reached": 3},
     "sanitizer": {"memcheck": {"tool": "memcheck", "errors": 0, "kernels": 300, "complete": True}},
-    "kernels": {"rows": [row("gelu", dtype="bfloat16", speedup={"compile": SPREAD})]},
-    "training": TRAINING,
+    "kernels": {"rows": [row("gelu", dtype="bfloat16", speedup={"torch.compile": SPREAD})]},
+    "training": {"results": [TRAINING]},
 }
 
 
@@ -84,7 +87,7 @@ def test_without_results_it_says_so(folder):
 
 
 def test_the_cpus_kernels_and_training(folder):
-    training = FACTS | {"kind": "training", "device": "cpu", "result": TRAINING}
+    training = FACTS | {"kind": "training", "device": "cpu", "results": [TRAINING]}
     text = summary.text(folder(a=CPU, b=training))
     lines = text.splitlines()
     assert lines[0] == (
@@ -95,10 +98,10 @@ def test_the_cpus_kernels_and_training(folder):
     assert gelu in lines
     assert any(line.startswith("| matmul-nn |") and line.endswith("|  | 1.50 |") for line in lines)
     assert "softsign" not in text
-    assert "| ours | 1,234 | 1,200-1,300 | 0.0123 |" in lines
-    assert "Training, MLP 784-512-256-10, batch 128, Adam, float32:" in lines
+    network = "| MLP 784-512-256-10, batch 128 | ours |"
+    assert f"{network} 1,234 (1,200-1,300) | 158,016 samples |  | 105 MiB | 0.0123 |" in lines
     assert lines[-1] == summary.NO_GPU
-    assert text.count("Some CPU") == 1
+    assert text.count("Some CPU") == 2
 
 
 def test_a_gpu_has_its_tests_kernels_and_training(folder):
@@ -117,7 +120,7 @@ def test_a_gpu_run_that_was_cut_short_shows_what_it_has(folder):
     assert summary.text(folder(a=cut)).startswith("Some GPU, driver 580.1")
     failed = GPU | {"training": {"problem": "PeerError: no"}, "tests": {"problem": "no time left"}}
     text = summary.text(folder(a=failed))
-    assert "| gelu |" in text and "Training" not in text and "Tests" not in text
+    assert "| gelu |" in text and "| training |" not in text and "Tests" not in text
 
 
 def test_a_row_that_was_not_timed_says_so(folder):
