@@ -32,6 +32,7 @@ LIBRARIES = {
         "nvidia-cudnn-frontend nvidia-cudnn-cu13",
     ),
     "matplotlib": ("curves.png", "matplotlib"),
+    "tokenizers": ("byte-level BPE and WordPiece", "tokenizers"),
     "torch": ("a peer for python -m bench", "torch"),
 }
 
