@@ -383,7 +383,7 @@ def _show(headline: str, *tables: Any) -> None:
     from rich.console import Console
 
     # A file or a pipe has no width: wide enough that no cell is cut.
-    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 190)
+    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 250)
     console = Console(width=width)
     console.print(headline)
     for table in tables:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from bench.cases import TOLERANCES, Case, flops
 from bench.measure import Spread, Turns, measure
 from bench.peer import PeerError, Worker
-from bench.pools import Pool, Separate, Start, Together, copy_bandwidth
+from bench.pools import Pool, Separate, Start, Together, copy_bandwidth, peak_flops
 from bench.sizes import Device
 
 #: What --against chooses from.
 SIDES: dict[Device, tuple[str, ...]] = {
-    "cpu": ("reference", "torch"),
+    "cpu": ("reference", "torch", "torch.compile"),
     "cuda": ("reference", "torch", "torch.compile"),
 }
 
@@ -31,6 +32,8 @@ class Row:
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     turns: Turns | None = None
     problem: str = ""
+    #: Operations a second of the machine's arithmetic, for cases that have operations to count.
+    peak_flops: float | None = None
 
     @property
     def seconds(self) -> Spread:
@@ -48,6 +51,13 @@ class Row:
         """Operations a second of a matrix product; None for other kernels."""
         count = flops(self.case)
         return None if count is None else count / self.seconds.median
+
+    def share_of_roof(self, copy_bandwidth: float) -> float:
+        """Of what copying and arithmetic allow, the lower of the two (Williams et al. 2009)."""
+        shares = [self.bandwidth / copy_bandwidth]
+        if self.flops is not None and self.peak_flops:
+            shares.append(self.flops / self.peak_flops)
+        return max(shares)
 
     def speedup(self, side: str) -> Spread | None:
         """Time of `side` over ours; None where that side did not run."""
@@ -72,6 +82,8 @@ class Row:
             row["bandwidth"] = self.bandwidth
             row["share_of_copy"] = self.bandwidth / copy_bandwidth
             row["flops"] = self.flops
+            row["peak_flops"] = self.peak_flops
+            row["share_of_roof"] = self.share_of_roof(copy_bandwidth)
             row["disturbed"] = self.turns.disturbed
             row["turns"] = {s: self.turns.totals(s) for s in sides}
         return row
@@ -96,6 +108,7 @@ class KernelBench:
             Separate(sides, threads, start) if device == "cpu" else Together(sides, start)
         )
         self.copy_bandwidth = copy_bandwidth(device, threads, start)
+        self._peak = cache(lambda dtype: peak_flops(device, threads, dtype, start))
 
     def __enter__(self) -> KernelBench:
         return self
@@ -107,7 +120,7 @@ class KernelBench:
         """Check and time one case. A side that fails is left out of the row, which says so; the
         sides in `without` are not asked.
         """
-        row = Row(case)
+        row = Row(case, peak_flops=self._peak(case.dtype) if flops(case) else None)
         row.facts, problems = self.pool.prepare(case, without)
         row.problem = "; ".join(problems)
         if "ours" not in row.facts:
@@ -118,7 +131,11 @@ class KernelBench:
             return row
         sides = [side for side in row.facts if side == "ours" or self._takes_part(side, row)]
         try:
-            row.turns = measure(self.pool.runners(sides), self.seconds, self.turns)
+            runners = self.pool.runners(sides)
+            turns = measure(runners, self.seconds, self.turns)
+            for side, runner in runners.items():
+                row.facts[side]["extra_memory"] = runner.call("extra_memory")
+            row.turns = turns
         except PeerError as error:
             row.problem = str(error)
             self.pool.restart(sides)

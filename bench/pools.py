@@ -44,6 +44,15 @@ def copy_bandwidth(device: Device, threads: int | None, start: Start = Worker) -
     return float(moved / times.seconds("copy").median)
 
 
+def peak_flops(device: Device, threads: int | None, dtype: str, start: Start = Worker) -> float:
+    """Operations a second of the arithmetic alone; on the CPU products are in float32."""
+    factory = "bench.sides:peak" if device == "cpu" else "bench.cuda_sides:peak"
+    with start("peak", factory, threads) as worker:
+        count = worker.call("prepare", *([] if device == "cpu" else [dtype]))["flops"]
+        times = measure({"peak": worker}, 15 * 0.02, 15)
+    return float(count / times.seconds("peak").median)
+
+
 class Separate:
     """A process for each side: their thread pools would spin against each other in one."""
 
@@ -59,7 +68,8 @@ class Separate:
         """Start the sides that are not running: all at first, later those that died."""
         for side in self._sides:
             if side not in self._workers:
-                worker = self._start_worker(side, f"bench.sides:{side}", self._threads)
+                factory = f"bench.sides:{side.replace('.', '_')}"
+                worker = self._start_worker(side, factory, self._threads)
                 self._workers[side] = self._stack.enter_context(worker)
 
     def prepare(self, case: Case, without: Collection[str] = ()) -> tuple[Facts, list[str]]:

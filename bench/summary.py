@@ -14,6 +14,7 @@ from typing import Any
 
 from bench import machine
 from bench.cases import Case, size_text
+from bench.kernel_table import size_of
 from bench.result_file import UnreadableResult, facts_of
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -125,8 +126,9 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
     titles = {"reference": "x array maths"}
     products = any(row.get("flops") for row in rows)
-    head = ["kernel", "size", "us", *(titles.get(s, f"x {s}") for s in sides), "of copy"]
+    head = ["kernel", "size", "us", *(titles.get(s, f"x {s}") for s in sides), "of roof"]
     head += ["TFLOP/s"] if products else []
+    head += ["extra"] if (counted := any("extra_memory" in _ours(row) for row in rows)) else []
     lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
     for row in rows:
         case = Case(row["kernel"], row["variant"], tuple(row["shape"]), row.get("dtype", "float32"))
@@ -136,16 +138,24 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
             continue
         cells = [case.label, size, _number(row["seconds"]["ours"]["median"] * 1e6)]
         cells += [_ratio(_speedup(row, side)) for side in sides]
-        cells += ["" if row.get("flops") else f"{row['share_of_copy']:.0%}"]
+        cells.append(f"{row.get('share_of_roof', row['share_of_copy']):.0%}")
         if products:
             cells.append(_number(row["flops"] / 1e12) if row.get("flops") else "")
+        if counted:
+            cells.append(size_of(_ours(row).get("extra_memory")))
         lines.append(_line(cells))
     caption = (
         "x: the time of the other side over ours, the median of turns and p20-p80; above 1 ours is "
-        "faster. of copy: least traffic over time, as a share of a plain copy's bandwidth in the "
-        "same run; above 100% the arrays stay in caches."
+        "faster. of roof: of what a plain copy (least traffic over time) and, of products, bare "
+        "multiply-adds reached in the same run, the lower bound; above 100% the arrays stay in "
+        "caches." + " extra: memory at the peak beyond inputs and results." * counted
     )
     return [*lines, "", caption]
+
+
+def _ours(row: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = row.get("sides", {}).get("ours", {})
+    return found
 
 
 def _speedup(row: dict[str, Any], side: str) -> dict[str, float] | None:
