@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -51,6 +51,14 @@ class Row:
         """Operations a second of a matrix product; None for other kernels."""
         count = flops(self.case)
         return None if count is None else count / self.seconds.median
+
+    def joined(self, later: Row) -> Row:
+        """With the turns of a later pass; a pass that failed fails the row."""
+        if self.turns is None or later.turns is None:
+            return self if self.turns is None else later
+        self.turns.join(later.turns)
+        self.problem = self.problem or later.problem
+        return self
 
     def share_of_roof(self, copy_bandwidth: float) -> float:
         """Of what copying and arithmetic allow, the lower of the two (Williams et al. 2009)."""
@@ -109,6 +117,28 @@ class KernelBench:
         )
         self.copy_bandwidth = copy_bandwidth(device, threads, start)
         self._peak = cache(lambda dtype: peak_flops(device, threads, dtype, start))
+
+    def run_all(
+        self, chosen: Sequence[Case], passes: int, after_case: Callable[[Case], object]
+    ) -> list[Row]:
+        """All cases, `passes` times, each time in new processes and with a part of the time.
+
+        Where the system happens to put a process's arrays, and what the machine's other guests do
+        to the caches meanwhile, changes some kernels by a fifth and more, for as long as the
+        process lives: turns of one process alone do not show that spread.
+        """
+        rows: dict[Case, Row] = {}
+        whole = self.seconds, self.turns
+        self.seconds, self.turns = whole[0] / passes, max(1, round(whole[1] / passes))
+        for number in range(passes):
+            if number:
+                self.pool.restart_all()
+            for case in chosen:
+                row = self.run(case)
+                rows[case] = rows[case].joined(row) if case in rows else row
+                after_case(case)
+        self.seconds, self.turns = whole
+        return list(rows.values())
 
     def __enter__(self) -> KernelBench:
         return self

@@ -31,6 +31,9 @@ class Pool(Protocol):
     def restart(self, sides: Iterable[str]) -> None:
         """After a failure."""
 
+    def restart_all(self) -> None:
+        """Other processes from the next case on."""
+
     def close(self) -> None:
         """End the processes."""
 
@@ -97,6 +100,10 @@ class Separate:
         for side in sides:
             self._workers.pop(side).close()
 
+    def restart_all(self) -> None:
+        """With the next case."""
+        self.restart(list(self._workers))
+
     def close(self) -> None:
         """End the processes."""
         self._stack.close()
@@ -151,6 +158,10 @@ class Together:
 
     def restart(self, sides: Iterable[str]) -> None:
         """All of them: they share a process."""
+        self.close()
+
+    def restart_all(self) -> None:
+        """With the next case."""
         self.close()
 
     def close(self) -> None:

@@ -12,20 +12,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench import machine, report_data, report_png
 from bench.cases import Case, size_text
 from bench.kernel_table import size_of
 from bench.result_file import UnreadableResult, facts_of
+from bench.sizes import CPU_KERNELS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- figures: python -m bench summary -->"
 END = "<!-- end of figures -->"
 
-#: Kernels in README's table of the CPU: those that a network of today spends its time in.
-CPU_KERNELS = (
-    *("softmax", "cross_entropy", "layer_norm", "layer_norm_grad", "rms_norm", "batch_norm"),
-    *("gelu", "gelu_grad", "silu", "relu", "dropout", "sum", "matmul", "adam_step"),
-)
+#: Bars of README's kernels against torch, in the folder of results.
+PICTURE = "kernels.png"
 
 NO_RESULTS = "No results are committed yet."
 NO_GPU = "Nothing has been measured on a GPU yet."
@@ -234,10 +232,25 @@ def inserted(readme: str, figures: str) -> str:
     return f"{before}{BEGIN}\n{figures}\n{END}{after}"
 
 
-def update(readme: Path = README, folder: Path = machine.RESULTS, write: bool = True) -> bool:
-    """Rewrite the part, if `write`; was there anything to change?"""
+def update(readme: Path = README, folder: Path = machine.RESULTS, write: bool = True) -> list[str]:
+    """Rewrite the part and the picture, if `write`; the names of what there was to change."""
+    changed = []
     old = readme.read_text(encoding="utf-8")
     new = inserted(old, text(folder))
-    if write and new != old:
-        readme.write_text(new, encoding="utf-8")
-    return new != old
+    if new != old:
+        changed.append(readme.name)
+        if write:
+            readme.write_text(new, encoding="utf-8")
+    picture, drawn = folder / PICTURE, _machines(folder)
+    if any("torch" in m.peers for m in drawn) and report_png.key_of(picture) != report_png.key(
+        drawn
+    ):
+        changed.append(PICTURE)
+        if write:
+            report_png.draw(drawn, picture)
+    return changed
+
+
+def _machines(folder: Path) -> list[report_data.Machine]:
+    """All results, as a report has them."""
+    return report_data.machines(sorted(folder.glob("*.json")))

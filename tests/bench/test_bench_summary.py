@@ -190,3 +190,16 @@ def test_the_command_writes_or_checks(folder, tmp_path, monkeypatch):
 )
 def test_numbers_have_three_digits(value, text):
     assert summary._number(value) == text
+
+
+def test_the_picture_is_kept_in_step(folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    from tests.bench.results import KERNELS, kernel_row
+
+    where, readme = folder(a=KERNELS), tmp_path / "README.md"
+    readme.write_text(f"{summary.BEGIN}\n{summary.END}\n")
+    assert summary.update(readme, where) == ["README.md", summary.PICTURE]
+    assert summary.update(readme, where) == []
+    slower = kernel_row("softmax", (4096, 1024), 2e-3)
+    folder(a=KERNELS | {"rows": [*KERNELS["rows"][:2], slower]})
+    assert summary.update(readme, where, write=False) == ["README.md", summary.PICTURE]
