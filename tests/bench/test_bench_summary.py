@@ -177,7 +177,7 @@ def test_the_command_writes_or_checks(folder, tmp_path, monkeypatch):
     )
     assert run.invoke(app, ["summary"]).output.strip() == "README.md: written"
     result = run.invoke(app, ["summary", "--check"])
-    assert (result.exit_code, result.output.strip()) == (0, "README.md: nothing to change")
+    assert (result.exit_code, result.output.strip()) == (0, "nothing to change")
     (folder / "b.json").write_text("{")
     result = run.invoke(app, ["summary"])
     assert result.exit_code == 2
