@@ -197,7 +197,7 @@ def summary(
     from bench import summary as bench
 
     with _clear_errors():
-        changed = bench.update(write=not check)
+        changed = bench.update(write=not check, ladder=bench.LADDER)
         if changed and check:
             are = "is" if len(changed) == 1 else "are"
             _fail(f"{' and '.join(changed)} {are} out of date: python -m bench summary", code=1)

@@ -77,7 +77,7 @@ def folder(tmp_path):
 
 
 def test_readme_is_what_the_script_would_write():
-    assert not summary.update(write=False), "run python -m bench summary"
+    assert not summary.update(write=False, ladder=summary.LADDER), "run python -m bench summary"
 
 
 def test_without_results_it_says_so(folder):
@@ -168,7 +168,7 @@ def test_the_command_writes_or_checks(folder, tmp_path, monkeypatch):
     readme.write_text(f"{summary.BEGIN}\n{summary.END}\n")
     folder = folder(a=CPU)
     update = summary.update
-    monkeypatch.setattr(summary, "update", lambda write: update(readme, folder, write))
+    monkeypatch.setattr(summary, "update", lambda write, ladder: update(readme, folder, write))
     run = CliRunner()
     result = run.invoke(app, ["summary", "--check"])
     assert (result.exit_code, result.output.strip()) == (
@@ -203,3 +203,19 @@ def test_the_picture_is_kept_in_step(folder, tmp_path):
     slower = kernel_row("softmax", (4096, 1024), 2e-3)
     folder(a=KERNELS | {"rows": [*KERNELS["rows"][:2], slower]})
     assert summary.update(readme, where, write=False) == ["README.md", summary.PICTURE]
+
+
+def test_the_ladder_has_its_gains(folder):
+    step = {"file": "cpu_2_numpy.py", "idea": "in NumPy", "seconds": 2e-3, "gain": 321.4}
+    slow = step | {"file": "cpu_1_loop.py", "gain": None, "share_of_copy": 0.0004}
+    broken = step | {"seconds": None}
+    steps = [slow, step | {"share_of_copy": 1.28}, broken]
+    result = {"operation": "softmax", "shape": [4096, 1024], "steps": steps}
+    where = folder(a=FACTS | {"kind": "ladder", "device": "cpu", "result": result})
+    lines = summary.of_ladders(where).splitlines()
+    assert lines[0].startswith("softmax, 4096x1024; Some CPU, 2 threads; numpy")
+    name = "cpu_2_numpy.py"
+    assert f"| [{name}](softmax/{name}) | in NumPy | 2.00 | 321x | 128% |" in lines
+    assert "| [cpu_1_loop.py](softmax/cpu_1_loop.py) | in NumPy | 2.00 |  | 0.04% |" in lines
+    assert f"| [{name}](softmax/{name}) | in NumPy | not timed |  |  |" in lines
+    assert summary.of_ladders(where / "none") == summary.NO_RESULTS
