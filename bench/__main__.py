@@ -53,11 +53,17 @@ def kernels(
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(help="Time on each side of a case.", min=0.001)] = 0.3,
     turns: Annotated[int, typer.Option(help="Turns the time is cut into.", min=3)] = 15,
+    passes: Annotated[
+        int,
+        typer.Option(
+            help="Times all is done, in new processes, a part of the turns each.", min=1, max=5
+        ),
+    ] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small arrays and few turns: a look, not a result.")
     ] = False,
 ) -> None:
-    """Time every kernel, forward and gradient. About 5 minutes for all, after they are compiled."""
+    """Time every kernel, forward and gradient. About 8 minutes for all, after they are compiled."""
     from bench import cases, kernel_bench, kernel_table, machine
     from bench.kernel_bench import KernelBench
 
@@ -69,16 +75,13 @@ def kernels(
         _check_writable(json)
         sides = _sides(against, kernel_bench.SIDES[where], where)
         if quick:
-            seconds, turns = min(seconds, 0.03), min(turns, 5)
+            seconds, turns, passes = min(seconds, 0.03), min(turns, 5), 1
         facts = machine.describe(threads, where)
-        rows: list[Any] = []
         with (
-            _progress(len(chosen)) as progress,
+            _progress(passes * len(chosen)) as progress,
             KernelBench(sides, seconds, turns, threads, where) as bench,
         ):
-            for case in chosen:
-                progress(str(case))
-                rows.append(bench.run(case))
+            rows = bench.run_all(chosen, passes, lambda case: progress(str(case)))
         _show(machine.headline(facts), kernel_table.table(rows, bench.copy_bandwidth, sides))
         _warn_of_company(sum(row.turns is not None and row.turns.disturbed for row in rows))
         if json is not None:
@@ -190,14 +193,15 @@ def summary(
         bool, typer.Option("--check", help="Change nothing; code 1 if README is out of date.")
     ] = False,
 ) -> None:
-    """Write the newest figures of bench/results/ into README."""
+    """Write the newest figures of bench/results/ into README, and draw its picture."""
     from bench import summary as bench
 
     with _clear_errors():
-        changed = bench.update(write=not check)
+        changed = bench.update(write=not check, ladder=bench.LADDER)
         if changed and check:
-            _fail("README.md is out of date: python -m bench summary", code=1)
-        typer.echo(f"README.md: {'written' if changed else 'nothing to change'}")
+            are = "is" if len(changed) == 1 else "are"
+            _fail(f"{' and '.join(changed)} {are} out of date: python -m bench summary", code=1)
+        typer.echo(f"{' '.join(changed)}: written" if changed else "nothing to change")
 
 
 @app.command()
@@ -383,7 +387,7 @@ def _show(headline: str, *tables: Any) -> None:
     from rich.console import Console
 
     # A file or a pipe has no width: wide enough that no cell is cut.
-    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 190)
+    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 250)
     console = Console(width=width)
     console.print(headline)
     for table in tables:

@@ -80,6 +80,12 @@ FLAT: Sizes = {
     "cuda": [(16_777_216, 1), (800_000, 40)],
 }
 
+#: Kernels in README's table of the CPU: those that a network of today spends its time in.
+CPU_KERNELS = (
+    *("softmax", "cross_entropy", "layer_norm", "layer_norm_grad", "rms_norm", "batch_norm"),
+    *("gelu", "gelu_grad", "silu", "relu", "dropout", "sum", "matmul", "adam_step"),
+)
+
 
 def by_family(device: Device, kernel: str, family: str) -> list[Shape]:
     """The (rows, columns) of a kernel's samples."""

@@ -145,6 +145,8 @@ class Answers:
     def call(self, request, *args):
         if request == "warm":
             return 1e-4
+        if request == "extra_memory":
+            return 5000
         self.runs += 1
         return [(1e-4,)] * args[0]
 
@@ -194,10 +196,12 @@ def test_the_table_and_the_json_have_every_side():
     facts = row.as_dict(1e9)
     assert facts["speedup"]["torch"]["median"] == 1.0
     assert facts["share_of_copy"] == pytest.approx(32 / 1e-4 / 1e9)
+    assert facts["share_of_roof"] == facts["share_of_copy"]
+    assert facts["sides"]["torch"]["extra_memory"] == 5000
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(table([row], 1e9, ["reference", "torch"]))
     text = console.export_text()
-    for part in ("relu", "2x2", "F.relu", "1.00 (1.00-1.00)", "x torch"):
+    for part in ("relu", "2x2", "F.relu", "1.00 (1.00-1.00)", "x torch", "5 KiB (5 KiB)"):
         assert part in text
 
 
