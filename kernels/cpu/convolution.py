@@ -15,12 +15,16 @@ import numpy as np
 
 from kernels.channels import channel_axis_last
 from kernels.convolution_shapes import Geometry
-from kernels.cpu import gather, winograd
+from kernels.cpu import depthwise, gather, planes, winograd
+from kernels.cpu.lanes import LANES
 from kernels.cpu.teams import padded_to, workers
 from kernels.cpu.tiles import P, R
 
 #: Channels from which on Winograd's transforms, of 16 channels at a time, pay.
 ENOUGH_CHANNELS = 16
+
+#: Partial sums of a depthwise gradient, on any number of threads.
+DEPTHWISE_SLOTS = 16
 
 #: Elements of a row that are gathered and multiplied at a time: a tile's rows stay in L1 or nearly.
 CHUNK = 1024
@@ -37,6 +41,28 @@ def suits_winograd(g: Geometry) -> bool:
         and g.groups == 1
         and min(g.channels, g.out_channels) >= ENOUGH_CHANNELS
     )
+
+
+#: Fewer channels than this, on one side, are computed in planes, if an image's planes and results
+#: (in floats) stay in L2.
+FEW_CHANNELS = 8
+PLANES = 100_000
+
+
+def suits_planes(g: Geometry) -> bool:
+    """Are there few channels in or out? Asked of the forward pass and both gradients alike."""
+    places = math.prod(n + sum(pad) for n, pad in zip(g.size, g.padding, strict=True))
+    return (
+        len(g.kernel) == 2
+        and g.stride == (1, 1)
+        and g.groups == 1
+        and min(g.channels, g.out_channels) <= FEW_CHANNELS
+        and max(g.channels, g.out_channels) * places <= PLANES
+    )
+
+
+def suits_depthwise(g: Geometry) -> bool:
+    return g.groups == g.channels == g.out_channels and len(g.kernel) <= 2
 
 
 def last(x: np.ndarray) -> np.ndarray:
@@ -182,24 +208,21 @@ def convolution(
     if suits_winograd(g) and not exact:
         before = g.padding[0][0], g.padding[1][0]
         winograd.convolve(x, w, False, before, y, bias, relu)
+    elif suits_depthwise(g):
+        b = np.zeros(g.channels, np.float32) if bias is None else np.ascontiguousarray(bias)
+        team, floor = workers(), np.float32(0 if relu else -np.inf)
+        (H, W), options = _two_axes(g)
+        depthwise.forward(
+            team, len(team), x.reshape(-1), g.batch, H, W, g.channels, _by_tap(w), *options,
+            b, floor, y.reshape(-1), *_plane(g.output), work=y.size * math.prod(g.kernel),
+        )  # fmt: skip
+    elif suits_planes(g):
+        planes.convolve(x, w, (g.padding[0][0], g.padding[1][0]), g.dilation, y, bias, relu)
     else:
         taps = math.prod(g.kernel)
         C = g.channels // g.groups
         strides = g.out_channels // g.groups * C * taps, C * taps, taps
-        _products(
-            x,
-            g.size,
-            w,
-            strides,
-            C,
-            g.out_channels // g.groups,
-            g,
-            _forward_pass(g),
-            bias,
-            relu,
-            y,
-            g.output,
-        )
+        _products(x, g.size, w, strides, C, g.out_channels // g.groups, g, _forward_pass(g), bias, relu, y, g.output)
     return first(y)
 
 
@@ -213,6 +236,18 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
         before = 2 - g.padding[0][0], 2 - g.padding[1][0]
         winograd.convolve(dy, w, True, before, dx, None, False)
         return first(dx)
+    if suits_depthwise(g):
+        team, (size, options) = workers(), _two_axes(g)
+        depthwise.input_grad(
+            team, len(team), dy.reshape(-1), *_plane(g.output), g.channels, _by_tap(w), *options,
+            dx.reshape(-1), g.batch, *size, work=dx.size * math.prod(g.kernel),
+        )  # fmt: skip
+        return first(dx)
+    before = [d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)]
+    if suits_planes(g) and min(before) >= 0:
+        turned = np.ascontiguousarray(w[:, :, ::-1, ::-1].swapaxes(0, 1))
+        planes.convolve(dy, turned, tuple(before), g.dilation, dx, None, False)
+        return first(dx)
     passes = _backward_passes(g)
     if not all(p.taps.size for p in passes):
         dx[...] = 0
@@ -220,20 +255,7 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
     C = g.channels // g.groups
     for each in passes:
         if each.taps.size:
-            _products(
-                dy,
-                g.output,
-                w,
-                (O * C * taps, taps, C * taps),
-                O,
-                C,
-                g,
-                each,
-                None,
-                False,
-                dx,
-                g.size,
-            )
+            _products(dy, g.output, w, (O * C * taps, taps, C * taps), O, C, g, each, None, False, dx, g.size)
     return first(dx)
 
 
@@ -259,9 +281,7 @@ def _products(
         b[: bias.size] = bias
     rows = g.batch * int(tables.places.prod())
     work = rows * K * n_out * g.groups
-    gather.pack(
-        team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, tables.taps, u, work=work
-    )
+    gather.pack(team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, tables.taps, u, work=work)
     tasks = -(-rows // gather.BLOCK) * g.groups
     parts = min(panels, max(1, 8 // tasks))
     room = gather.BLOCK * (tables.widest * n_in + -(-panels // parts) * P)
@@ -285,6 +305,10 @@ def weight_grad(
         dw[...] = 0
     elif suits_winograd(g) and not exact:
         winograd.weight_grad(dy, x, (g.padding[0][0], g.padding[1][0]), dw)
+    elif suits_depthwise(g):
+        _depthwise_weight_grad(dy, x, g, dw)
+    elif suits_planes(g):
+        planes.weight_grad(dy, x, (g.padding[0][0], g.padding[1][0]), g.dilation, dw)
     else:
         _weight_products(dy, x, g, dw)
     if out is None or own:
@@ -299,16 +323,50 @@ def _weight_products(dy: np.ndarray, x: np.ndarray, g: Geometry, dw: np.ndarray)
     chunks = tables.chunks
     K = int(chunks[-1, 4]) + padded_to(int(chunks[-1, 3]) * C, R)
     rows = g.batch * int(tables.places.prod())
-    slots = min(-(-rows // gather.BLOCK), -(-12 // (g.groups * len(chunks))))
+    # At least 12 tasks: of the output channels where there are many, of the places otherwise.
+    parts = min(max(1, O // (4 * P)), -(-12 // (g.groups * len(chunks))))
+    slots = min(-(-rows // gather.BLOCK), -(-12 // (g.groups * len(chunks) * parts)))
     u = np.empty(slots * g.groups * K * padded_to(O, P), np.float32)
     room = gather.BLOCK * (padded_to(tables.widest * C, R) + padded_to(O, P))
     work = rows * K * O * g.groups
     gather.weight_products(
         team, len(team), x.reshape(-1), _sizes(g.size), g.channels, C, dy.reshape(-1),
         g.out_channels, g.groups, O, tables.runs, chunks, tables.places, tables.steps, g.batch,
-        slots, u, K, np.empty(len(team) * room + R, np.float32), room, work=work,
+        slots, parts, u, K, np.empty(len(team) * room + R, np.float32), room, work=work,
     )  # fmt: skip
     gather.unpack(
         team, len(team), u, slots, g.groups, O, C, K, tables.runs, chunks, tables.run_chunk,
-        tables.taps, math.prod(g.kernel), dw.reshape(-1), work=work,
+        tables.taps, math.prod(g.kernel), dw.reshape(-1),
+        np.empty(len(team) * LANES * LANES, np.float32), work=work,
     )  # fmt: skip
+
+
+# Depthwise ----------------------------------------------------------------------------------------
+
+
+def _plane(size: tuple[int, ...]) -> tuple[int, ...]:
+    """One spatial axis as two."""
+    return (1,) * (2 - len(size)) + size
+
+
+def _two_axes(g: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The size, and kernel, stride, padding before and dilation, for two axes."""
+    before = (0,) * (2 - len(g.size)) + tuple(pad[0] for pad in g.padding)
+    return _plane(g.size), (*_plane(g.kernel), *_plane(g.stride), *before, *_plane(g.dilation))
+
+
+def _by_tap(w: np.ndarray) -> np.ndarray:
+    """(C, 1, *kernel) as flat (taps, C)."""
+    return np.ascontiguousarray(w.reshape(w.shape[0], -1).T).reshape(-1)
+
+
+def _depthwise_weight_grad(dy: np.ndarray, x: np.ndarray, g: Geometry, dw: np.ndarray) -> None:
+    team, (size, options) = workers(), _two_axes(g)
+    output, taps = _plane(g.output), math.prod(g.kernel)
+    slots = min(DEPTHWISE_SLOTS, g.batch * output[0])
+    u = np.empty((slots, taps, g.channels), np.float32)
+    depthwise.weight_grad(
+        team, len(team), dy.reshape(-1), g.batch, *output, g.channels, x.reshape(-1), *size,
+        *options, slots, u.reshape(-1), work=dy.size * taps,
+    )  # fmt: skip
+    dw[...] = u.sum(0).T.reshape(dw.shape)

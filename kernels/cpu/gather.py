@@ -69,9 +69,7 @@ def _gather(x, sizes, channels, first_c, C, image, d, h, w, runs, first, last, a
 
 
 @jit
-def _gather_block(
-    x, sizes, channels, first_c, C, places, steps, block, n, runs, first, last, a, a0, lda
-):
+def _gather_block(x, sizes, channels, first_c, C, places, steps, block, n, runs, first, last, a, a0, lda):
     """Rows of a for n places from number `block` on."""
     image, d, h, w = _place(block, places)
     for r in range(n):
@@ -131,12 +129,7 @@ def products(
             if wide <= 0:
                 continue
             for i in range(chunks.shape[0]):
-                first, last, column, columns = (
-                    chunks[i, 0],
-                    chunks[i, 1],
-                    chunks[i, 2],
-                    chunks[i, 3],
-                )
+                first, last, column, columns = chunks[i, 0], chunks[i, 1], chunks[i, 2], chunks[i, 3]
                 lda = columns * C
                 _gather_block(
                     x, sizes, channels, group * C, C, places, steps, block, n, runs, first, last,
@@ -148,29 +141,11 @@ def products(
                     scratch, c0, ldc, i > 0,
                 )  # fmt: skip
             first_o = group * O + panel * P
-            _put(
-                scratch,
-                c0,
-                ldc,
-                block,
-                n,
-                wide,
-                first_o,
-                bias,
-                floor,
-                places,
-                y,
-                out_sizes,
-                out_channels,
-                out_steps,
-                out_starts,
-            )
+            _put(scratch, c0, ldc, block, n, wide, first_o, bias, floor, places, y, out_sizes, out_channels, out_steps, out_starts)
 
 
 @jit
-def _put(
-    c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, channels, steps, starts
-):
+def _put(c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, channels, steps, starts):
     """Rows of c to their places in y."""
     image, d, h, w = _place(block, places)
     for r in range(n):
@@ -192,36 +167,37 @@ def _put(
 @loop("workers")
 def weight_products(
     workers, n_workers, x, sizes, channels, C, dy, out_channels, groups, O, runs, chunks, places,
-    steps, images, slots, u, K, scratch, room,
+    steps, images, slots, parts, u, K, scratch, room,
 ):  # fmt: skip
     """u (slots, groups, K, padded O) = what places read, transposed, times their dy: K counts taps
     times C, padded for each chunk.
 
-    A task is a share of the blocks of places (a slot), a group and a chunk, whose rows of u are
-    its own.
+    A task is a share of the blocks of places (a slot), a group, a chunk, whose rows of u are its
+    own, and one of `parts` of the output channels.
     """
     ldz = padded(O, P)
+    per_part = padded(padded(ldz // P, parts) // parts * P, P)
     total = images * places[0] * places[1] * places[2]
     blocks = padded(total, BLOCK) // BLOCK
+    n_chunks = chunks.shape[0]
     widest = 0
-    for i in range(chunks.shape[0]):
+    for i in range(n_chunks):
         widest = max(widest, padded(chunks[i, 3] * C, R))
     for worker in workers:
         a0 = worker * room
         z0 = a0 + BLOCK * widest
-        begin, end = share(slots * groups * chunks.shape[0], worker, n_workers)
+        begin, end = share(slots * groups * n_chunks * parts, worker, n_workers)
         for task in range(begin, end):
-            slot, group, i = (
-                task // (groups * chunks.shape[0]),
-                task // chunks.shape[0] % groups,
-                task % chunks.shape[0],
-            )
+            rest, part = task // parts, task % parts
+            rest, i = rest // n_chunks, rest % n_chunks
+            slot, group = rest // groups, rest % groups
             column, columns = chunks[i, 2], chunks[i, 3] * C
-            wide = padded(columns, R)
-            to = ((slot * groups + group) * K + chunks[i, 4]) * ldz
+            first_o, wide = part * per_part, padded(columns, R)
+            n_o = min(per_part, O - first_o)
+            to = ((slot * groups + group) * K + chunks[i, 4]) * ldz + first_o
             first, last = share(blocks, slot, slots)
-            if first == last:
-                clear(u, to, wide * ldz)
+            if n_o <= 0:
+                continue
             for b in range(first, last):
                 n = min(BLOCK, total - b * BLOCK)
                 _gather_block(
@@ -229,29 +205,38 @@ def weight_products(
                     chunks[i, 0], chunks[i, 1], scratch, a0 - column * C, wide,
                 )  # fmt: skip
                 for r in range(n):
-                    copy(dy, (b * BLOCK + r) * out_channels + group * O, scratch, z0 + r * ldz, O)
+                    from_o = (b * BLOCK + r) * out_channels + group * O + first_o
+                    copy(dy, from_o, scratch, z0 + r * per_part, n_o)
                 multiply(
-                    scratch, a0, 1, wide, wide, scratch, z0, ldz, P, n, O, u, to, ldz, b > first,
+                    scratch, a0, 1, wide, wide, scratch, z0, per_part, P, n, n_o, u, to, ldz,
+                    b > first,
                 )  # fmt: skip
 
 
 @loop("workers")
-def unpack(
-    workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chunk, taps, n_taps, dw
-):
+def unpack(workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chunk, taps, n_taps, dw, scratch):
     """dw (groups * O, C, n_taps): the sum of the slots."""
-    ldz = padded(O, P)
+    ldz, panels = padded(O, P), padded(O, LANES) // LANES
     for worker in workers:
-        first, last = share(groups * O, worker, n_workers)
-        for row in range(first, last):
-            group, o = row // O, row % O
+        s0 = worker * LANES * LANES
+        begin, end = share(groups * panels, worker, n_workers)
+        for task in range(begin, end):
+            group, o = task // panels, task % panels * LANES
+            n_o = min(LANES, O - o)
             for i in range(runs.shape[0]):
                 chunk = run_chunk[i]
                 for t in range(runs[i, 3]):
                     at = chunks[chunk, 4] + (runs[i, 4] - chunks[chunk, 2] + t) * C
                     tap = taps[runs[i, 4] + t]
-                    for c in range(C):
-                        value = np.float32(0)
-                        for slot in range(slots):
-                            value += u[((slot * groups + group) * K + at + c) * ldz + o]
-                        dw[(row * C + c) * n_taps + tap] = value
+                    for c in range(0, C, LANES):
+                        n_c = min(LANES, C - c)
+                        for k in range(n_c):
+                            sums = each(np.float32(0))
+                            for slot in range(slots):
+                                place = ((slot * groups + group) * K + at + c + k) * ldz + o
+                                sums += load(u, place, LANES)
+                            store(scratch, s0 + k * LANES, LANES, sums)
+                        for l in range(n_o):
+                            to = ((group * O + o + l) * C + c) * n_taps + tap
+                            for k in range(n_c):
+                                dw[to + k * n_taps] = scratch[s0 + k * LANES + l]

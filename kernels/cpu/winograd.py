@@ -127,9 +127,7 @@ def _patch_to_products(x, x0, row, column, C, v, v0, apart, spread):
         n = min(LANES, C - c)
         if spread:
             if n == LANES:
-                _square_spread(
-                    x, x0 + c, row, column, v, v0 + c, IN * apart, apart, LANES, x, 0, ZERO
-                )
+                _square_spread(x, x0 + c, row, column, v, v0 + c, IN * apart, apart, LANES, x, 0, ZERO)
             else:
                 _square_spread(x, x0 + c, row, column, v, v0 + c, IN * apart, apart, n, x, 0, ZERO)
         elif n == LANES:
@@ -139,9 +137,7 @@ def _patch_to_products(x, x0, row, column, C, v, v0, apart, spread):
 
 
 @jit
-def _to_products(
-    x, H, W, C, before_h, before_w, down, across, first, last, spread, v, v0, ldv, apart, patch, p0
-):
+def _to_products(x, H, W, C, before_h, before_w, down, across, first, last, spread, v, v0, ldv, apart, patch, p0):
     """Tiles `first` to `last` of x (N, H, W, C): tile t goes to row t - first of each product's
     matrix, whose rows are `ldv` apart. Patches that reach beyond x are made up in `patch`.
 
@@ -168,9 +164,7 @@ def _to_products(
 
 
 @jit
-def _from_products(
-    m, m0, ldm, apart, y, H, W, C, first_c, n_c, down, across, first, last, bias, floor, patch, p0
-):
+def _from_products(m, m0, ldm, apart, y, H, W, C, first_c, n_c, down, across, first, last, bias, floor, patch, p0):
     """The inverse, plus bias: channels first_c to first_c + n_c of y (N, H, W, C)."""
     for t in range(first, last):
         image, i, j = t // (down * across), t // across % down, t % across
@@ -181,35 +175,9 @@ def _from_products(
         for c in range(0, n_c, LANES):
             n = min(LANES, n_c - c)
             if whole and n == LANES:
-                _square_out_of(
-                    m,
-                    source + c,
-                    IN * apart,
-                    apart,
-                    y,
-                    y0 + c,
-                    W * C,
-                    C,
-                    LANES,
-                    bias,
-                    first_c + c,
-                    floor,
-                )
+                _square_out_of(m, source + c, IN * apart, apart, y, y0 + c, W * C, C, LANES, bias, first_c + c, floor)
             else:
-                _square_out_of(
-                    m,
-                    source + c,
-                    IN * apart,
-                    apart,
-                    patch,
-                    p0,
-                    OUT * LANES,
-                    LANES,
-                    LANES,
-                    bias,
-                    first_c + c,
-                    floor,
-                )
+                _square_out_of(m, source + c, IN * apart, apart, patch, p0, OUT * LANES, LANES, LANES, bias, first_c + c, floor)
                 for a in range(min(OUT, H - top)):
                     for b in range(min(OUT, W - left)):
                         value = load(patch, p0 + (a * OUT + b) * LANES, LANES)
@@ -277,27 +245,7 @@ def weights_to_products(workers, n_workers, w, s_out, s_in, flip, n_out, n_in, u
 
 
 @loop("workers")
-def by_tiles(
-    workers,
-    n_workers,
-    x,
-    H,
-    W,
-    C,
-    before_h,
-    before_w,
-    u,
-    bias,
-    floor,
-    y,
-    OH,
-    OW,
-    O,
-    N,
-    block,
-    scratch,
-    room,
-):
+def by_tiles(workers, n_workers, x, H, W, C, before_h, before_w, u, bias, floor, y, OH, OW, O, N, block, scratch, room):
     """Blocks of tiles, each from x to y. scratch: `room` for each worker."""
     down, across = padded(OH, OUT) // OUT, padded(OW, OUT) // OUT
     tiles, panels = N * down * across, padded(O, P) // P
@@ -311,120 +259,26 @@ def by_tiles(
         begin, end = share(blocks, worker, n_workers)
         for b in range(begin, end):
             first, last = b * block, min(tiles, (b + 1) * block)
-            _to_products(
-                x,
-                H,
-                W,
-                C,
-                before_h,
-                before_w,
-                down,
-                across,
-                first,
-                last,
-                False,
-                scratch,
-                v0,
-                C,
-                v_apart,
-                scratch,
-                p0,
-            )
+            _to_products(x, H, W, C, before_h, before_w, down, across, first, last, False, scratch, v0, C, v_apart, scratch, p0)
             rows = padded(last - first, R)
             for e in range(PRODUCTS):
                 multiply(
                     scratch, v0 + e * v_apart, C, 1, rows, u, e * panels * P * C, P, P * C, C, O,
                     scratch, m0 + e * m_apart, ldm, False,
                 )  # fmt: skip
-            _from_products(
-                scratch,
-                m0,
-                ldm,
-                m_apart,
-                y,
-                OH,
-                OW,
-                O,
-                0,
-                O,
-                down,
-                across,
-                first,
-                last,
-                bias,
-                floor,
-                scratch,
-                p0,
-            )
+            _from_products(scratch, m0, ldm, m_apart, y, OH, OW, O, 0, O, down, across, first, last, bias, floor, scratch, p0)
 
 
 @loop("workers")
-def images_to_products(
-    workers,
-    n_workers,
-    x,
-    H,
-    W,
-    C,
-    before_h,
-    before_w,
-    down,
-    across,
-    first,
-    last,
-    spread,
-    v,
-    ldv,
-    apart,
-    scratch,
-    room,
-):
+def images_to_products(workers, n_workers, x, H, W, C, before_h, before_w, down, across, first, last, spread, v, ldv, apart, scratch, room):
     """Tiles `first` to `last` into v (36, tiles, ldv)."""
     for worker in workers:
         begin, end = share(last - first, worker, n_workers)
-        _to_products(
-            x,
-            H,
-            W,
-            C,
-            before_h,
-            before_w,
-            down,
-            across,
-            first + begin,
-            first + end,
-            spread,
-            v,
-            begin * ldv,
-            ldv,
-            apart,
-            scratch,
-            worker * room,
-        )
+        _to_products(x, H, W, C, before_h, before_w, down, across, first + begin, first + end, spread, v, begin * ldv, ldv, apart, scratch, worker * room)
 
 
 @loop("workers")
-def by_panels(
-    workers,
-    n_workers,
-    v,
-    C,
-    tiles,
-    w,
-    s_out,
-    s_in,
-    flip,
-    chunk,
-    bias,
-    floor,
-    y,
-    OH,
-    OW,
-    O,
-    first,
-    scratch,
-    room,
-):
+def by_panels(workers, n_workers, v, C, tiles, w, s_out, s_in, flip, chunk, bias, floor, y, OH, OW, O, first, scratch, room):
     """Panels of output channels for a few tiles, given their products v (36, tiles, C): the weights
     are transformed where they are used, for they are larger than the images.
     """
@@ -441,34 +295,13 @@ def by_panels(
             n_o = min(P, O - o)
             for c in range(0, C, chunk):
                 n_c = min(chunk, C - c)
-                _weights_to_products(
-                    w, s_out, s_in, flip, o, n_o, c, n_c, scratch, u0, u_apart, scratch, p0
-                )
+                _weights_to_products(w, s_out, s_in, flip, o, n_o, c, n_c, scratch, u0, u_apart, scratch, p0)
                 for e in range(PRODUCTS):
                     multiply(
                         v, e * v_apart + c, C, 1, rows, scratch, u0 + e * u_apart, P, 0, n_c, n_o,
                         scratch, m0 + e * m_apart, P, c > 0,
                     )  # fmt: skip
-            _from_products(
-                scratch,
-                m0,
-                P,
-                m_apart,
-                y,
-                OH,
-                OW,
-                O,
-                o,
-                n_o,
-                down,
-                across,
-                first,
-                first + tiles,
-                bias,
-                floor,
-                scratch,
-                p0,
-            )
+            _from_products(scratch, m0, P, m_apart, y, OH, OW, O, o, n_o, down, across, first, first + tiles, bias, floor, scratch, p0)
 
 
 # The gradient of the weights ----------------------------------------------------------------------
@@ -520,15 +353,11 @@ def products_to_weights(workers, n_workers, u, ldu, O, C, dw, scratch):
         first, last = share(panels, worker, n_workers)
         for panel in range(first, last):
             o = panel * LANES
-            _products_to_weights(
-                u, o, ldu, apart, dw, O, C, o, min(LANES, O - o), 0, C, scratch, worker * TAPS_ROOM
-            )
+            _products_to_weights(u, o, ldu, apart, dw, O, C, o, min(LANES, O - o), 0, C, scratch, worker * TAPS_ROOM)
 
 
 @loop("workers")
-def weights_by_blocks(
-    workers, n_workers, v, ldv, z, ldz, rows, tiles, C, O, block, dw, scratch, room
-):
+def weights_by_blocks(workers, n_workers, v, ldv, z, ldz, rows, tiles, C, O, block, dw, scratch, room):
     """dw of few tiles, in blocks of input channels and panels of output channels: its products
     never leave the cache.
     """
@@ -557,8 +386,8 @@ BLOCK_BYTES = 600_000
 #: Bytes of transformed weights up to which they are kept in memory; beyond, `by_panels`.
 KEPT_WEIGHTS = 5_000_000
 
-#: Most tiles whose products are in memory at a time.
-MOST_TILES = 256
+#: Tiles times channels whose products are in memory at a time (2.4 MB), and at least how many tiles.
+MOST_PRODUCTS, MOST_TILES = 16_384, 256
 
 
 def _tiles(size: tuple[int, int]) -> tuple[int, int]:
@@ -596,9 +425,7 @@ def convolve(
         u = np.empty(PRODUCTS * C * wide, np.float32)
         room = PRODUCTS * (spaced(block * C) + spaced(block * wide) + C)
         scratch = np.empty(len(team) * max(room, TAPS_ROOM), np.float32)
-        weights_to_products(
-            team, len(team), flat_w, s_out, s_in, turned, O, C, u, scratch, work=work
-        )
+        weights_to_products(team, len(team), flat_w, s_out, s_in, turned, O, C, u, scratch, work=work)
         by_tiles(
             team, len(team), flat_x, H, W, C, *before, u, b, floor, flat_y, OH, OW, O, N, block,
             scratch, room, work=work,
@@ -628,7 +455,7 @@ def weight_grad(dy: np.ndarray, x: np.ndarray, before: tuple[int, int], dw: np.n
     _, OH, OW, O = dy.shape
     down, across = _tiles((OH, OW))
     tiles, team = N * down * across, workers()
-    most = min(MOST_TILES, tiles)
+    most = min(max(MOST_TILES, MOST_PRODUCTS // max(C, O)), tiles)
     ldz, wide = padded_to(O, P), padded_to(C, R)
     v = np.empty(PRODUCTS * spaced(most * C) + R, np.float32)
     z = np.empty(PRODUCTS * spaced(most * ldz), np.float32)
