@@ -25,6 +25,7 @@ from bench.sizes import (
 )
 from kernels.pooling import max_pool
 from kernels.registry import Draw
+from kernels.upsampling import sampling
 from kernels.windows import Windows, adaptive, sliding
 
 Maker = Callable[..., tuple[Any, ...]]
@@ -171,6 +172,19 @@ def _(draw, N, C, H, W, variant):
     if layout == "nchw":
         places = np.ascontiguousarray(places)
     return _image(draw, N, C, *windows.outputs, layout), places, windows
+
+
+def _twice(kernel: str, linear: bool, backward: bool) -> None:
+    @maker(kernel, *_LAYOUTS, sizes=IMAGES)
+    def _(draw, N, C, H, W, variant):
+        made = sampling((H, W), (2 * H, 2 * W), (None, None), linear, False)
+        return _image(draw, N, C, *(made.outputs if backward else (H, W)), variant), made
+
+
+_twice("upsample_nearest", False, False)
+_twice("upsample_nearest_grad", False, True)
+_twice("upsample_linear", True, False)
+_twice("upsample_linear_grad", True, True)
 
 
 @maker("matmul", "nn", sizes=PRODUCTS)

@@ -330,6 +330,37 @@ def _(dy, windows):
     return lambda: aten.avg_pool2d_backward(dy, x, *args, None)
 
 
+def _interpolated(x, sampling):
+    """F.interpolate in the sampling's mode."""
+    corners, linear = sampling.options["align_corners"], sampling.options["linear"]
+    mode = ("linear", "bilinear", "trilinear")[sampling.dims - 1] if linear else "nearest"
+    return F.interpolate(x, sampling.outputs, mode=mode, align_corners=corners if linear else None)
+
+
+direct("upsample_nearest", "F.interpolate(mode='nearest')", _interpolated)
+direct("upsample_linear", "F.interpolate(mode='bilinear')", _interpolated)
+
+
+@prepared("upsample_nearest_grad", "autograd backward of F.interpolate(mode='nearest')")
+@prepared("upsample_linear_grad", "autograd backward of F.interpolate(mode='bilinear')")
+def _(dy, sampling):
+    x = _before(dy, sampling).requires_grad_()
+    with torch.enable_grad():
+        y = _interpolated(x, sampling)
+    return lambda: torch.autograd.grad(y, x, dy, retain_graph=True)
+
+
+_UNFOLD = ("kernel_size", "dilation", "padding", "stride")
+
+
+def _unfold_arguments(windows):
+    return [windows.options[key] for key in _UNFOLD]
+
+
+direct("unfold", "F.unfold", lambda x, w: F.unfold(x, *_unfold_arguments(w)))
+direct("fold", "F.fold", lambda y, w: F.fold(y, w.sizes, *_unfold_arguments(w)))
+
+
 # Random draws: other streams, so nothing to compare -----------------------------------------------
 
 direct("dropout", "F.dropout", lambda x, p, *_: F.dropout(x, p, True), comparable=False)

@@ -17,6 +17,8 @@ from kernels import (
     random as random,
     reductions as reductions,
     softmax as softmax,
+    unfolding as unfolding,
+    upsampling as upsampling,
 )
 from kernels.registry import Kernel, all_kernels, kernel, reference_kernels
 

@@ -88,7 +88,7 @@ def _launch(
 
 
 def _divisor(windows: Windows) -> tuple[Any, Any]:
-    """Does the padding count in an average, and what it divides by instead of a count (0: by it)."""
+    """Does the padding count in an average; what it divides by instead of a count, 0 for none."""
     padded = windows.options.get("count_include_pad", False)
     return np.int32(padded), np.float32(windows.options.get("divisor_override") or 0)
 
@@ -226,9 +226,14 @@ def avg_pool(x: Array, windows: Windows) -> Array:
 @avg_pool.cpu
 def _(x: Array, windows: Windows) -> Array:
     windows.check("avg_pool", "x", x, windows.sizes)
-    columns = is_columns(x)
-    if windows.is_global and (not columns or x.shape[-1] > LONG):
+    if windows.is_global and (not is_columns(x) or x.shape[-1] > LONG):
         return mean(x, tuple(range(2, x.ndim)), keepdims=True)
+    return window_sums(x, windows)
+
+
+def window_sums(x: Array, windows: Windows) -> Array:
+    """The sum of each window, times its share (CPU, float32)."""
+    columns = is_columns(x)
     y = empty_images(x, windows.outputs, columns)
     if y.size == 0:
         return y
@@ -274,6 +279,11 @@ def avg_pool_grad(dy: Array, windows: Windows) -> Array:
 @avg_pool_grad.cpu
 def _(dy: Array, windows: Windows) -> Array:
     windows.check("avg_pool_grad", "dy", dy, windows.outputs)
+    return spread(dy, windows)
+
+
+def spread(dy: Array, windows: Windows) -> Array:
+    """Each element's sum of the windows that hold it, times their shares (CPU, float32)."""
     columns = is_columns(dy)
     dx = empty_images(dy, windows.sizes, columns)
     if dx.size == 0:
@@ -312,8 +322,8 @@ def _check_places(name: str, places: Array, shape: tuple[int, ...], sizes: tuple
     """
     if places.shape != shape or places.dtype.kind not in "iu" or len(sizes) != len(shape) - 2:
         raise ValueError(
-            f"{name}: places are {places.dtype} of shape {places.shape}, expected integers of shape "
-            f"{shape}, places in {sizes}"
+            f"{name}: places are {places.dtype} of shape {places.shape}, expected integers of "
+            f"shape {shape}, places in {sizes}"
         )
     if is_cuda(places) or places.size == 0:
         return
@@ -405,7 +415,7 @@ GLOBAL = {"whole": lambda: adaptive("sample", (5, 3), (1, 1))}
 
 
 def images(draw: Any, shape: tuple[int, ...], sizes: tuple[int, ...], columns: bool) -> Array:
-    """An eighth of the rows and of the columns as images and channels: windows take many elements."""
+    """An eighth of the rows and of the columns as images and channels: they have many pixels."""
     N, C = (-(-n // 8) for n in shape)
     if not columns:
         return draw.normal(N, C, *sizes)

@@ -1,9 +1,9 @@
 """Which elements of an image go into which pooled one: windows along each axis, as tables.
 
-A window is `start`, `start + step`, ... below `stop`, already cut to the elements there are. Sliding
-windows (with padding, dilation, ceil_mode) and adaptive ones differ in their tables alone, so one
-kernel pools with either. Images of one or two axes get axes of size 1 before them: every kernel
-works on three.
+A window is `start`, `start + step`, ... below `stop`, already cut to the elements there are.
+Sliding windows (with padding, dilation, ceil_mode) and adaptive ones differ in their tables alone,
+so one kernel pools with either. Images of one or two axes get axes of size 1 before them: every
+kernel works on three.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from kernels.arrays import Array
 
 Sizes = tuple[int, ...]
+_A = TypeVar("_A")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,15 +119,14 @@ def _axis(table: np.ndarray, begin: np.ndarray, end: np.ndarray, size: int, **sl
     return Axis(size, np.ascontiguousarray(table, np.int64), inverse, **slide)
 
 
-def _unit(count: int = 1) -> Axis:
-    """An axis of one element, which is its window."""
-    table = np.array([[0, 1, count]])
-    return _axis(table, table[:, 0], table[:, 1], 1, stride=1, kernel=1)
+def in_three_axes(axes: list[_A], unit: _A) -> tuple[_A, _A, _A]:
+    """One to three axes, with `unit` (of one element) in place of those that are not there."""
+    d, h, w = [unit] * (3 - len(axes)) + axes
+    return d, h, w
 
 
-def _windows(axes: list[Axis], options: dict[str, Any], first_count: int = 1) -> Windows:
-    before = [_unit(first_count if i == 0 else 1) for i in range(3 - len(axes))]
-    return Windows(len(axes), tuple([*before, *axes]), options)  # type: ignore[arg-type]
+_TABLE = np.array([[0, 1, 1]])
+_UNIT = _axis(_TABLE, _TABLE[:, 0], _TABLE[:, 1], 1, stride=1, kernel=1)
 
 
 @lru_cache(1024)
@@ -140,12 +140,14 @@ def sliding(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor: int | None = None,
+    free: bool = False,
 ) -> Windows:
     """Windows of `kernel` elements, `dilation` apart, every `stride` elements from -`padding` on.
 
     With `ceil_mode` a last window may reach beyond the padded image, if it begins within the image
     or the padding before it. An average divides by the elements of the padded image, or without
-    `count_include_pad` of the image; or by `divisor`.
+    `count_include_pad` of the image; or by `divisor`. With `free` a window may lie in the padding
+    alone, however wide that is (unfold).
     """
     options = {
         "kernel_size": kernel,
@@ -158,12 +160,12 @@ def sliding(
     }
     axes = []
     for i, (n, k, s, p, d) in enumerate(zip(sizes, kernel, stride, padding, dilation, strict=True)):
-        outputs = _outputs(name, i + 2, n, k, s, p, d, ceil_mode)
+        outputs = _outputs(name, i + 2, n, k, s, p, d, ceil_mode, free)
         begin = np.arange(outputs) * s - p
         span = (k - 1) * d + 1
         start = np.where(begin < 0, begin + -(begin // d) * d, begin)
         stop = np.minimum(begin + span, n)
-        if (start >= stop).any():
+        if not free and (start >= stop).any():
             o = int((start >= stop).argmax())
             raise ValueError(
                 f"{name}: window {o} along axis {i + 2} lies in the padding alone: it holds "
@@ -174,13 +176,15 @@ def sliding(
             count = np.full(outputs, divisor if i == 0 else 1)
         table = np.stack([start, stop, count], axis=1)
         axes.append(_axis(table, begin, begin + span, n, step=d, stride=s, padding=p, kernel=k))
-    return _windows(axes, options)
+    return Windows(len(axes), in_three_axes(axes, _UNIT), options)
 
 
-def _outputs(name: str, axis: int, n: int, k: int, s: int, p: int, d: int, ceil: bool) -> int:
+def _outputs(
+    name: str, axis: int, n: int, k: int, s: int, p: int, d: int, ceil: bool, free: bool
+) -> int:
     """Windows along an axis, at least one."""
     span = (k - 1) * d + 1
-    if p > span // 2:
+    if p > span // 2 and not free:
         raise ValueError(
             f"{name}: padding={p} along axis {axis} is more than half of the kernel, which is {k}"
             + (f" with dilation {d} (over {span} elements)" if d > 1 else "")
@@ -199,6 +203,22 @@ def _outputs(name: str, axis: int, n: int, k: int, s: int, p: int, d: int, ceil:
     return outputs
 
 
+@lru_cache(64)
+def neighbours(channels: int, size: int, positions: int) -> Windows:
+    """`size` channels around each one, of (N, 1, channels, positions): size // 2 before it, and
+    those beyond the first and last count as 0.
+    """
+    begin = np.arange(channels) - size // 2
+    stop = np.minimum(begin + size, channels)
+    table = np.stack([np.maximum(begin, 0), stop, np.full(channels, size)], axis=1)
+    slide = {"stride": 1, "padding": size // 2, "kernel": size}
+    axis = _axis(table, begin, begin + size, channels, **slide)
+    at = np.arange(positions)
+    table = np.stack([at, at + 1, np.ones_like(at)], axis=1)
+    rest = _axis(table, at, at + 1, positions, stride=1, kernel=1)
+    return Windows(2, in_three_axes([axis, rest], _UNIT), {"count_include_pad": True})
+
+
 @lru_cache(1024)
 def adaptive(name: str, sizes: Sizes, outputs: Sizes) -> Windows:
     """`outputs` windows that cover each axis: window o is floor(o n / outputs) to ceil((o + 1) n /
@@ -215,4 +235,4 @@ def adaptive(name: str, sizes: Sizes, outputs: Sizes) -> Windows:
         start, stop = o * n // count, -(-(o + 1) * n // count)
         table = np.stack([start, stop, stop - start], axis=1)
         axes.append(_axis(table, start, stop, n))
-    return _windows(axes, {"output_size": outputs})
+    return Windows(len(axes), in_three_axes(axes, _UNIT), {"output_size": outputs})

@@ -42,7 +42,7 @@ from framework.functional.convolution import (
     conv_transpose2d as conv_transpose2d,
     conv_transpose3d as conv_transpose3d,
 )
-from framework.functional.dropout import dropout as dropout
+from framework.functional.dropout import channel_dropout as channel_dropout, dropout as dropout
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
 from framework.functional.linear import (
     bilinear as bilinear,
@@ -65,6 +65,7 @@ from framework.functional.normalization import (
     group_norm as group_norm,
     instance_norm as instance_norm,
     layer_norm as layer_norm,
+    local_response_norm as local_response_norm,
     rms_norm as rms_norm,
 )
 from framework.functional.pooling import (
@@ -88,4 +89,10 @@ from framework.functional.softmax import (
     log_softmax as log_softmax,
     logsumexp as logsumexp,
     softmax as softmax,
+)
+from framework.functional.unfolding import fold as fold, unfold as unfold
+from framework.functional.upsampling import (
+    interpolate as interpolate,
+    pixel_shuffle as pixel_shuffle,
+    pixel_unshuffle as pixel_unshuffle,
 )

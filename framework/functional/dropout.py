@@ -1,5 +1,5 @@
-"""Dropout: in training, each element is zeroed with probability p and the rest scaled up
-(Srivastava et al. 2014).
+"""Dropout: in training, each element or channel is zeroed with probability p and the rest scaled up
+(Srivastava et al. 2014; channels: Tompson et al. 2015).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from framework.autograd import Tensor, record
 from framework.backend.random import Generator, default_generator
 from framework.functional.check import floating, probability
 from kernels import random as kernels
+from kernels.arrays import Array, array_module
 
 
 def dropout(
@@ -25,3 +26,26 @@ def dropout(
     seed, offset = (generator or default_generator).advance(kernels.counters(x.size))
     y = kernels.dropout(x.data, p, seed, offset)
     return record(y, [x], lambda dy: [kernels.dropout_grad(dy, p, seed, offset)])
+
+
+def channel_dropout(
+    x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None
+) -> Tensor:
+    """Zero each channel of each sample of x (N, C, *) with probability `p`, divide the others by 1
+    - p: PyTorch's dropout1d, dropout2d and dropout3d.
+    """
+    if floating("channel_dropout", x).ndim < 3:
+        raise ValueError(f"channel_dropout: input has shape {x.shape}, expected (N, C, *)")
+    probability("channel_dropout", p)
+    if not training or p == 0:
+        return x
+    shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
+    seed, offset = (generator or default_generator).advance(
+        kernels.counters(x.shape[0] * x.shape[1])
+    )
+    scale = kernels.dropout(array_module(x.data).ones(shape, x.dtype), p, seed, offset)
+
+    def scaled(a: Array) -> Array:  # an infinite channel is dropped too, where 0 * inf would be NaN
+        return array_module(a).where(scale != 0, a * scale, a.dtype.type(0))
+
+    return record(scaled(x.data), [x], lambda dy: [scaled(dy)])

@@ -19,6 +19,8 @@ from framework.functional.check import (
 )
 from kernels import normalization as kernels
 from kernels.arrays import Array, is_floating
+from kernels.pooling import avg_pool, avg_pool_grad
+from kernels.windows import neighbours
 
 
 def _affine(
@@ -200,6 +202,27 @@ def instance_norm(
             f"instance_norm: input has shape {x.shape}, expected (N, C, ...) with positions"
         )
     return _group_norm("instance_norm", x, x.shape[1], weight, bias, eps)
+
+
+def local_response_norm(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """x / (k + alpha m)^beta, m the mean of x^2 over the `size` channels around each one, zeros
+    beyond the first and last (Krizhevsky et al. 2012, whose alpha is alpha / size here).
+    """
+    if floating("local_response_norm", x).ndim < 3:
+        raise ValueError(f"local_response_norm: input has shape {x.shape}, expected (N, C, *)")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"local_response_norm: size={size!r}, expected an integer of at least 1")
+    if state.dtype is not None:
+        x = widened(x)
+    N, C = x.shape[:2]
+    windows = neighbours(C, size, x.size // max(1, N * C))
+    square = (x * x).reshape(N, 1, C, -1 if x.size else 0)
+    mean = record(
+        avg_pool(square.data, windows), [square], lambda dy: [avg_pool_grad(dy, windows)]
+    ).reshape(*x.shape)
+    return x / (mean * alpha + k) ** beta
 
 
 def _rows(

@@ -36,7 +36,7 @@ from framework.layers.convolution import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
-from framework.layers.dropout import Dropout
+from framework.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from framework.layers.embedding import Embedding
 from framework.layers.linear import Bilinear, Flatten, Identity, Linear
 from framework.layers.losses import (
@@ -53,10 +53,14 @@ from framework.layers.losses import (
 from framework.layers.module import LoadResult, Module
 from framework.layers.normalization import (
     BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
+    InstanceNorm3d,
     LayerNorm,
+    LocalResponseNorm,
     RMSNorm,
 )
 from framework.layers.pooling import (
@@ -78,8 +82,15 @@ from framework.layers.pooling import (
 )
 from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
+from framework.layers.unfolding import Fold, Unfold
+from framework.layers.upsampling import PixelShuffle, PixelUnshuffle, Upsample
 
 __all__ = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "GLU",
+    "SELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
@@ -89,19 +100,10 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
-    "MaxPool1d",
-    "MaxPool2d",
-    "MaxPool3d",
-    "MaxUnpool1d",
-    "MaxUnpool2d",
-    "MaxUnpool3d",
-    "CELU",
-    "ELU",
-    "GELU",
-    "GLU",
-    "SELU",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "Bilinear",
     "Conv1d",
     "Conv2d",
@@ -112,8 +114,12 @@ __all__ = [
     "Carry",
     "CrossEntropyLoss",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
     "Embedding",
     "Flatten",
+    "Fold",
     "GroupNorm",
     "Hardsigmoid",
     "Hardswish",
@@ -123,15 +129,23 @@ __all__ = [
     "Identity",
     "InstanceNorm1d",
     "InstanceNorm2d",
+    "InstanceNorm3d",
     "KLDivLoss",
     "L1Loss",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LoadResult",
+    "LocalResponseNorm",
     "LogSigmoid",
     "LogSoftmax",
     "MSELoss",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
     "Mish",
     "Module",
     "ModuleDict",
@@ -139,6 +153,8 @@ __all__ = [
     "NLLLoss",
     "PReLU",
     "Parameter",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "RMSNorm",
     "ReLU",
     "ReLU6",
@@ -152,6 +168,8 @@ __all__ = [
     "Summary",
     "SwiGLU",
     "Tanh",
+    "Unfold",
+    "Upsample",
     "init",
     "new_buffer",
     "new_parameter",

@@ -1,4 +1,4 @@
-"""Dropout."""
+"""Dropout, of elements and of channels."""
 
 from __future__ import annotations
 
@@ -26,3 +26,44 @@ class Dropout(Module):
     def extra_repr(self) -> str:
         """The argument."""
         return f"p={self.p}"
+
+
+class _ChannelDropout(Module):
+    _axes: tuple[str, ...]
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = in_range(type(self).__name__, "p", p, 0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape of x."""
+        if x.ndim != 2 + len(self._axes):
+            raise ValueError(
+                f"{type(self).__name__}: input has shape {x.shape}, expected (N, C, "
+                f"{', '.join(self._axes)})"
+            )
+        return F.channel_dropout(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        """The argument."""
+        return f"p={self.p}"
+
+
+class Dropout1d(_ChannelDropout):
+    """`Dropout` of whole channels of x (N, C, L)."""
+
+    _axes = ("L",)
+
+
+class Dropout2d(_ChannelDropout):
+    """`Dropout` of whole channels of x (N, C, H, W): neighbouring pixels are too alike for single
+    ones (Tompson et al. 2015).
+    """
+
+    _axes = ("H", "W")
+
+
+class Dropout3d(_ChannelDropout):
+    """`Dropout` of whole channels of x (N, C, D, H, W)."""
+
+    _axes = ("D", "H", "W")

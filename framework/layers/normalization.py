@@ -1,4 +1,4 @@
-"""BatchNorm1d, LayerNorm, RMSNorm, GroupNorm, InstanceNorm1d, InstanceNorm2d."""
+"""BatchNorm, LayerNorm, RMSNorm, GroupNorm, InstanceNorm, LocalResponseNorm."""
 
 from __future__ import annotations
 
@@ -13,14 +13,9 @@ from framework.layers.module import Module
 from framework.layers.storage import new_buffer, new_parameter
 
 
-class BatchNorm1d(Module):
-    """Normalise each channel over the batch (Ioffe & Szegedy 2015). x (N, C) or (N, C, L), same
-    shape out.
-
-    In training by the batch's statistics, which also move `running_mean` and `running_var` by
-    `momentum` (None: their cumulative average); in evaluation by the running statistics, or by the
-    batch's without `track_running_stats`. A single value per channel in training is a ValueError.
-    """
+class _BatchNorm(Module):
+    #: The shapes after (N, C) that are taken.
+    _shapes: tuple[tuple[str, ...], ...]
 
     def __init__(
         self,
@@ -33,18 +28,17 @@ class BatchNorm1d(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.num_features = positive_integer("BatchNorm1d", "num_features", num_features)
-        self.eps = in_range("BatchNorm1d", "eps", eps)
-        self.momentum = (
-            None if momentum is None else in_range("BatchNorm1d", "momentum", momentum, 0, 1)
-        )
+        name = type(self).__name__
+        self.num_features = positive_integer(name, "num_features", num_features)
+        self.eps = in_range(name, "eps", eps)
+        self.momentum = None if momentum is None else in_range(name, "momentum", momentum, 0, 1)
         self.affine, self.track_running_stats = affine, track_running_stats
         shape = (self.num_features,)
-        for name in ("weight", "bias"):
-            self.register_parameter(name, new_parameter(shape, device, dtype) if affine else None)
-        for name in ("running_mean", "running_var"):
+        for key in ("weight", "bias"):
+            self.register_parameter(key, new_parameter(shape, device, dtype) if affine else None)
+        for key in ("running_mean", "running_var"):
             self.register_buffer(
-                name, new_buffer(shape, device, dtype) if track_running_stats else None
+                key, new_buffer(shape, device, dtype) if track_running_stats else None
             )
         count = new_buffer((), device, "int64") if track_running_stats else None
         self.register_buffer("num_batches_tracked", count)
@@ -62,10 +56,11 @@ class BatchNorm1d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape of x."""
-        if x.ndim not in (2, 3) or x.shape[1] != self.num_features:
+        if x.ndim - 2 not in map(len, self._shapes) or x.shape[1] != self.num_features:
+            expected = (", ".join(("N", str(self.num_features), *more)) for more in self._shapes)
             raise ValueError(
-                f"BatchNorm1d: input has shape {x.shape}, expected (N, {self.num_features}) or "
-                f"(N, {self.num_features}, L)"
+                f"{type(self).__name__}: input has shape {x.shape}, expected "
+                f"{' or '.join(f'({shape})' for shape in expected)}"
             )
         batch = self.training or not self.track_running_stats
         y = F.batch_norm(
@@ -99,6 +94,34 @@ class BatchNorm1d(Module):
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:
         """In evaluation: one for each element, by scale and shift."""
         return int(output.size)
+
+
+class BatchNorm1d(_BatchNorm):
+    """Normalise each channel over the batch (Ioffe & Szegedy 2015). x (N, C) or (N, C, L), same
+    shape out.
+
+    In training by the batch's statistics, which also move `running_mean` and `running_var` by
+    `momentum` (None: their cumulative average); in evaluation by the running statistics, or by the
+    batch's without `track_running_stats`. A single value per channel in training is a ValueError.
+    """
+
+    _shapes = ((), ("L",))
+
+
+class BatchNorm2d(_BatchNorm):
+    """Normalise each channel over the batch and its pixels. x (N, C, H, W), same shape out; see
+    `BatchNorm1d`.
+    """
+
+    _shapes = (("H", "W"),)
+
+
+class BatchNorm3d(_BatchNorm):
+    """Normalise each channel over the batch and its voxels. x (N, C, D, H, W), same shape out; see
+    `BatchNorm1d`.
+    """
+
+    _shapes = (("D", "H", "W"),)
 
 
 class LayerNorm(Module):
@@ -301,6 +324,34 @@ class InstanceNorm2d(_InstanceNorm):
     """
 
     _axes = ("H", "W")
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """Normalise each channel of each sample over its voxels. x (N, C, D, H, W), same shape out.
+
+    Always by the sample's own statistics: there are no running ones.
+    """
+
+    _axes = ("D", "H", "W")
+
+
+class LocalResponseNorm(Module):
+    """x / (k + alpha m)^beta, m the mean of x^2 over the `size` channels around each one
+    (Krizhevsky et al. 2012). x (N, C, *), same shape out.
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        super().__init__()
+        self.size = positive_integer("LocalResponseNorm", "size", size)
+        self.alpha, self.beta, self.k = alpha, beta, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape of x."""
+        return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
 def _reset(weight: Tensor | None, bias: Tensor | None) -> None:

@@ -1,5 +1,5 @@
-"""Sixteen float32, or int32, in one register: for loops over short rows, where LLVM's own vectorisation spends
-more on checks before and remainders after the loop than in it.
+"""Sixteen float32, or int32, in one register: for loops over short rows, where LLVM's own
+vectorisation spends more on checks before and remainders after the loop than in it.
 
     @jit(forceinline=True)
     def add(a, b, out, i, count):              # `count` elements from index i, at most LANES
@@ -9,9 +9,9 @@ more on checks before and remainders after the loop than in it.
         add(a, b, out, i, LANES)               # count is a constant: plain loads and stores
     add(a, b, out, whole(n), n - whole(n))     # the rest: masked ones, nothing beyond is touched
 
-Arrays are 1-D, contiguous, float32 (places: int32, `load_ints`). Indices are not checked. Lanes past `count` are 0 when loaded,
-or what is given as `fill`. A number and lanes together in arithmetic means the number in each lane.
-CPUs with narrower registers use several for one value: LLVM splits them.
+Arrays are 1-D, contiguous, float32; or int32, for places (`load_ints`). Indices are not checked.
+Lanes past `count` are 0 when loaded, or what is given as `fill`. A number and lanes together in
+arithmetic means the number in each lane. CPUs with narrower registers use several for one value: LLVM splits them.
 
 Arithmetic may fuse a multiplication with an addition (`contract`) and nothing else.
 """

@@ -2,8 +2,8 @@
 register; planes are (N C, D, H, W).
 
 Tables of windows (kernels/windows.py): `d`, `h`, `w` (windows, 3) start, stop and count along each
-axis, `di`, `hi`, `wi` (elements, 2) the windows over each element. A task of the columns is a row of
-what is written, one of the planes is a plane.
+axis, `di`, `hi`, `wi` (elements, 2) the windows over each element. A task of the columns is a row
+of what is written, one of the planes is a plane.
 """
 
 from __future__ import annotations

@@ -114,3 +114,49 @@ template <typename Op> __device__ __forceinline__ float block_reduce(float x, fl
     __syncthreads();
     return warp_reduce<Op>(lane < warps ? scratch[lane] : Op::identity());
 }
+
+// --- images -----------------------------------------------------------------------------------------
+
+// Planes (N C, length) or columns (N, length, C), C-contiguous; V channels of columns are one load or store.
+template <typename T, int V> struct alignas(sizeof(T) * V) Channels {
+    T at[V];
+};
+
+__device__ __forceinline__ i64 quotient(i64 a, i64 b, bool small) {
+    return small ? static_cast<i64>(static_cast<u32>(a) / static_cast<u32>(b)) : a / b;
+}
+
+// Which V elements a thread owns in images of `length` elements a channel, and where others of their channel are.
+template <int V> struct Place {
+    i64 image, channel, position;
+
+    // The q-th group of V elements of images of `length`.
+    __device__ __forceinline__ Place(i64 q, i64 C, i64 length, bool columns, bool small) {
+        if (columns) {
+            const i64 pixel = quotient(q, C / V, small);
+            channel = (q - pixel * (C / V)) * V;
+            image = quotient(pixel, length, small);
+            position = pixel - image * length;
+        } else {
+            image = quotient(q, length, small);  // the plane
+            position = q - image * length;
+            channel = 0;
+        }
+    }
+    __device__ __forceinline__ i64 of(i64 at, i64 C, i64 length, bool columns) const {
+        return columns ? (image * length + at) * C + channel : image * length + at;
+    }
+};
+
+// body(V as a type) for each thread's share of `n` elements: V channels at once where columns allow it.
+template <typename T, typename F, typename... P>
+__device__ __forceinline__ void by_channels(F body, i64 n, i64 C, bool columns, const P*... pointers) {
+    const i64 start = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x;
+    const i64 step = gridDim.x * static_cast<i64>(blockDim.x);
+    constexpr int size = Pack<T>::size;
+    if (columns && C % size == 0 && aligned(pointers...)) {
+        for (i64 q = start; q < n / size; q += step) body(Channels<T, size>(), q);
+    } else {
+        for (i64 q = start; q < n; q += step) body(Channels<T, 1>(), q);
+    }
+}

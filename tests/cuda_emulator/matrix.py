@@ -78,7 +78,11 @@ def turned(a: np.ndarray) -> Any:
 
 def large(kernel: Kernel, sample: str) -> list[tuple[int, int]]:
     """The larger sizes of a case."""
-    if kernel.family in ("channel_norm", "pooling") or sample in ("images", "instance", "matrix"):
+    if kernel.family in ("channel_norm", "pooling", "upsampling") or sample in (
+        "images",
+        "instance",
+        "matrix",
+    ):
         return CHANNELS
     if kernel.family == "group_norm":
         return [(2, 600), (1, 7000)]

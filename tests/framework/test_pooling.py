@@ -145,7 +145,9 @@ GRADCHECKS = {
     "max_pool1d": lambda x: F.max_pool1d(x.reshape(2, 3, 30), 3, 2, 1, 2),
     "max_pool2d": lambda x: F.max_pool2d(x, 3, 2, 1),
     "avg_pool2d": lambda x: F.avg_pool2d(x, 3, 2, 1, True, False),
-    "avg_pool3d": lambda x: F.avg_pool3d(x.reshape(1, 3, 2, 5, 6), (1, 2, 3), 1, divisor_override=2),
+    "avg_pool3d": lambda x: F.avg_pool3d(
+        x.reshape(1, 3, 2, 5, 6), (1, 2, 3), 1, divisor_override=2
+    ),
     "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (2, 4)),
     "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (3, 4)),
     "global": lambda x: F.adaptive_avg_pool2d(x, 1),
@@ -160,7 +162,10 @@ def test_gradient_is_the_central_difference(name):
 
 
 ERRORS = [
-    (lambda x: F.max_pool2d(x, 9, 1), r"kernel_size=9.*axis 2, 5 \+ 2 \* 0 = 5.*would have size -3"),
+    (
+        lambda x: F.max_pool2d(x, 9, 1),
+        r"kernel_size=9.*axis 2, 5 \+ 2 \* 0 = 5.*would have size -3",
+    ),
     (lambda x: F.max_pool2d(x, 3, padding=2), "padding=2 .* half of the kernel, which is 3"),
     (lambda x: F.max_pool2d(x, 3, dilation=3), r"dilation=3 \(over 7 elements\).*size 0"),
     (lambda x: F.avg_pool2d(x, (2, 3, 4)), r"kernel_size=\(2, 3, 4\).*or 2 of them"),
