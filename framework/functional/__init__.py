@@ -34,7 +34,7 @@ from framework.autograd.shaping import (
     unsqueeze as unsqueeze,
 )
 from framework.functional.activations import *  # noqa: F403
-from framework.functional.dropout import dropout as dropout
+from framework.functional.dropout import dropout as dropout, locked_dropout as locked_dropout
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
 from framework.functional.linear import (
     bilinear as bilinear,
@@ -59,6 +59,7 @@ from framework.functional.normalization import (
     layer_norm as layer_norm,
     rms_norm as rms_norm,
 )
+from framework.functional.recurrent import gru as gru, lstm as lstm, rnn as rnn
 from framework.functional.softmax import (
     log_softmax as log_softmax,
     logsumexp as logsumexp,

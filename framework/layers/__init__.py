@@ -27,7 +27,7 @@ from framework.layers.activation import (
     Tanh,
 )
 from framework.layers.containers import ModuleDict, ModuleList, Sequential
-from framework.layers.dropout import Dropout
+from framework.layers.dropout import Dropout, LockedDropout
 from framework.layers.embedding import Embedding
 from framework.layers.linear import Bilinear, Flatten, Identity, Linear
 from framework.layers.losses import (
@@ -50,6 +50,15 @@ from framework.layers.normalization import (
     LayerNorm,
     RMSNorm,
 )
+from framework.layers.packing import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+)
+from framework.layers.recurrent import GRU, LSTM, RNN, detach_state
+from framework.layers.recurrent_cells import GRUCell, LSTMCell, RNNCell
 from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
 
@@ -107,4 +116,17 @@ __all__ = [
     "init",
     "new_buffer",
     "new_parameter",
+    "LockedDropout",
+    "PackedSequence",
+    "pack_padded_sequence",
+    "pack_sequence",
+    "pad_packed_sequence",
+    "pad_sequence",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "detach_state",
 ]

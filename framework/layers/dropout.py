@@ -1,4 +1,4 @@
-"""Dropout."""
+"""Dropout, of single elements and of the same ones at every step."""
 
 from __future__ import annotations
 
@@ -26,3 +26,21 @@ class Dropout(Module):
     def extra_repr(self) -> str:
         """The argument."""
         return f"p={self.p}"
+
+
+class LockedDropout(Module):
+    """In training, `Dropout` with one mask for all steps of a sequence, which are axis `dim`
+    (Gal and Ghahramani 2016): 0, or 1 where the batch comes first.
+    """
+
+    def __init__(self, p: float = 0.5, dim: int = 0) -> None:
+        super().__init__()
+        self.p, self.dim = in_range("LockedDropout", "p", p, 0, 1), dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape of x."""
+        return F.locked_dropout(x, self.p, self.training, self.dim)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"p={self.p}, dim={self.dim}"
