@@ -234,12 +234,12 @@ def _(
         dh, dc = cpu_state(dhn, dy, P), cpu_state(dcn, dy, H)
         d = np.empty((T, B, 4 * H), np.float32)
         dhidden = np.empty((0 if weight_hr is None else T, B, P), np.float32)
-        dm, back = np.empty((B, H), np.float32), np.empty((B, P), np.float32)
+        dm, tanhs, back = (np.empty((B, n), np.float32) for n in (H, H, P))
         loops.lstm_grad(
             loops.groups(B), np.ascontiguousarray(dy), loops.pack(weight_hh, False),
             *_cpu_options(weight_hr, peephole, False), cpu_lengths(lengths, dy), reverse,
             np.ascontiguousarray(gates), np.ascontiguousarray(cells), cpu_state(c0, dy, H),
-            d, dhidden, dh, dc, dm, back, work=gates.size * P,
+            d, dhidden, dh, dc, dm, back, tanhs, work=gates.size * P,
         )  # fmt: skip
         return d, dhidden, dh, dc
 

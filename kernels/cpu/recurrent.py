@@ -21,7 +21,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from kernels.cpu.engine import define, jit, loop, numbers
-from kernels.cpu.lanes import LANES, each, load, store
+from kernels.cpu.lanes import LANES, each, load, store, whole
 from kernels.cpu.vectormath import sigmoid, tanh
 
 ZERO = np.float32(0)
@@ -315,38 +315,56 @@ def lstm(groups, packed, packed_hr, peephole, lengths, reverse, gates, cells, y,
                 _fill(y[t, r])
 
 
-@jit
-def _lstm_grad_row(dm, i, f, g, o, c, before, dc, di, df, dg, do):
-    for k in range(c.shape[0]):
-        s = tanh(c[k])
-        d = dc[k] + dm[k] * o[k] * (ONE - s * s)
-        di[k] = d * g[k] * (i[k] * (ONE - i[k]))
-        df[k] = d * before[k] * (f[k] * (ONE - f[k]))
-        dg[k] = d * i[k] * (ONE - g[k] * g[k])
-        do[k] = dm[k] * s * (o[k] * (ONE - o[k]))
-        dc[k] = d * f[k]
+# In lanes, for LLVM gives up on a loop over so many arrays that might overlap: 4 times as long.
+@jit(forceinline=True)
+def _lstm_grad_lanes(dm, row, s, before, dc, d, H, k, n):
+    i, f = load(row, k, n), load(row, H + k, n)
+    g, o = load(row, 2 * H + k, n), load(row, 3 * H + k, n)
+    t, u = load(s, k, n), load(dm, k, n)
+    dnew = load(dc, k, n) + u * o * (ONE - t * t)
+    store(d, k, n, dnew * g * (i * (ONE - i)))
+    store(d, H + k, n, dnew * load(before, k, n) * (f * (ONE - f)))
+    store(d, 2 * H + k, n, dnew * i * (ONE - g * g))
+    store(d, 3 * H + k, n, u * t * (o * (ONE - o)))
+    store(dc, k, n, dnew * f)
 
 
 @jit
-def _lstm_peephole_grad_row(dm, i, f, g, o, c, before, peephole, dc, di, df, dg, do):
+def _lstm_grad_row(dm, row, c, before, dc, d, s):
+    """s (H,): scratch, for tanh(c)."""
+    H = c.shape[0]
+    for k in range(H):
+        s[k] = tanh(c[k])
+    for k in range(0, whole(H), LANES):
+        _lstm_grad_lanes(dm, row, s, before, dc, d, H, k, LANES)
+    if whole(H) < H:
+        _lstm_grad_lanes(dm, row, s, before, dc, d, H, whole(H), H - whole(H))
+
+
+@jit
+def _lstm_peephole_grad_row(dm, row, c, before, peephole, dc, d):
+    H = c.shape[0]
     pi, pf, po = peephole[0], peephole[1], peephole[2]
-    for k in range(c.shape[0]):
+    i, f, g, o = row[:H], row[H : 2 * H], row[2 * H : 3 * H], row[3 * H :]
+    di, df, dg, do = d[:H], d[H : 2 * H], d[2 * H : 3 * H], d[3 * H :]
+    for k in range(H):
         s = tanh(c[k])
         do[k] = dm[k] * s * (o[k] * (ONE - o[k]))
-        d = dc[k] + dm[k] * o[k] * (ONE - s * s) + do[k] * po[k]
-        di[k] = d * g[k] * (i[k] * (ONE - i[k]))
-        df[k] = d * before[k] * (f[k] * (ONE - f[k]))
-        dg[k] = d * i[k] * (ONE - g[k] * g[k])
-        dc[k] = d * f[k] + di[k] * pi[k] + df[k] * pf[k]
+        dnew = dc[k] + dm[k] * o[k] * (ONE - s * s) + do[k] * po[k]
+        di[k] = dnew * g[k] * (i[k] * (ONE - i[k]))
+        df[k] = dnew * before[k] * (f[k] * (ONE - f[k]))
+        dg[k] = dnew * i[k] * (ONE - g[k] * g[k])
+        dc[k] = dnew * f[k] + di[k] * pi[k] + df[k] * pf[k]
 
 
 @loop("groups")
 def lstm_grad(
     groups, dy, packed, packed_hr, peephole, lengths, reverse, gates, cells, c0,
-    dgates, dhidden, dh, dc, dm, back,
+    dgates, dhidden, dh, dc, dm, back, tanhs,
 ):  # fmt: skip
     """dh, dc: gradients of the last states, then of the first; dhidden (T, B, P): of each output
-    with what comes back to it, for a projection (otherwise empty); dm (B, H), back (B, P): scratch.
+    with what comes back to it, for a projection (otherwise empty); dm (B, H), back (B, P), tanhs
+    (B, H): scratch.
     """
     (T, B, H), P = cells.shape, dy.shape[2]
     projects, peeps = packed_hr.shape[0] > 0, peephole.shape[0] > 0
@@ -369,16 +387,11 @@ def lstm_grad(
         for r in range(top, bottom):
             d, row = dgates[t, r], gates[t, r]
             if t < lengths[r]:
-                i, f, g, o = row[:H], row[H : 2 * H], row[2 * H : 3 * H], row[3 * H :]
-                di, df, dg, do = d[:H], d[H : 2 * H], d[2 * H : 3 * H], d[3 * H :]
                 before = c0[r] if _is_first(t, lengths[r], reverse) else cells[earlier, r]
-                c, at = cells[t, r], dc[r]
                 if peeps:
-                    _lstm_peephole_grad_row(
-                        dm[r], i, f, g, o, c, before, peephole, at, di, df, dg, do
-                    )
+                    _lstm_peephole_grad_row(dm[r], row, cells[t, r], before, peephole, dc[r], d)
                 else:
-                    _lstm_grad_row(dm[r], i, f, g, o, c, before, at, di, df, dg, do)
+                    _lstm_grad_row(dm[r], row, cells[t, r], before, dc[r], d, tanhs[r])
             else:
                 _fill(d)
         product(dgates[t], 0, packed, back, 0, P, top, bottom)
@@ -447,20 +460,28 @@ def gru(
                 _fill(u[t, r])
 
 
-@jit
-def _gru_grad_row(dy, dh, before, z, n, back, dz, dn):
-    for k in range(z.shape[0]):
-        d = dy[k] + dh[k]
-        dz[k] = d * (before[k] - n[k]) * (z[k] * (ONE - z[k]))
-        dn[k] = d * (ONE - z[k]) * (ONE - n[k] * n[k])
-        back[k] = d * z[k]
+@jit(forceinline=True)
+def _gru_grad_lanes(dy, dh, before, row, u, reset_after, back, d, H, k, count):
+    r, z = load(row, k, count), load(row, H + k, count)
+    n, dnew = load(row, 2 * H + k, count), load(dy, k, count) + load(dh, k, count)
+    dn = dnew * (ONE - z) * (ONE - n * n)
+    store(d, 2 * H + k, count, dnew * (load(before, k, count) - n) * (z * (ONE - z)))
+    store(d, 3 * H + k, count, dn)
+    store(back, k, count, dnew * z)
+    if reset_after:
+        store(d, k, count, dn * r)
+        store(d, H + k, count, dn * load(u, k, count) * (r * (ONE - r)))
+    else:
+        store(d, k, count, dn)
 
 
 @jit
-def _reset_after_grad_row(dn, r, u, dr, du):
-    for k in range(r.shape[0]):
-        dr[k] = dn[k] * u[k] * (r[k] * (ONE - r[k]))
-        du[k] = dn[k] * r[k]
+def _gru_grad_row(dy, dh, before, row, u, reset_after, back, d):
+    H = u.shape[0]
+    for k in range(0, whole(H), LANES):
+        _gru_grad_lanes(dy, dh, before, row, u, reset_after, back, d, H, k, LANES)
+    if whole(H) < H:
+        _gru_grad_lanes(dy, dh, before, row, u, reset_after, back, d, H, whole(H), H - whole(H))
 
 
 @jit
@@ -488,14 +509,7 @@ def gru_grad(
             row, out = gates[t, r], d[t, r]
             if t < lengths[r]:
                 before = h0[r] if _is_first(t, lengths[r], reverse) else y[earlier, r]
-                dz, dn = out[2 * H : 3 * H], out[3 * H :]
-                _gru_grad_row(
-                    dy[t, r], dh[r], before, row[H : 2 * H], row[2 * H :], back[r], dz, dn
-                )
-                if reset_after:
-                    _reset_after_grad_row(dn, row[:H], u[t, r], out[H : 2 * H], out[:H])
-                else:
-                    _copy(dn, out[:H])
+                _gru_grad_row(dy[t, r], dh[r], before, row, u[t, r], reset_after, back[r], out)
             else:
                 _fill(out)
                 _fill(back[r])
