@@ -16,8 +16,11 @@ from kernels.recurrent import (
     check,
     cpu_lengths,
     cpu_state,
+    cuda_lengths,
+    cuda_state,
     from_input,
     input_grads,
+    kernels,
     live_at,
     loops,
     previous,
@@ -160,6 +163,25 @@ def _(
     return _gru(sweep, TUNED, *args)
 
 
+@gru.cuda(dtypes=("float32",))
+def _(
+    x, weight_ih, weight_hh, bias_ih=None, bias_hh=None, h0=None, lengths=None, reverse=False,
+    reset_after=True,
+):  # fmt: skip
+    def sweep(gates, weight_hh, bias_n, h0, lengths, reverse, reset_after):
+        if not reset_after:  # which is rare: array maths, of CUDA arrays
+            return _gru_sweep(gates, weight_hh, bias_n, h0, lengths, reverse, reset_after)
+        xp, (T, B, G) = array_module(gates), gates.shape
+        h, n = cuda_state(h0, gates, G // 3), cuda_lengths(lengths)
+        y, u = (xp.empty((T, B, G // 3), np.float32) for _ in range(2))
+        aux = xp.ascontiguousarray(bias_n)
+        kernels.forward("Gru", gates, weight_hh, None, aux, n, reverse, 0, u, None, h, y)
+        return y, h, gates, u
+
+    args = x, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, reverse, reset_after
+    return _gru(sweep, TUNED, *args)
+
+
 @kernel
 def gru_grad(
     dy: Array,
@@ -198,6 +220,32 @@ def _(
             *map(np.ascontiguousarray, (gates, u, y)), cpu_state(h0, y, H), d, dh, back, du,
             work=gates.size * H,
         )  # fmt: skip
+        return d, dh
+
+    return _gru_grad(
+        sweep, TUNED, dy, dhn, x, weight_ih, weight_hh, h0, y, gates, u, lengths, reverse,
+        reset_after, want_dx,
+    )  # fmt: skip
+
+
+@gru_grad.cuda(dtypes=("float32",))
+def _(
+    dy, dhn, x, weight_ih, weight_hh, h0, y, gates, u, lengths=None, reverse=False,
+    reset_after=True, want_dx=True,
+):  # fmt: skip
+    def sweep(dy, dhn, weight_hh, h0, y, gates, u, lengths, reverse, reset_after):
+        if not reset_after:
+            args = dy, dhn, weight_hh, h0, y, gates, u, lengths, reverse, reset_after
+            return _gru_grad_sweep(*args)
+        xp, (T, B, H) = array_module(dy), y.shape
+        dy, gates, u, y = map(xp.ascontiguousarray, (dy, gates, u, y))
+        dh, first, n = cuda_state(dhn, y, H), cuda_state(h0, y, H), cuda_lengths(lengths)
+        d = xp.empty((T, B, 4 * H), np.float32)
+        # n, r, z as in d
+        lines = xp.ascontiguousarray(xp.concatenate([weight_hh[2 * H :], weight_hh[: 2 * H]]))
+        kernels.backward(
+            "Gru", dy, gates, lines, None, None, n, reverse, 0, u, y, first, d, dh, None, None
+        )
         return d, dh
 
     return _gru_grad(

@@ -20,8 +20,11 @@ from kernels.recurrent import (
     check,
     cpu_lengths,
     cpu_state,
+    cuda_lengths,
+    cuda_state,
     from_input,
     input_grads,
+    kernels,
     live_at,
     loops,
     previous,
@@ -193,6 +196,26 @@ def _(
     )  # fmt: skip
 
 
+@lstm.cuda(dtypes=("float32",))
+def _(
+    x, weight_ih, weight_hh, bias_ih=None, bias_hh=None, h0=None, c0=None, lengths=None,
+    reverse=False, weight_hr=None, peephole=None,
+):  # fmt: skip
+    def sweep(gates, weight_hh, h0, c0, lengths, reverse, weight_hr, peephole):
+        xp, (T, B, G), P = array_module(gates), gates.shape, weight_hh.shape[1]
+        h, c = cuda_state(h0, gates, P), cuda_state(c0, gates, G // 4)
+        y, cells = (xp.empty((T, B, n), np.float32) for n in (P, G // 4))
+        aux = None if peephole is None else xp.ascontiguousarray(peephole)
+        n = cuda_lengths(lengths)
+        kernels.forward("Lstm", gates, weight_hh, weight_hr, aux, n, reverse, 0, cells, c, h, y)
+        return y, h, c, gates, cells
+
+    return _lstm(
+        sweep, TUNED, x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, reverse,
+        weight_hr, peephole,
+    )  # fmt: skip
+
+
 @kernel
 def lstm_grad(
     dy: Array,
@@ -240,6 +263,30 @@ def _(
             *_cpu_options(weight_hr, peephole, False), cpu_lengths(lengths, dy), reverse,
             np.ascontiguousarray(gates), np.ascontiguousarray(cells), cpu_state(c0, dy, H),
             d, dhidden, dh, dc, dm, back, tanhs, work=gates.size * P,
+        )  # fmt: skip
+        return d, dhidden, dh, dc
+
+    return _lstm_grad(
+        sweep, TUNED, dy, dhn, dcn, x, weight_ih, weight_hh, h0, c0, y, gates, cells, lengths,
+        reverse, weight_hr, peephole, want_dx,
+    )  # fmt: skip
+
+
+@lstm_grad.cuda(dtypes=("float32",))
+def _(
+    dy, dhn, dcn, x, weight_ih, weight_hh, h0, c0, y, gates, cells, lengths=None, reverse=False,
+    weight_hr=None, peephole=None, want_dx=True,
+):  # fmt: skip
+    def sweep(dy, dhn, dcn, weight_hh, c0, gates, cells, lengths, reverse, weight_hr, peephole):
+        xp, (_, _, H), P = array_module(dy), cells.shape, dy.shape[2]
+        dense, n = xp.ascontiguousarray, cuda_lengths(lengths)
+        dy, weight_hh, gates, cells = map(dense, (dy, weight_hh, gates, cells))
+        dh, dc, first = cuda_state(dhn, dy, P), cuda_state(dcn, dy, H), cuda_state(c0, dy, H)
+        d, dhidden = xp.empty_like(gates), None if weight_hr is None else xp.empty_like(dy)
+        aux = None if peephole is None else dense(peephole)
+        kernels.backward(
+            "Lstm", dy, gates, weight_hh, weight_hr, aux, n, reverse, 0, cells, cells, first, d,
+            dh, dc, dhidden,
         )  # fmt: skip
         return d, dhidden, dh, dc
 

@@ -29,8 +29,15 @@ from kernels.matmul import matmul
 from kernels.registry import kernel
 
 loops = Lazy("kernels.cpu.recurrent")
+kernels = Lazy("kernels.cuda.recurrent")
 
 NONLINEARITIES = ("tanh", "relu")
+
+CUDA_KERNELS = ("step", "step_grad", "arrive", "sweep", "sweep_grad")
+_CELLS = ("Rnn", "Lstm", "Gru")
+CUDA_TYPES = {"arrive": ("float",)} | dict.fromkeys(
+    ("step", "step_grad", "sweep", "sweep_grad"), _CELLS
+)
 
 
 class Products(NamedTuple):
@@ -157,6 +164,18 @@ def cpu_state(given: Array | None, x: Array, columns: int) -> Array:
     return np.array(given, np.float32, order="C")
 
 
+def cuda_state(given: Array | None, x: Array, columns: int) -> Array:
+    """A dense copy of a state, for the kernels to go on with."""
+    return array_module(x).ascontiguousarray(state(given, x, columns)).copy()
+
+
+def cuda_lengths(lengths: Array | None) -> Array | None:
+    """Dense int64, None where there are none."""
+    if lengths is None:
+        return None
+    return array_module(lengths).ascontiguousarray(lengths.astype(np.int64, copy=False))
+
+
 def cpu_lengths(lengths: Array | None, x: Array) -> Array:
     """Contiguous int64, T for every row where there are none."""
     if lengths is None:
@@ -247,6 +266,22 @@ def _(
     return _rnn(sweep, TUNED, *args)
 
 
+@rnn.cuda(dtypes=("float32",))
+def _(
+    x, weight_ih, weight_hh, bias_ih=None, bias_hh=None, h0=None, lengths=None, reverse=False,
+    nonlinearity="tanh",
+):  # fmt: skip
+    def sweep(y, weight_hh, h0, lengths, reverse, kind):
+        h, n = cuda_state(h0, y, y.shape[2]), cuda_lengths(lengths)
+        kernels.forward(
+            "Rnn", y, weight_hh, None, None, n, reverse, kind == "relu", None, None, h, y
+        )
+        return y, h
+
+    args = x, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, reverse, nonlinearity
+    return _rnn(sweep, TUNED, *args)
+
+
 @kernel
 def rnn_grad(
     dy: Array,
@@ -286,6 +321,25 @@ def _(
         loops.rnn_grad(
             loops.groups(B), dy, packed, lengths, reverse, relu, y, d, dh, back, work=y.size * H
         )
+        return d, dh
+
+    args = dy, dhn, x, weight_ih, weight_hh, h0, y, lengths, reverse, nonlinearity, want_dx
+    return _rnn_grad(sweep, TUNED, *args)
+
+
+@rnn_grad.cuda(dtypes=("float32",))
+def _(
+    dy, dhn, x, weight_ih, weight_hh, h0, y, lengths=None, reverse=False, nonlinearity="tanh",
+    want_dx=True,
+):  # fmt: skip
+    def sweep(dy, dhn, weight_hh, y, lengths, reverse, kind):
+        dense = array_module(dy).ascontiguousarray
+        dy, weight_hh, y, n = dense(dy), dense(weight_hh), dense(y), cuda_lengths(lengths)
+        d, dh = array_module(y).empty_like(y), cuda_state(dhn, y, y.shape[2])
+        kernels.backward(
+            "Rnn", dy, y, weight_hh, None, None, n, reverse, kind == "relu", None, None, None, d,
+            dh, None, None,
+        )  # fmt: skip
         return d, dh
 
     args = dy, dhn, x, weight_ih, weight_hh, h0, y, lengths, reverse, nonlinearity, want_dx
