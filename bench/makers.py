@@ -21,8 +21,10 @@ from bench.sizes import (
     IMAGES_WIDER,
     LOOKUPS,
     PRODUCTS,
+    SEQUENCES,
     Sizes,
 )
+from kernels import gru, lstm, recurrent
 from kernels.pooling import max_pool
 from kernels.registry import Draw
 from kernels.upsampling import sampling
@@ -225,6 +227,49 @@ def _(draw, tokens, vocabulary, features):
 @maker("embedding_grad", "lookup", sizes=LOOKUPS)
 def _(draw, tokens, vocabulary, features):
     return draw.normal(tokens, features), draw.integers(vocabulary, tokens), vocabulary
+
+
+def _layer(draw: Draw, T: int, B: int, H: int, gates: int) -> tuple[Any, ...]:
+    """x, weights and biases, as large as PyTorch draws them."""
+    bound = {"low": -(H**-0.5), "high": H**-0.5}
+    weights = (draw.uniform(gates * H, *columns, **bound) for columns in ((H,), (H,), (), ()))
+    return draw.normal(T, B, H), *weights
+
+
+@maker("rnn", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 1)
+
+
+@maker("rnn_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 1)[:3]  # without biases, of which a gradient knows nothing
+    y, _ = recurrent.rnn.reference(*layer)
+    return draw.normal(T, B, H), None, *layer, None, y
+
+
+@maker("lstm", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 4)
+
+
+@maker("lstm_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 4)[:3]
+    y, _, _, gates, cells = lstm.lstm.reference(*layer)
+    return draw.normal(T, B, H), None, None, *layer, None, None, y, gates, cells
+
+
+@maker("gru", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 3)
+
+
+@maker("gru_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 3)[:3]
+    y, _, gates, u = gru.gru.reference(*layer)
+    return draw.normal(T, B, H), None, *layer, None, y, gates, u
 
 
 _ADAM = ("adamw", "adamw_foreach", "adam", "adam_foreach")

@@ -74,6 +74,12 @@ LOOKUPS: Sizes = {
     "cuda": [(65536, 32768, 256), (768, 65, 128)],
 }
 
+#: steps x rows x units, of which the input has as many
+SEQUENCES: Sizes = {
+    "cpu": [(64, 32, 128), (64, 32, 256), (64, 32, 512)],
+    "cuda": [(64, 32, 256), (64, 32, 1024)],
+}
+
 #: parameters x tensors that the peer has them in: a small network, and 10M or 16M at once
 FLAT: Sizes = {
     "cpu": [(800_000, 40), (10_000_000, 1)],

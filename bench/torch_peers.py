@@ -518,6 +518,39 @@ direct(
 )
 
 
+# Recurrent layers ---------------------------------------------------------------------------------
+
+
+def _recurrent(name: str) -> None:
+    """The peers of a layer and its gradient: torch's function for whole sequences, which keeps what
+    the gradient needs, and autograd's backward through it.
+    """
+    function = getattr(torch, "rnn_tanh" if name == "rnn" else name)
+
+    def layer(x, *weights):
+        h = x.new_zeros(1, x.shape[1], weights[1].shape[1])
+        states = (h, h) if name == "lstm" else h
+        with torch.enable_grad():
+            return function(x, states, weights, True, 1, 0.0, True, False, False)
+
+    @prepared(name, f"torch.{function.__name__}, recording for autograd")
+    def _(x, *weights):
+        leaves = [w.requires_grad_() for w in (x, *weights)]
+        return lambda: layer(*leaves)
+
+    @prepared(f"{name}_grad", f"autograd backward of torch.{function.__name__}")
+    def _(dy, *args):
+        x, weight_ih, weight_hh = args[2 if name == "lstm" else 1 :][:3]
+        biases = [x.new_zeros(weight_ih.shape[0]) for _ in range(2)]
+        leaves = [w.requires_grad_() for w in (x, weight_ih, weight_hh, *biases)]
+        y = layer(*leaves)[0]
+        return lambda: torch.autograd.grad(y, leaves[:4], dy, retain_graph=True)
+
+
+for _name in ("rnn", "lstm", "gru"):
+    _recurrent(_name)
+
+
 # Loss scaling -------------------------------------------------------------------------------------
 
 

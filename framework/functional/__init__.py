@@ -42,7 +42,11 @@ from framework.functional.convolution import (
     conv_transpose2d as conv_transpose2d,
     conv_transpose3d as conv_transpose3d,
 )
-from framework.functional.dropout import channel_dropout as channel_dropout, dropout as dropout
+from framework.functional.dropout import (
+    channel_dropout as channel_dropout,
+    dropout as dropout,
+    locked_dropout as locked_dropout,
+)
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
 from framework.functional.linear import (
     bilinear as bilinear,
@@ -85,6 +89,7 @@ from framework.functional.pooling import (
     max_unpool2d as max_unpool2d,
     max_unpool3d as max_unpool3d,
 )
+from framework.functional.recurrent import gru as gru, lstm as lstm, rnn as rnn
 from framework.functional.softmax import (
     log_softmax as log_softmax,
     logsumexp as logsumexp,

@@ -36,7 +36,7 @@ from framework.layers.convolution import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
-from framework.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from framework.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, LockedDropout
 from framework.layers.embedding import Embedding
 from framework.layers.linear import Bilinear, Flatten, Identity, Linear
 from framework.layers.losses import (
@@ -63,6 +63,13 @@ from framework.layers.normalization import (
     LocalResponseNorm,
     RMSNorm,
 )
+from framework.layers.packing import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+)
 from framework.layers.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -80,6 +87,8 @@ from framework.layers.pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
+from framework.layers.recurrent import GRU, LSTM, RNN, detach_state
+from framework.layers.recurrent_cells import GRUCell, LSTMCell, RNNCell
 from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
 from framework.layers.unfolding import Fold, Unfold
@@ -173,4 +182,17 @@ __all__ = [
     "init",
     "new_buffer",
     "new_parameter",
+    "LockedDropout",
+    "PackedSequence",
+    "pack_padded_sequence",
+    "pack_sequence",
+    "pad_packed_sequence",
+    "pad_sequence",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "detach_state",
 ]

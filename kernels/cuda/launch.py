@@ -43,7 +43,10 @@ def run(
     bare Python number as 64 bits. An empty grid is not launched.
     """
     if grid > 0:
-        compiler.function(family, expression)((grid,), (block,), _checked(args), shared_mem=shared)
+        function = compiler.function(family, expression)
+        if shared > function.max_dynamic_shared_size_bytes:  # 48 KiB unless asked for more
+            function.max_dynamic_shared_size_bytes = shared
+        function((grid,), (block,), _checked(args), shared_mem=shared)
 
 
 def elementwise(
