@@ -2,6 +2,7 @@
 
 from kernels import (
     activations as activations,
+    attention as attention,
     channel_norm as channel_norm,
     embedding as embedding,
     extremes as extremes,

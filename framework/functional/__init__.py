@@ -34,6 +34,11 @@ from framework.autograd.shaping import (
     unsqueeze as unsqueeze,
 )
 from framework.functional.activations import *  # noqa: F403
+from framework.functional.attention import (
+    alibi_slopes as alibi_slopes,
+    packed_attention as packed_attention,
+    scaled_dot_product_attention as scaled_dot_product_attention,
+)
 from framework.functional.dropout import dropout as dropout
 from framework.functional.embedding import embedding as embedding, one_hot as one_hot
 from framework.functional.linear import (

@@ -26,6 +26,7 @@ from framework.layers.activation import (
     SwiGLU,
     Tanh,
 )
+from framework.layers.attention import MultiheadAttention
 from framework.layers.containers import ModuleDict, ModuleList, Sequential
 from framework.layers.dropout import Dropout
 from framework.layers.embedding import Embedding
@@ -86,6 +87,7 @@ __all__ = [
     "MSELoss",
     "Mish",
     "Module",
+    "MultiheadAttention",
     "ModuleDict",
     "ModuleList",
     "NLLLoss",

@@ -1,0 +1,336 @@
+"""Scaled dot-product attention and its gradient: softmax(q k^T scale + bias) v, head by head.
+
+    q (B, H, T, D), k and v (B, G, S, D), H a multiple of G -> out (B, H, T, D), lse (B, H, T)
+
+Each G serves H / G heads in a row (grouped queries). `lse` is the log of the sum of e^score over
+the keys that a query sees, all that the gradient needs to have the weights again. What a query
+sees, and how much more or less of it:
+
+    mask      broadcastable to (B, H, T, S): booleans, True where the key is seen, or numbers that
+              are added to the scores, -inf where it is not
+    lengths   (B,) integers: keys from lengths[b] on are not seen
+    causal    query t stands at position start + t and sees keys up to its own
+    window    it sees keys less than `window` positions away
+    slopes    (H,): slope times the distance is taken off a score (ALiBi)
+
+A query that sees no key has the output 0, the lse -inf, and no gradient. Keys that are not seen
+count nothing, be they NaN. `p`, `seed`, `offset` drop weights as kernels/random.py does: the weight
+of key s for row r = (b H + h) T + t takes half-word r S8 + s of the stream, S8 being S rounded up
+to a multiple of 8.
+
+The tuned versions hold a tile of scores at a time, never (T, S) of them (Dao et al. 2022,
+"FlashAttention"; the running softmax is Milakov and Gimelshein's, 2018). They read q, k and v as
+they lie: (B, T, 3, H, D) is as good as (B, H, T, D). `out` and gradients that are not given lie as
+(B, T, H, D), which is what the projections around attention take and give.
+
+Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped queries); Press et al. 2022 (ALiBi).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.arrays import Array, array_module
+from kernels.random import counters, dropout
+from kernels.registry import kernel
+
+
+class Call(NamedTuple):
+    """The arguments of either kernel, checked, with their defaults filled in."""
+
+    q: Array
+    k: Array
+    v: Array
+    mask: Array | None  # broadcast to (B, H, T, S)
+    lengths: Array | None
+    slopes: Array | None
+    causal: bool
+    window: int  # 0: none
+    start: int
+    scale: float
+    p: float
+    seed: Any
+    offset: int
+
+
+def draws(q: Array, k: Array) -> int:
+    """How far dropout over the weights of q and k advances the offset of its stream."""
+    B, H, T, _ = q.shape
+    return counters(B * H * T * _padded(k.shape[2]))
+
+
+def _padded(S: int) -> int:
+    return -(-S // 8) * 8
+
+
+def _call(
+    name: str,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    lengths: Array | None = None,
+    slopes: Array | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    start: int = 0,
+    scale: float | None = None,
+    p: float = 0.0,
+    seed: Any = 0,
+    offset: int = 0,
+) -> Call:
+    """ValueError where shapes or numbers do not fit."""
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3]:
+        raise ValueError(
+            f"{name}: q {q.shape}, k {k.shape}, v {v.shape}: expected (B, H, T, D), and (B, G, S, "
+            "D) twice"
+        )
+    B, H, T, D = q.shape
+    G, S = k.shape[1:3]
+    if G == 0 or H % G:
+        raise ValueError(f"{name}: {G} heads of keys and values do not divide {H} heads of queries")
+    if mask is not None:
+        try:
+            mask = array_module(q).broadcast_to(mask, (B, H, T, S))
+        except ValueError:
+            raise ValueError(
+                f"{name}: mask has shape {mask.shape}, which does not broadcast to {(B, H, T, S)}"
+            ) from None
+    if lengths is not None and (lengths.shape != (B,) or lengths.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name}: lengths are {lengths.dtype}{lengths.shape}, expected integers ({B},)"
+        )
+    if slopes is not None and slopes.shape != (H,):
+        raise ValueError(f"{name}: slopes have shape {slopes.shape}, expected ({H},), one a head")
+    if window is not None and window < 1:
+        raise ValueError(f"{name}: window={window}, expected at least 1 key")
+    if start < 0:
+        raise ValueError(f"{name}: start={start}, expected a position of at least 0")
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: p={p}, expected a probability in [0, 1]")
+    scale = 1 / math.sqrt(max(D, 1)) if scale is None else float(scale)
+    causal, window = bool(causal), window or 0
+    return Call(q, k, v, mask, lengths, slopes, causal, window, start, scale, p, seed, offset)
+
+
+# Reference ----------------------------------------------------------------------------------------
+
+
+def _per_head(x: Array, heads: int) -> Array:
+    """k or v (B, G, S, D) repeated to (B, H, S, D)."""
+    G = x.shape[1]
+    return x if G == heads else array_module(x).repeat(x, heads // G, axis=1)
+
+
+def _per_group(dx: Array, groups: int) -> Array:
+    """Gradients (B, H, S, D) of repeated heads added up: (B, G, S, D)."""
+    B, H, S, D = dx.shape
+    return dx if H == groups else dx.reshape(B, groups, H // groups, S, D).sum(2)
+
+
+def _scores(c: Call) -> Array:
+    """(B, H, T, S), -inf where a key is not seen."""
+    xp = array_module(c.q)
+    T, S = c.q.shape[2], c.k.shape[2]
+    s = c.q @ _per_head(c.k, c.q.shape[1]).swapaxes(-1, -2) * c.q.dtype.type(c.scale)
+    ahead = xp.arange(S) - (xp.arange(T)[:, None] + c.start)  # (T, S): key minus query
+    if c.slopes is not None:
+        s -= c.slopes[:, None, None] * abs(ahead).astype(s.dtype)
+    seen = xp.ones((1, 1, T, S), bool)
+    if c.mask is not None:
+        if c.mask.dtype.kind == "b":
+            seen = seen & c.mask
+        else:
+            s += c.mask
+            seen = seen & (c.mask != -np.inf)  # also where the score is NaN or inf
+    if c.causal:
+        seen = seen & (ahead <= 0)
+    if c.window:
+        seen = seen & (abs(ahead) < c.window)
+    if c.lengths is not None:
+        seen = seen & (xp.arange(S) < c.lengths[:, None, None, None])
+    return xp.where(seen, s, s.dtype.type(-np.inf))
+
+
+def _drop(weights: Array, c: Call) -> Array:
+    """Dropout along rows of S8."""
+    if c.p == 0:
+        return weights
+    xp = array_module(weights)
+    S = weights.shape[-1]
+    wide = xp.zeros((*weights.shape[:-1], _padded(S)), weights.dtype)
+    wide[..., :S] = weights
+    return dropout.reference(wide, c.p, c.seed, c.offset)[..., :S]
+
+
+def _weighted(weights: Array, x: Array) -> Array:
+    """weights @ x, where a weight of 0 takes nothing of x, be it infinite or NaN."""
+    xp = array_module(x)
+    if xp.isfinite(x).all():
+        return weights @ x
+    terms = weights[..., None] * x[..., None, :, :]
+    return xp.where(weights[..., None] == 0, 0, terms).sum(-2)
+
+
+@kernel(statistics=(1,))
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    lengths: Array | None = None,
+    slopes: Array | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    start: int = 0,
+    scale: float | None = None,
+    p: float = 0.0,
+    seed: Any = 0,
+    offset: int = 0,
+) -> tuple[Array, Array]:
+    """out (B, H, T, D) and lse (B, H, T); see the module's text. `scale` is 1 / sqrt(D) if None."""
+    rest = (mask, lengths, slopes, causal, window, start, scale, p, seed, offset)
+    c = _call("attention", q, k, v, *rest)
+    xp = array_module(q)
+    s = _scores(c)
+    m = s.max(-1, keepdims=True, initial=-np.inf)
+    m = xp.where(m == -np.inf, m.dtype.type(0), m)
+    e = xp.exp(s - m)
+    total = e.sum(-1, keepdims=True)
+    weights = _drop(e / xp.where(total == 0, total.dtype.type(1), total), c)
+    out = _weighted(weights, _per_head(v, q.shape[1]))
+    return out, (m + xp.log(total))[..., 0]
+
+
+@kernel(inplace=("dq", "dk", "dv"))
+def attention_grad(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    mask: Array | None = None,
+    lengths: Array | None = None,
+    slopes: Array | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    start: int = 0,
+    scale: float | None = None,
+    p: float = 0.0,
+    seed: Any = 0,
+    offset: int = 0,
+    dq: Array | None = None,
+    dk: Array | None = None,
+    dv: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """dq, dk, dv, in those given or in new ones, of what `attention` took and gave. With
+    P = e^(scores - lse) and g = dout v^T:
+
+    dv = P^T dout, dq = dS k scale, dk = dS^T q scale, dS = P (g - sum of dout out over D).
+    """
+    rest = (mask, lengths, slopes, causal, window, start, scale, p, seed, offset)
+    c = _call("attention_grad", q, k, v, *rest)
+    _check_results(dout, c, out, lse)
+    xp = array_module(q)
+    H, G = q.shape[1], k.shape[1]
+    scale = q.dtype.type(c.scale)
+    weights = xp.exp(_scores(c) - xp.where(lse == -np.inf, np.inf, lse)[..., None].astype(q.dtype))
+    g = _drop(dout @ _per_head(v, H).swapaxes(-1, -2), c)
+    ds = weights * (g - (dout * out).sum(-1, keepdims=True))
+    ds = xp.where(weights == 0, weights, ds)
+    to_q = _weighted(ds, _per_head(k, H)) * scale
+    to_k = _weighted(ds.swapaxes(-1, -2), q) * scale
+    to_v = _weighted(_drop(weights, c).swapaxes(-1, -2), dout)
+    return _placed(to_q, dq), _placed(_per_group(to_k, G), dk), _placed(_per_group(to_v, G), dv)
+
+
+def _placed(gradient: Array, place: Array | None) -> Array:
+    if place is None:
+        return gradient
+    place[...] = gradient
+    return place
+
+
+def _check_results(dout: Array, c: Call, out: Array, lse: Array) -> None:
+    if dout.shape != c.q.shape or out.shape != c.q.shape or lse.shape != c.q.shape[:3]:
+        raise ValueError(
+            f"attention_grad: dout {dout.shape}, out {out.shape}, lse {lse.shape}: expected twice "
+            f"{c.q.shape}, the shape of q, and {c.q.shape[:3]}"
+        )
+
+
+# Samples ------------------------------------------------------------------------------------------
+# shape (rows, columns): about that many queries, in heads of no more than 40 columns
+
+
+def _heads(draw: Any, shape: tuple[int, int], groups: int = 2) -> tuple[Array, Array, Array]:
+    """q of 2 sequences and 2 heads, k and v of `groups` heads and a few keys more than queries."""
+    T, D = -(-shape[0] // 2), min(shape[1], 40)
+    q = draw.normal(2, 2, T, D)
+    k, v = (draw.normal(2, groups, T + T // 3, D) for _ in range(2))
+    return q, k, v
+
+
+@attention.sample
+def _(draw, shape):
+    return _heads(draw, shape)
+
+
+@attention.sample
+def causal(draw, shape):
+    q, k, v = _heads(draw, shape, groups=1)
+    return q, k, v, None, None, None, True, None, k.shape[2] - q.shape[2]
+
+
+@attention.sample
+def windowed(draw, shape):
+    return *_heads(draw, shape), None, np.array([1, 25]), np.array([0.5, 0.125]), False, 9, 3, 0.2
+
+
+@attention.sample
+def masked(draw, shape):
+    q, k, v = _heads(draw, shape)
+    return q, k, v, draw.mask(2, 1, q.shape[2], k.shape[2])
+
+
+@attention.sample
+def biased(draw, shape):
+    q, k, v = _heads(draw, shape)
+    bias = draw.normal(2, q.shape[2], k.shape[2])
+    return q, k, v, np.where(bias > 1, -np.inf, bias)
+
+
+@attention.sample
+def dropped(draw, shape):
+    return *_heads(draw, shape), None, None, None, True, None, 0, None, 0.3, 7, 3
+
+
+def _gradient(sample: str) -> None:
+    def make(draw: Any, shape: tuple[int, int]) -> tuple[Any, ...]:
+        q, k, v, *rest = attention.samples[sample](draw, shape)
+        with np.errstate(all="ignore"):
+            out, lse = attention.reference(q, k, v, *rest)
+        return draw.normal(q.shape), q, k, v, out, lse, *rest
+
+    make.__name__ = sample
+    attention_grad.sample(make)
+
+
+for _sample in ("_", "causal", "windowed", "masked", "biased", "dropped"):
+    _gradient(_sample)
+
+
+# For pictures -------------------------------------------------------------------------------------
+
+
+def attention_weights(q: Array, k: Array, lse: Array, *rest: Any, **options: Any) -> Array:
+    """The weights (B, H, T, S) themselves, without dropout; `lse` and the rest as for
+    `attention`.
+    """
+    c = _call("attention_weights", q, k, k, *rest, **options)
+    array_lse = array_module(q).where(lse == -np.inf, np.inf, lse)
+    return array_module(q).exp(_scores(c) - array_lse[..., None].astype(q.dtype))
