@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.sizes import FLAT, IMAGES, LOOKUPS, PRODUCTS, Sizes
+from bench.sizes import ATTENTION, FLAT, IMAGES, LOOKUPS, PRODUCTS, Sizes
+from kernels.attention import attention
 from kernels.registry import Draw
 
 Maker = Callable[..., tuple[Any, ...]]
@@ -120,6 +121,24 @@ def _(draw, tokens, vocabulary, features):
 @maker("embedding_grad", "lookup", sizes=LOOKUPS)
 def _(draw, tokens, vocabulary, features):
     return draw.normal(tokens, features), draw.integers(vocabulary, tokens), vocabulary
+
+
+def _heads(draw: Draw, *shape: int) -> np.ndarray:
+    """(B, H, T, D) that lie as (B, T, H, D)."""
+    B, H, T, D = shape
+    return draw.normal(B, T, H, D).swapaxes(1, 2)
+
+
+@maker("attention", "causal", sizes=ATTENTION)
+def _(draw, *shape):
+    return *(_heads(draw, *shape) for _ in range(3)), None, None, None, True
+
+
+@maker("attention_grad", "causal", sizes=ATTENTION)
+def _(draw, *shape):
+    dout, q, k, v = (_heads(draw, *shape) for _ in range(4))
+    out, lse = attention(*(x.astype(np.float32) for x in (q, k, v)), causal=True)
+    return dout, q, k, v, out, lse, None, None, None, True
 
 
 _ADAM = ("adamw", "adamw_foreach", "adam", "adam_foreach")

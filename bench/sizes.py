@@ -47,6 +47,12 @@ PRODUCTS: Sizes = {
     "cuda": [(4096, 4096, 4096), (1024, 1024, 1024), (128, 784, 512)],
 }
 
+#: sequences x heads x length x width of a head: nanoGPT on a CPU, and a longer one; GPT-2's.
+ATTENTION: Sizes = {
+    "cpu": [(12, 4, 64, 32), (8, 8, 512, 64)],
+    "cuda": [(16, 12, 1024, 64), (12, 4, 64, 32)],
+}
+
 #: tokens x vocabulary x features
 LOOKUPS: Sizes = {
     "cpu": [(768, 65, 128), (8192, 16384, 256)],

@@ -274,6 +274,26 @@ def _(dy, x, groups, w, mean, rstd):
     return lambda: aten.native_group_norm_backward(*args)
 
 
+# Attention ----------------------------------------------------------------------------------------
+
+_SDPA = "F.scaled_dot_product_attention"
+
+
+def _attention(q, k, v, mask=None, lengths=None, slopes=None, causal=False, *_):
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
+direct("attention", _SDPA, _attention)
+
+
+@prepared("attention_grad", f"autograd backward of {_SDPA}")
+def _(dout, q, k, v, out, lse, *options):
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    with torch.enable_grad():
+        y = _attention(*inputs, *options)
+    return lambda: torch.autograd.grad(y, inputs, dout, retain_graph=True)
+
+
 # Random draws: other streams, so nothing to compare -----------------------------------------------
 
 direct("dropout", "F.dropout", lambda x, p, *_: F.dropout(x, p, True), comparable=False)

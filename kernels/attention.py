@@ -34,8 +34,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.arrays import Array, array_module
-from kernels.random import counters, dropout
+from kernels.lazy import Lazy
+from kernels.random import checked_place, counters, dropout, dropout_constants
 from kernels.registry import kernel
+
+loops = Lazy("kernels.cpu.attention")
+blas = Lazy("kernels.cpu.blas")
+engine = Lazy("kernels.cpu.engine")
 
 
 class Call(NamedTuple):
@@ -238,7 +243,7 @@ def attention_grad(
     xp = array_module(q)
     H, G = q.shape[1], k.shape[1]
     scale = q.dtype.type(c.scale)
-    weights = xp.exp(_scores(c) - xp.where(lse == -np.inf, np.inf, lse)[..., None].astype(q.dtype))
+    weights = _weights(c, lse)
     g = _drop(dout @ _per_head(v, H).swapaxes(-1, -2), c)
     ds = weights * (g - (dout * out).sum(-1, keepdims=True))
     ds = xp.where(weights == 0, weights, ds)
@@ -246,6 +251,15 @@ def attention_grad(
     to_k = _weighted(ds.swapaxes(-1, -2), q) * scale
     to_v = _weighted(_drop(weights, c).swapaxes(-1, -2), dout)
     return _placed(to_q, dq), _placed(_per_group(to_k, G), dk), _placed(_per_group(to_v, G), dv)
+
+
+def _weights(c: Call, lse: Array) -> Array:
+    """e^(scores - lse); 0 where a key is not seen, be lse NaN, and where no key is."""
+    xp = array_module(c.q)
+    scores = _scores(c)
+    lse = xp.where(lse == -np.inf, np.inf, lse)[..., None]
+    e = xp.exp(scores - lse.astype(scores.dtype, copy=False))
+    return xp.where(scores == -np.inf, scores.dtype.type(0), e)
 
 
 def _placed(gradient: Array, place: Array | None) -> Array:
@@ -261,6 +275,116 @@ def _check_results(dout: Array, c: Call, out: Array, lse: Array) -> None:
             f"attention_grad: dout {dout.shape}, out {out.shape}, lse {lse.shape}: expected twice "
             f"{c.q.shape}, the shape of q, and {c.q.shape[:3]}"
         )
+
+
+# CPU ----------------------------------------------------------------------------------------------
+
+
+def _readable(x: Array, D: int) -> Array:
+    """`x` as the loops can read it: rows of D floats that lie together, else a copy with zeros at
+    the ends of rows.
+    """
+    strides = x.strides
+    if x.shape[3] == D and strides[3] == 4 and not any(s & 3 for s in strides):
+        return x
+    copy = np.zeros((x.shape[0], x.shape[2], x.shape[1], D), np.float32).swapaxes(1, 2)
+    copy[..., : x.shape[3]] = x
+    return copy
+
+
+def _writable(shape: tuple[int, ...], D: int, place: Array | None = None) -> Array:
+    """`place` if the loops can write to it, else a new array that lies as (B, T, H, D)."""
+    if place is not None and place.dtype == np.float32 and _readable(place, D) is place:
+        return place
+    B, H, T, _ = shape
+    return np.empty((B, T, H, D), np.float32).swapaxes(1, 2)
+
+
+def _numbers(
+    c: Call, out: Array, lse: Array, *more: Array
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, tuple[Any, ...]]:
+    """What the loops are told: addresses, sizes, steps, the scale, and the place in the stream."""
+    B, H, T, D = out.shape
+    G, S = c.k.shape[1:3]
+    kind, mask, mask_steps = 0, 0, (0, 0, 0, 0)
+    if c.mask is not None:
+        kind = 1 if c.mask.dtype.kind == "b" else 2
+        mask, mask_steps = blas.address(c.mask), c.mask.strides
+    addresses = (
+        *map(blas.address, (c.q, c.k, c.v, out, lse)),
+        mask,
+        0 if c.lengths is None else blas.address(c.lengths),
+        0 if c.slopes is None else blas.address(c.slopes),
+        *map(blas.address, more),
+    )
+    drop, kept = dropout_constants(c.p)
+    thin = int(drop) if c.p > 0 else -1
+    sizes = (B, H, T, S, D, G, int(c.causal), c.window, c.start, kind, thin, _padded(S))
+    steps = (
+        *(step >> 2 for x in (c.q, c.k, c.v, out) for step in x.strides[:3]),
+        *mask_steps,
+        *(step >> 2 for x in more for step in x.strides[:3]),
+    )
+    seed, offset = checked_place(c.seed, c.offset)
+    place = np.uint64(seed), np.uint64(offset), np.float32(kept)
+    return addresses, sizes, steps, np.float32(c.scale), place
+
+
+def _prepared(c: Call) -> tuple[Call, int]:
+    """With arrays that the loops can read, and the padded D: whole registers."""
+    D = -(-c.q.shape[3] // 16) * 16
+    q, k, v = (_readable(x, D) for x in (c.q, c.k, c.v))
+    mask = c.mask
+    if mask is not None and mask.dtype.kind != "b":
+        mask = mask.astype(np.float32, copy=False)
+        if any(s & 3 for s in mask.strides):
+            mask = mask.copy()
+    lengths = None if c.lengths is None else np.ascontiguousarray(c.lengths, np.int64)
+    slopes = None if c.slopes is None else np.ascontiguousarray(c.slopes, np.float32)
+    return c._replace(q=q, k=k, v=v, mask=mask, lengths=lengths, slopes=slopes), D
+
+
+@attention.cpu
+def _(q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> tuple[Array, Array]:
+    c, D = _prepared(_call("attention", q, k, v, *rest, **options))
+    B, H, T, narrow = q.shape
+    out, lse = _writable(q.shape, D), np.empty((B, H, T), np.float32)
+    addresses, sizes, steps, scale, place = _numbers(c, out, lse)
+    tasks = engine.numbers(B * H * -(-T // loops.ROWS))
+    work = B * H * T * k.shape[2]
+    loops.forward(tasks, addresses, sizes, steps, scale, *place, work=work)
+    return (out if D == narrow else out[..., :narrow]), lse
+
+
+@attention_grad.cpu
+def _(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    *rest: Any,
+    dq: Array | None = None,
+    dk: Array | None = None,
+    dv: Array | None = None,
+    **options: Any,
+) -> tuple[Array, Array, Array]:
+    given = _call("attention_grad", q, k, v, *rest, **options)
+    _check_results(dout, given, out, lse)
+    c, D = _prepared(given)
+    out, dout = _readable(out, D), _readable(dout, D)
+    lse = np.ascontiguousarray(lse, np.float32)
+    places = dq, dk, dv
+    made = [_writable(x.shape, D, y) for x, y in zip((q, k, v), places, strict=True)]
+    addresses, sizes, steps, scale, place = _numbers(c, out, lse, dout, *made)
+    tasks = engine.numbers(k.shape[0] * k.shape[1])
+    work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    loops.backward(tasks, addresses, sizes, steps, scale, *place, work=work)
+    narrow = q.shape[3]
+    pairs = zip(made, places, strict=True)
+    dq, dk, dv = (x if x is y else _placed(x[..., :narrow], y) for x, y in pairs)
+    return dq, dk, dv
 
 
 # Samples ------------------------------------------------------------------------------------------
@@ -331,6 +455,4 @@ def attention_weights(q: Array, k: Array, lse: Array, *rest: Any, **options: Any
     """The weights (B, H, T, S) themselves, without dropout; `lse` and the rest as for
     `attention`.
     """
-    c = _call("attention_weights", q, k, k, *rest, **options)
-    array_lse = array_module(q).where(lse == -np.inf, np.inf, lse)
-    return array_module(q).exp(_scores(c) - array_lse[..., None].astype(q.dtype))
+    return _weights(_call("attention_weights", q, k, k, *rest, **options), lse)

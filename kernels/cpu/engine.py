@@ -39,7 +39,7 @@ from kernels.cpu.alignment import align_arrays
 log = logging.getLogger("framework")
 
 #: The only files of this folder whose compiled functions may be called from other files.
-SHARED = ("engine.py", "lanes.py", "rows.py", "summation.py", "vectormath.py")
+SHARED = ("engine.py", "lanes.py", "philox.py", "rows.py", "summation.py", "vectormath.py")
 
 #: Elements below which a piece of work stays on one thread: a parallel launch costs about 2 us,
 #: which is what one core needs for 16-32 thousand cheap elements.
