@@ -294,6 +294,15 @@ def _(dout, q, k, v, out, lse, *options):
     return lambda: torch.autograd.grad(y, inputs, dout, retain_graph=True)
 
 
+def _rotary(x, cos, sin, interleaved=False):
+    a, b = x.chunk(2, -1)
+    return x * torch.cat((cos, cos), -1) + torch.cat((-b, a), -1) * torch.cat((sin, sin), -1)
+
+
+direct("rotary", "x * cos + cat(-b, a) * sin", _rotary)
+direct("rotary_grad", "the same, with -sin", lambda dy, cos, sin, *_: _rotary(dy, cos, -sin))
+
+
 # Random draws: other streams, so nothing to compare -----------------------------------------------
 
 direct("dropout", "F.dropout", lambda x, p, *_: F.dropout(x, p, True), comparable=False)

@@ -13,6 +13,7 @@ from kernels import (
     matmul as matmul,
     normalization as normalization,
     optimizers as optimizers,
+    positions as positions,
     random as random,
     reductions as reductions,
     softmax as softmax,

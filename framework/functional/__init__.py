@@ -64,6 +64,7 @@ from framework.functional.normalization import (
     layer_norm as layer_norm,
     rms_norm as rms_norm,
 )
+from framework.functional.positions import rotary as rotary, rotary_angles as rotary_angles
 from framework.functional.softmax import (
     log_softmax as log_softmax,
     logsumexp as logsumexp,

@@ -27,6 +27,7 @@ from framework.layers.activation import (
     Tanh,
 )
 from framework.layers.attention import MultiheadAttention
+from framework.layers.cache import KVCache
 from framework.layers.containers import ModuleDict, ModuleList, Sequential
 from framework.layers.dropout import Dropout
 from framework.layers.embedding import Embedding
@@ -51,8 +52,16 @@ from framework.layers.normalization import (
     LayerNorm,
     RMSNorm,
 )
+from framework.layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
+from framework.layers.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [
     "CELU",
@@ -77,9 +86,11 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "KLDivLoss",
+    "KVCache",
     "L1Loss",
     "LayerNorm",
     "LeakyReLU",
+    "LearnedPositions",
     "Linear",
     "LoadResult",
     "LogSigmoid",
@@ -96,9 +107,11 @@ __all__ = [
     "RMSNorm",
     "ReLU",
     "ReLU6",
+    "RotaryPositions",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SinusoidalPositions",
     "SmoothL1Loss",
     "Softmax",
     "Softplus",
@@ -106,6 +119,11 @@ __all__ = [
     "Summary",
     "SwiGLU",
     "Tanh",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "init",
     "new_buffer",
     "new_parameter",

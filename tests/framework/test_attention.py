@@ -307,3 +307,189 @@ def test_bad_layers_are_named():
         layer(x, x, x, attn_mask=fw.tensor(np.zeros((3, 4), bool)))
     with pytest.raises(ValueError, match=r"packed_attention: qkv has shape \(2, 3, 8\)"):
         F.packed_attention(x, 3)
+
+
+# --- positions, cache, checkpoint -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_turns_pairs_and_keeps_distances(interleaved):
+    cos, sin = F.rotary_angles(6, 4)
+    q, k = normal(1, 1, 6, 4), normal(1, 1, 6, 4)
+    q[:], k[:] = q[:, :, :1], k[:, :, :1]  # the same vector at every position
+    a, b = (F.rotary(fw.tensor(x), cos, sin, interleaved).data[0, 0] for x in (q, k))
+    scores = a @ b.T
+    for distance in range(6):  # a product depends on the distance alone
+        np.testing.assert_allclose(np.diagonal(scores, distance), scores[0, distance], rtol=1e-6)
+    angle = 3 * 10000**-0.5  # position 3, the second pair
+    i, j = (2, 3) if interleaved else (1, 3)
+    x = q[0, 0, 0]
+    expected = x[i] * np.cos(angle) - x[j] * np.sin(angle)
+    np.testing.assert_allclose(a[3, i], expected, rtol=1e-6)
+    assert fw.gradcheck(lambda x: F.rotary(x, cos, sin, interleaved), [leaf(normal(2, 3, 6, 4))])
+
+
+def test_positions_are_added_from_a_start():
+    table = L.SinusoidalPositions(10, 6)
+    x = fw.tensor(np.zeros((2, 3, 6), "float32"))
+    y = table(x, start=4).data
+    np.testing.assert_allclose(
+        y[1, 2],
+        [f(6 / 10000 ** (i / 6)) for i in (0, 2, 4) for f in (np.sin, np.cos)],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert not list(table.state_dict())
+    learned = L.LearnedPositions(10, 6)
+    assert (learned(x, 7).data == learned.weight.data[7:10]).all()
+    learned(x, 7).sum().backward()
+    assert learned.weight.grad.data.sum() == 2 * 3 * 6
+    turned = L.RotaryPositions(10, 6)
+    q = fw.tensor(normal(1, 2, 3, 6))
+    later = F.rotary(q, *F.rotary_angles(3, 6, start=4))
+    np.testing.assert_allclose(turned(q, 4).data, later.data, rtol=1e-6)
+    for layer in (table, learned, turned):
+        with pytest.raises(ValueError, match="positions 8 to 10 do not fit max_length=10"):
+            layer(fw.tensor(np.zeros((1, 1, 3, 6), "float32")), 8)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_a_cache_gives_what_the_whole_sequence_gives(groups):
+    q, k, v = (x.astype("float32") for x in qkv(T=9, S=9, G=groups))
+    whole = F.scaled_dot_product_attention(*map(fw.tensor, (q, k, v)), is_causal=True)
+    cache = L.KVCache(2, groups, 9, 6)
+    rows = []
+    for t, n in ((0, 4), (4, 1), (5, 1), (6, 3)):
+        new = [fw.tensor(x[:, :, t : t + n]) for x in (q, k, v)]
+        keys, values = cache.append(*new[1:])
+        rows.append(
+            F.scaled_dot_product_attention(new[0], keys, values, is_causal=True, start=t).data
+        )
+    np.testing.assert_allclose(np.concatenate(rows, 2), whole.data, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="1 positions more than the 9 there are exceed"):
+        cache.append(*(fw.tensor(x[:, :, :1]) for x in (k, v)))
+    with pytest.raises(ValueError, match=r"KVCache: key \(2, 3, 1, 6\)"):
+        cache.append(*[fw.tensor(np.zeros((2, 3, 1, 6), "float32"))] * 2)
+    cache.reset()
+    assert cache.append(*(fw.tensor(x[:, :, :2]) for x in (k, v)))[0].shape == (2, groups, 2, 6)
+
+
+def block(seed=0):
+    fw.manual_seed(seed)
+    return L.TransformerEncoderLayer(16, 4, 32, dropout=0.3, batch_first=True)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["one", "nested"])
+def test_checkpoint_equals_plain_bit_for_bit(nested):
+    x = normal(2, 5, 16).astype("float32")
+
+    def run(call):
+        layer, other, inputs = block(), block(), leaf(x)
+        fw.manual_seed(7)
+        y = call(layer, other, inputs * 2.0)
+        after = fw.rand(3).data
+        (y * y).sum().backward()
+        assert (fw.rand(3).data != after).all()
+        return [y.data, after, inputs.grad.data, *(p.grad.data for p in layer.parameters())]
+
+    def inner(layer, other, x):
+        return fw.checkpoint(other, fw.checkpoint(layer, x) if nested else layer(x))
+
+    def saved(layer, other, x):
+        return fw.checkpoint(lambda x: inner(layer, other, x), x)
+
+    plain = run(lambda layer, other, x: other(layer(x)))
+    for a, b in zip(plain, run(saved), strict=True):
+        assert (a == b).all()
+
+
+def test_checkpoint_without_gradients_is_a_plain_call():
+    layer, x = block().eval(), fw.tensor(normal(2, 5, 16).astype("float32"))
+    with fw.no_grad():
+        y = fw.checkpoint(layer, x)
+    assert not y.requires_grad
+    assert (y.data == layer(x).data).all()
+    y = fw.checkpoint(layer, x, is_causal=True)  # the parameters alone want gradients
+    y.sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+    with pytest.raises(TypeError, match="returned a tuple"):
+        fw.checkpoint(lambda x: (x, x), x)
+
+
+def test_checkpoint_notices_a_changed_argument():
+    x = leaf(normal(3)) * 1.0
+    y = fw.checkpoint(lambda x: x * x, x)
+    with fw.no_grad():
+        x += 1.0
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.sum().backward()
+
+
+# --- transformer layers ---------------------------------------------------------------------------
+
+SRC, TGT = normal(2, 5, 8), normal(2, 3, 8)
+STACKS = {
+    "encoder_layer": ("TransformerEncoderLayer", (8, 2, 16), [SRC]),
+    "decoder_layer": ("TransformerDecoderLayer", (8, 2, 16), [TGT, SRC]),
+    "transformer": ("Transformer", (8, 2, 2, 2, 16), [SRC, TGT]),
+}
+KINDS = {
+    "post": {},
+    "pre": {"norm_first": True},
+    "gelu": {"norm_first": True, "activation": "gelu", "bias": False},
+}
+
+
+def both(torch, name, args, arrays, options, calls):
+    theirs = getattr(torch.nn, name)(*args, dropout=0.0, batch_first=True, **options).double()
+    ours = getattr(L, name)(*args, dropout=0.0, batch_first=True, **options).to("float64")
+    ours.load_state_dict(theirs.state_dict())
+    xs, ts = [leaf(x) for x in arrays], [torch.tensor(x, requires_grad=True) for x in arrays]
+    y = ours(*xs, **{k: fw.tensor(v) for k, v in calls.items()})
+    z = theirs(*ts, **{k: torch.tensor(v) for k, v in calls.items()})
+    dy = normal(*y.shape)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    np.testing.assert_allclose(y.data, z.detach(), rtol=1e-8, atol=1e-10)
+    gradients = dict(theirs.named_parameters())
+    pairs = [(a.grad, b.grad) for a, b in zip(xs, ts, strict=True)]
+    pairs += [(p.grad, gradients[name].grad) for name, p in ours.named_parameters()]
+    for a, b in pairs:
+        np.testing.assert_allclose(a.data, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(("name", "args", "arrays"), STACKS.values(), ids=STACKS)
+def test_layers_equal_torch(torch, name, args, arrays, options):
+    both(torch, name, args, arrays, options, {})
+    causal = np.triu(np.ones((len(arrays[-1][0]),) * 2, bool), 1)
+    padding = np.array([[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]], bool)
+    calls = {
+        "encoder_layer": {"src_mask": causal, "src_key_padding_mask": padding},
+        "decoder_layer": {"tgt_mask": causal[:3, :3], "memory_key_padding_mask": padding},
+        "transformer": {
+            "tgt_mask": causal,
+            "src_key_padding_mask": padding,
+            "memory_key_padding_mask": padding,
+        },
+    }[next(key for key, value in STACKS.items() if value[0] == name)]
+    both(torch, name, args, arrays, options, calls)
+
+
+def test_causal_needs_no_mask():
+    layer = block().eval()
+    x = fw.tensor(normal(2, 5, 16).astype("float32"))
+    mask = fw.tensor(np.triu(np.ones((5, 5), bool), 1))
+    np.testing.assert_allclose(layer(x, mask).data, layer(x, is_causal=True).data, atol=1e-6)
+
+
+def test_bad_transformers_are_named():
+    with pytest.raises(ValueError, match="activation='tanh', expected 'relu', 'gelu'"):
+        L.TransformerEncoderLayer(8, 2, activation="tanh")
+    with pytest.raises(ValueError, match="embed_dim=8 is not a multiple of num_heads=3"):
+        L.TransformerDecoderLayer(8, 3)
+    model = L.Transformer(8, 2, 1, 1, 16, batch_first=True)
+    a, b = (fw.tensor(np.zeros((n, 3, 8), "float32")) for n in (2, 1))
+    with pytest.raises(ValueError, match=r"src has shape \(2, 3, 8\), tgt \(1, 3, 8\): axis 0"):
+        model(a, b)
