@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.sizes import ATTENTION, FLAT, IMAGES, LOOKUPS, PRODUCTS, Sizes
+from bench.sizes import ATTENTION, FLAT, IMAGES, LOOKUPS, PRODUCTS, VOCABULARIES, Sizes
 from kernels.attention import attention
 from kernels.registry import Draw
 
@@ -139,6 +139,12 @@ def _(draw, *shape):
     dout, q, k, v = (_heads(draw, *shape) for _ in range(4))
     out, lse = attention(*(x.astype(np.float32) for x in (q, k, v)), causal=True)
     return dout, q, k, v, out, lse, None, None, None, True
+
+
+@maker("linear_cross_entropy", "tokens", sizes=VOCABULARIES)
+def _(draw, tokens, features, vocabulary):
+    weight = draw.normal(vocabulary, features, scale=features**-0.5)
+    return draw.normal(tokens, features), weight, draw.integers(vocabulary, tokens)
 
 
 _ADAM = ("adamw", "adamw_foreach", "adam", "adam_foreach")

@@ -59,6 +59,12 @@ LOOKUPS: Sizes = {
     "cuda": [(65536, 32768, 256), (768, 65, 128)],
 }
 
+#: tokens x features x vocabulary of a language model's last layer
+VOCABULARIES: Sizes = {
+    "cpu": [(768, 128, 65), (1024, 256, 16384)],
+    "cuda": [(16384, 768, 50304)],
+}
+
 #: parameters x tensors that the peer has them in: a small network, and 10M or 16M at once
 FLAT: Sizes = {
     "cpu": [(800_000, 40), (10_000_000, 1)],

@@ -170,6 +170,20 @@ direct(
     "F.cross_entropy(reduction='none')",
     lambda x, t, *_: F.cross_entropy(x, t, reduction="none"),
 )
+
+
+@prepared("linear_cross_entropy", "F.linear, F.cross_entropy(sum) and their autograd backward")
+def _(x, weight, targets, ignore_index=-100, smoothing=0.0, with_grad=True):
+    inputs = x.requires_grad_(), weight.requires_grad_()
+
+    def step():
+        with torch.enable_grad():
+            losses = F.cross_entropy(F.linear(*inputs), targets, reduction="none")
+        return losses, *torch.autograd.grad(losses.sum(), inputs)
+
+    return step
+
+
 direct("cross_entropy_grad", "dlogits * dy[:, None]", lambda dy, g: g * dy[:, None])
 direct("nll", "F.nll_loss(reduction='none')", lambda x, t: F.nll_loss(x, t, reduction="none"))
 

@@ -8,6 +8,7 @@ from kernels import (
     extremes as extremes,
     group_norm as group_norm,
     linear as linear,
+    linear_cross_entropy as linear_cross_entropy,
     loss_scaling as loss_scaling,
     losses as losses,
     matmul as matmul,

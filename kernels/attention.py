@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.arrays import Array, array_module
+from kernels.arrays import Array, array_module, is_array, is_half
 from kernels.lazy import Lazy
 from kernels.random import checked_place, counters, dropout, dropout_constants
 from kernels.registry import kernel
@@ -59,6 +59,10 @@ class Call(NamedTuple):
     p: float
     seed: Any
     offset: int
+
+    def rest(self) -> tuple[Any, ...]:
+        """What follows q, k, v (or lse), as the kernels take it."""
+        return self._replace(window=self.window or None)[3:]  # type: ignore[arg-type]
 
 
 def draws(q: Array, k: Array) -> int:
@@ -385,6 +389,152 @@ def _(
     pairs = zip(made, places, strict=True)
     dq, dk, dv = (x if x is y else _placed(x[..., :narrow], y) for x, y in pairs)
     return dq, dk, dv
+
+
+# CUDA ---------------------------------------------------------------------------------------------
+
+CUDA_KERNELS = ("attention_forward", "attention_dq", "attention_dkv")
+
+#: Columns a thread has, every 16th: heads of up to 64 and 128 columns.
+_WIDTHS = (4, 8)
+_TYPES = tuple(f"{t}, {w}" for t in ("float", "__half", "__nv_bfloat16") for w in _WIDTHS)
+CUDA_TYPES = dict.fromkeys(CUDA_KERNELS, _TYPES)
+
+#: Rows of a tile, and floats from one column of it to the next in shared memory.
+_TILE, _ROW = 64, 65
+
+
+def _by_position(x: Array) -> Array:
+    """(B, H, T, D) as contiguous (B, T, H, D), copied if it does not lie so."""
+    return array_module(x).ascontiguousarray(x.swapaxes(1, 2))
+
+
+def _corner(x: Array) -> Array:
+    """The first element as an array of one: a pointer for what reads by strides."""
+    return x[tuple(slice(1) for _ in x.shape)]
+
+
+def _steps(*arrays: Array) -> list[np.int64]:
+    return [np.int64(step // x.itemsize) for x in arrays for step in x.strides[:3]]
+
+
+class _Launch:
+    """What the three kernels are launched with."""
+
+    def __init__(self, c: Call) -> None:
+        from kernels.cuda import launch
+
+        self.xp, self.run = array_module(c.q), launch.run
+        D = c.q.shape[3]
+        self.inputs = [self._readable(x) for x in (c.q, c.k, c.v)]
+        self.width = next(w for w in _WIDTHS if 16 * w >= D)
+        self.kind = f"<{launch.type_name(c.q.dtype)}, {self.width}>"
+        self.steps = _steps(*self.inputs)
+        self.pattern = self._pattern(c)
+
+    def _readable(self, x: Array) -> Array:
+        whole = x.strides[3] == x.itemsize and not any(step % x.itemsize for step in x.strides)
+        return x if whole or x.size == 0 else self.xp.ascontiguousarray(x)
+
+    def _pattern(self, c: Call) -> list[Any]:
+        null: Any = np.uintp(0)
+        boolean = c.mask is not None and c.mask.dtype.kind == "b"
+        corner = null if c.mask is None else _corner(c.mask)
+        mask_steps = (0, 0, 0, 0)
+        if c.mask is not None:
+            mask_steps = tuple(step // c.mask.itemsize for step in c.mask.strides)
+        lengths = null if c.lengths is None else self.xp.ascontiguousarray(c.lengths, np.int64)
+        slopes = null if c.slopes is None else self.xp.ascontiguousarray(c.slopes, np.float32)
+        H, T, D = c.q.shape[1:]
+        G, S = c.k.shape[1:3]
+        sizes = (*mask_steps, H, G, T, S, D, c.start, c.window)
+        drop, kept = dropout_constants(c.p)
+        place, seed = null, c.seed
+        if is_array(seed):
+            place, seed = seed, 0
+        seed, offset = checked_place(seed, c.offset)
+        return [
+            *((corner, null) if boolean else (null, corner)),
+            lengths,
+            slopes,
+            *map(np.int64, sizes),
+            np.int32(c.causal),
+            np.float32(c.scale),
+            np.int32(drop if c.p > 0 else -1),
+            np.float32(kept),
+            np.uint64(seed),
+            np.uint64(offset),
+            place,
+        ]
+
+    def __call__(self, name: str, grid: int, tiles: int, weights: int, *args: Any) -> None:
+        """Launch `name` with shared memory for so many tiles of inputs and of weights."""
+        shared = 4 * _ROW * (tiles * 16 * self.width + weights * _TILE)
+        given = (*args, *self.steps, *self.pattern)
+        self.run("attention", f"{name}{self.kind}", grid, 256, given, shared)
+
+
+def _too_wide(c: Call) -> bool:
+    """Heads that the tiles do not hold, or nothing at all: for the reference."""
+    return c.q.shape[3] > 16 * _WIDTHS[-1] or c.q.size == 0 or c.k.size == 0
+
+
+@attention.cuda
+def _(q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> tuple[Array, Array]:
+    c = _call("attention", q, k, v, *rest, **options)
+    if _too_wide(c):
+        return _in_float32(attention, q, k, v, *c.rest())
+    start = _Launch(c)
+    B, H, T, D = q.shape
+    out, lse = start.xp.empty((B, T, H, D), q.dtype), start.xp.empty((B, H, T), np.float32)
+    corners = map(_corner, start.inputs)
+    start("attention_forward", B * H * -(-T // _TILE), 2, 1, *corners, out, lse)
+    return out.swapaxes(1, 2), lse
+
+
+@attention_grad.cuda
+def _(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    *rest: Any,
+    dq: Array | None = None,
+    dk: Array | None = None,
+    dv: Array | None = None,
+    **options: Any,
+) -> tuple[Array, Array, Array]:
+    c = _call("attention_grad", q, k, v, *rest, **options)
+    _check_results(dout, c, out, lse)
+    if _too_wide(c):
+        made = _in_float32(attention_grad, dout, q, k, v, out, lse, *c.rest())
+    else:
+        start = _Launch(c)
+        xp = start.xp
+        (B, H, T, D), (_, G, S, _) = q.shape, k.shape
+        lse = xp.ascontiguousarray(lse).astype(np.float32, copy=False)
+        delta = xp.empty((B, H, T), np.float32)
+        to_q, to_k, to_v = (xp.empty((B, n, m, D), q.dtype) for n, m in ((T, H), (S, G), (S, G)))
+        dense, corners = _by_position(dout), [_corner(x) for x in start.inputs]
+        given = (dense, *corners, _by_position(out), lse, delta, to_q)
+        start("attention_dq", B * H * -(-T // _TILE), 4, 1, *given)
+        given = (dense, *corners, lse, delta, to_k, to_v)
+        start("attention_dkv", B * G * -(-S // _TILE), 4, 2, *given)
+        made = tuple(x.swapaxes(1, 2) for x in (to_q, to_k, to_v))
+    a, b, d = (_placed(x, y) for x, y in zip(made, (dq, dk, dv), strict=True))
+    return a, b, d
+
+
+def _in_float32(function: Any, *args: Any) -> Any:
+    """The reference of `function`, in float32 for 16-bit arrays; lse stays so."""
+    kind = args[0].dtype
+    wide = [x.astype(np.float32) if is_array(x) and is_half(x.dtype) else x for x in args]
+    results = function.reference(*wide)
+    return tuple(
+        r if i in function.statistics else r.astype(kind, copy=False) for i, r in enumerate(results)
+    )
 
 
 # Samples ------------------------------------------------------------------------------------------
