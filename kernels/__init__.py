@@ -17,6 +17,7 @@ from kernels import (
     positions as positions,
     random as random,
     reductions as reductions,
+    residual_norm as residual_norm,
     softmax as softmax,
 )
 from kernels.registry import Kernel, all_kernels, kernel, reference_kernels

@@ -205,8 +205,9 @@ def attention(
     c = _call("attention", q, k, v, *rest)
     xp = array_module(q)
     s = _scores(c)
-    m = s.max(-1, keepdims=True, initial=-np.inf)
-    m = xp.where(m == -np.inf, m.dtype.type(0), m)
+    none = xp.zeros((*s.shape[:-1], 1), s.dtype)
+    m = s.max(-1, keepdims=True) if s.shape[-1] else none
+    m = xp.where(m == -np.inf, none, m)
     e = xp.exp(s - m)
     total = e.sum(-1, keepdims=True)
     weights = _drop(e / xp.where(total == 0, total.dtype.type(1), total), c)
@@ -475,8 +476,8 @@ class _Launch:
 
 
 def _too_wide(c: Call) -> bool:
-    """Heads that the tiles do not hold, or nothing at all: for the reference."""
-    return c.q.shape[3] > 16 * _WIDTHS[-1] or c.q.size == 0 or c.k.size == 0
+    """Heads that the tiles do not hold are for the reference."""
+    return int(c.q.shape[3]) > 16 * _WIDTHS[-1]
 
 
 @attention.cuda
@@ -484,9 +485,12 @@ def _(q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> tuple[Array, 
     c = _call("attention", q, k, v, *rest, **options)
     if _too_wide(c):
         return _in_float32(attention, q, k, v, *c.rest())
-    start = _Launch(c)
+    xp = array_module(q)
     B, H, T, D = q.shape
-    out, lse = start.xp.empty((B, T, H, D), q.dtype), start.xp.empty((B, H, T), np.float32)
+    if q.size == 0 or k.size == 0:
+        return xp.zeros(q.shape, q.dtype), xp.full((B, H, T), -np.inf, np.float32)
+    start = _Launch(c)
+    out, lse = xp.empty((B, T, H, D), q.dtype), xp.empty((B, H, T), np.float32)
     corners = map(_corner, start.inputs)
     start("attention_forward", B * H * -(-T // _TILE), 2, 1, *corners, out, lse)
     return out.swapaxes(1, 2), lse
@@ -508,11 +512,13 @@ def _(
 ) -> tuple[Array, Array, Array]:
     c = _call("attention_grad", q, k, v, *rest, **options)
     _check_results(dout, c, out, lse)
+    xp = array_module(q)
     if _too_wide(c):
         made = _in_float32(attention_grad, dout, q, k, v, out, lse, *c.rest())
+    elif q.size == 0 or k.size == 0:
+        made = tuple(xp.zeros(x.shape, x.dtype) for x in (q, k, v))
     else:
         start = _Launch(c)
-        xp = start.xp
         (B, H, T, D), (_, G, S, _) = q.shape, k.shape
         lse = xp.ascontiguousarray(lse).astype(np.float32, copy=False)
         delta = xp.empty((B, H, T), np.float32)

@@ -89,7 +89,7 @@ def _in_chunks(
         if dx is not None:
             # 16-bit products take 16-bit gradients of logits, from float32 logits
             dlogits = dlogits.astype(x.dtype, copy=False)
-            dx[part] = matmul(dlogits, weight)
+            matmul(dlogits, weight, out=dx[part])
             add_product(dw, dlogits, x[part], start == 0)
     return losses, dx, dw if dw is None else dw.astype(x.dtype, copy=False)
 
