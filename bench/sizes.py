@@ -22,7 +22,9 @@ BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
         "softmax": [(768, 65), (4096, 1024)],
         "losses": [(768, 65), (4096, 1024)],
         "normalization": [(768, 128), (4096, 1024)],
+        "residual_norm": [(768, 128), (4096, 1024)],
         "channel_norm": [(4096, 1024)],
+        "positions": [(768, 64)],
         "permutation": [(1024, 1024)],
     },
     "cuda": {
@@ -31,6 +33,8 @@ BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
         "softmax": [(16384, 1024), (512, 32768), (768, 65)],
         "losses": [(16384, 1024), (512, 32768), (768, 65)],
         "normalization": [(16384, 1024), (4096, 4096), (768, 128)],
+        "residual_norm": [(16384, 1024), (4096, 4096), (768, 128)],
+        "positions": [(2048, 128)],
         "permutation": [(4096, 1024)],
     },
 }

@@ -238,6 +238,20 @@ for _name, _backward, _options in (
 
 direct("layer_norm", "F.layer_norm", lambda x, w, b, eps=1e-5: F.layer_norm(x, w.shape, w, b, eps))
 direct("rms_norm", "F.rms_norm", lambda x, w, eps=1e-6: F.rms_norm(x, w.shape, w, eps))
+
+
+def _add_layer_norm(x, r, w, b, eps=1e-5):
+    total = x + r
+    return total, F.layer_norm(total, w.shape, w, b, eps)
+
+
+def _add_rms_norm(x, r, w, eps=1e-6):
+    total = x + r
+    return total, F.rms_norm(total, w.shape, w, eps)
+
+
+direct("add_layer_norm", "x + residual, F.layer_norm", _add_layer_norm)
+direct("add_rms_norm", "x + residual, F.rms_norm", _add_rms_norm)
 direct(
     "batch_norm",
     "F.batch_norm(training=True)",
@@ -267,6 +281,30 @@ def _(dy, x, w, rstd):
     with torch.enable_grad():
         y = F.rms_norm(x, w.shape, w, 1e-6)
     return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+
+@prepared("add_layer_norm_grad", "aten.native_layer_norm_backward, + dtotal")
+def _(dy, dtotal, x, w, mean, rstd):
+    args = dy, x, list(w.shape), mean[:, None], rstd[:, None], w, w, [True] * 3
+
+    def step():
+        dx, dw, db = aten.native_layer_norm_backward(*args)
+        return dx.add_(dtotal), dw, db
+
+    return step
+
+
+@prepared("add_rms_norm_grad", "autograd backward of F.rms_norm, + dtotal")
+def _(dy, dtotal, x, w, rstd):
+    inputs = x.requires_grad_(), w.requires_grad_()
+    with torch.enable_grad():
+        y = F.rms_norm(x, w.shape, w, 1e-6)
+
+    def step():
+        dx, dw = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+        return dx.add_(dtotal), dw
+
+    return step
 
 
 @prepared("batch_norm_grad", "aten.native_batch_norm_backward")
@@ -414,6 +452,11 @@ def _(dy, weight, pre):
 direct("scale_", "Tensor.mul_", lambda x, factor: x.mul_(factor))
 direct("lerp_", "Tensor.lerp_", lambda a, b, weight: a.lerp_(b, weight))
 direct("embedding", "F.embedding", lambda w, i, *_: F.embedding(i, w))
+direct(
+    "embedding_at_positions",
+    "F.embedding + positions",
+    lambda w, i, positions: F.embedding(i, w) + positions,
+)
 direct(
     "embedding_grad",
     "aten.embedding_dense_backward",

@@ -40,7 +40,11 @@ from framework.functional.attention import (
     scaled_dot_product_attention as scaled_dot_product_attention,
 )
 from framework.functional.dropout import dropout as dropout
-from framework.functional.embedding import embedding as embedding, one_hot as one_hot
+from framework.functional.embedding import (
+    embedding as embedding,
+    embedding_at_positions as embedding_at_positions,
+    one_hot as one_hot,
+)
 from framework.functional.linear import (
     bilinear as bilinear,
     feed_forward as feed_forward,
@@ -59,6 +63,8 @@ from framework.functional.losses import (
     smooth_l1_loss as smooth_l1_loss,
 )
 from framework.functional.normalization import (
+    add_layer_norm as add_layer_norm,
+    add_rms_norm as add_rms_norm,
     batch_norm as batch_norm,
     group_norm as group_norm,
     instance_norm as instance_norm,

@@ -181,8 +181,9 @@ def _add_layer_norm_partials(tasks, dy, x, weight, mean, rstd, dx, partials, sum
 
 @loop("tasks", finish=_add_layer_norm_partials)
 def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, partials, sums, more):
-    """dweight and dbias of each block of rows: `partials` (blocks, 2 columns); `sums` of all. `more`
-    (flat, like x) is added to dx, if it is not NO_MORE.
+    """dweight and dbias of each block of rows: `partials` (blocks, 2 columns); `sums` of all.
+
+    `more` (flat, like x) is added to dx, if it is not NO_MORE.
     """
     rows, columns = x.shape
     for t in tasks:

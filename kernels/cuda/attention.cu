@@ -238,7 +238,8 @@ __device__ __forceinline__ void slopes_of(float (&p)[4][4], float (&ds)[4][4], c
         for (int j = 0; j < 4; ++j) {
             const i64 t = t0 + ty + 16 * i, s = s0 + tx + 16 * j;
             const float x = see.score(p[i][j], b, h, t, s, last);
-            const float weight = x == -INFINITY_F ? 0.0f : expf(x - lse[i]);
+            const bool none = x == -INFINITY_F || lse[i] == -INFINITY_F;
+            const float weight = none ? 0.0f : expf(x - lse[i]);
             float kept = weight, slope = ds[i][j];
             if (see.drop >= 0) {
                 const float keep = see.keep(b, h, t, s);
@@ -246,18 +247,17 @@ __device__ __forceinline__ void slopes_of(float (&p)[4][4], float (&ds)[4][4], c
                 slope = keep == 0.0f ? 0.0f : slope * keep;
             }
             p[i][j] = kept;
-            ds[i][j] = x == -INFINITY_F ? 0.0f : weight * (slope - delta[i]) * see.scale;
+            ds[i][j] = none ? 0.0f : weight * (slope - delta[i]) * see.scale;
         }
 }
 
-// lse (+inf in place of -inf and beyond the queries), of queries ty + 16 i.
+// Numbers of queries ty + 16 i, and what stands for them beyond the last.
 __device__ __forceinline__ void load_rows(float (&to)[4], const float* __restrict__ from, i64 t0, i64 length, float beyond,
                                           int ty) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const i64 t = t0 + ty + 16 * i;
         to[i] = t < length ? from[t] : beyond;
-        if (to[i] == -INFINITY_F) to[i] = beyond;
     }
 }
 

@@ -353,6 +353,24 @@ def test_positions_are_added_from_a_start():
             layer(fw.tensor(np.zeros((1, 1, 3, 6), "float32")), 8)
 
 
+def test_embedding_at_positions_is_a_sum_of_rows():
+    weight, positions = leaf(normal(11, 4)), leaf(normal(9, 4))
+    tokens = RNG.integers(0, 11, (3, 5))
+    i = fw.tensor(tokens)
+    y = F.embedding_at_positions(i, weight, positions, start=2)
+    np.testing.assert_array_equal(y.data, weight.data[tokens] + positions.data[2:7])
+    dy = normal(3, 5, 4)
+    y.backward(dy)
+    expected = np.zeros((9, 4))
+    expected[2:7] = dy.sum(0)
+    np.testing.assert_allclose(positions.grad.data, expected)
+    np.testing.assert_allclose(weight.grad.data[4], dy[tokens == 4].sum(0), atol=1e-12)
+    with pytest.raises(ValueError, match="positions 5 to 9 of indices"):
+        F.embedding_at_positions(i, weight, positions, start=5)
+    with pytest.raises(IndexError, match="expected 0 <= index < 4"):
+        F.embedding_at_positions(i, weight[:4], positions)
+
+
 @pytest.mark.parametrize("groups", [4, 2])
 def test_a_cache_gives_what_the_whole_sequence_gives(groups):
     q, k, v = (x.astype("float32") for x in qkv(T=9, S=9, G=groups))
