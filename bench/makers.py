@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.sizes import (
+    ATTENTION,
     FLAT,
     IMAGES,
     IMAGES_3X3,
@@ -22,9 +23,11 @@ from bench.sizes import (
     LOOKUPS,
     PRODUCTS,
     SEQUENCES,
+    VOCABULARIES,
     Sizes,
 )
 from kernels import gru, lstm, recurrent
+from kernels.attention import attention
 from kernels.pooling import max_pool
 from kernels.registry import Draw
 from kernels.upsampling import sampling
@@ -270,6 +273,28 @@ def _(draw, T, B, H):
     layer = _layer(draw, T, B, H, 3)[:3]
     y, _, gates, u = gru.gru.reference(*layer)
     return draw.normal(T, B, H), None, *layer, None, y, gates, u
+def _heads(draw: Draw, *shape: int) -> np.ndarray:
+    """(B, H, T, D) that lie as (B, T, H, D)."""
+    B, H, T, D = shape
+    return draw.normal(B, T, H, D).swapaxes(1, 2)
+
+
+@maker("attention", "causal", sizes=ATTENTION)
+def _(draw, *shape):
+    return *(_heads(draw, *shape) for _ in range(3)), None, None, None, True
+
+
+@maker("attention_grad", "causal", sizes=ATTENTION)
+def _(draw, *shape):
+    dout, q, k, v = (_heads(draw, *shape) for _ in range(4))
+    out, lse = attention(*(x.astype(np.float32) for x in (q, k, v)), causal=True)
+    return dout, q, k, v, out, lse, None, None, None, True
+
+
+@maker("linear_cross_entropy", "tokens", sizes=VOCABULARIES)
+def _(draw, tokens, features, vocabulary):
+    weight = draw.normal(vocabulary, features, scale=features**-0.5)
+    return draw.normal(tokens, features), weight, draw.integers(vocabulary, tokens)
 
 
 _ADAM = ("adamw", "adamw_foreach", "adam", "adam_foreach")

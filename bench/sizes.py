@@ -22,7 +22,9 @@ BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
         "softmax": [(768, 65), (4096, 1024)],
         "losses": [(768, 65), (4096, 1024)],
         "normalization": [(768, 128), (4096, 1024)],
+        "residual_norm": [(768, 128), (4096, 1024)],
         "channel_norm": [(4096, 1024)],
+        "positions": [(768, 64)],
         "permutation": [(1024, 1024)],
     },
     "cuda": {
@@ -31,6 +33,8 @@ BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
         "softmax": [(16384, 1024), (512, 32768), (768, 65)],
         "losses": [(16384, 1024), (512, 32768), (768, 65)],
         "normalization": [(16384, 1024), (4096, 4096), (768, 128)],
+        "residual_norm": [(16384, 1024), (4096, 4096), (768, 128)],
+        "positions": [(2048, 128)],
         "permutation": [(4096, 1024)],
     },
 }
@@ -68,6 +72,12 @@ PRODUCTS: Sizes = {
     "cuda": [(4096, 4096, 4096), (1024, 1024, 1024), (128, 784, 512)],
 }
 
+#: sequences x heads x length x width of a head: nanoGPT on a CPU, and a longer one; GPT-2's.
+ATTENTION: Sizes = {
+    "cpu": [(12, 4, 64, 32), (8, 8, 512, 64)],
+    "cuda": [(16, 12, 1024, 64), (12, 4, 64, 32)],
+}
+
 #: tokens x vocabulary x features
 LOOKUPS: Sizes = {
     "cpu": [(768, 65, 128), (8192, 16384, 256)],
@@ -78,6 +88,12 @@ LOOKUPS: Sizes = {
 SEQUENCES: Sizes = {
     "cpu": [(64, 32, 128), (64, 32, 256), (64, 32, 512)],
     "cuda": [(64, 32, 256), (64, 32, 1024)],
+}
+
+#: tokens x features x vocabulary of a language model's last layer
+VOCABULARIES: Sizes = {
+    "cpu": [(768, 128, 65), (1024, 256, 16384)],
+    "cuda": [(16384, 768, 50304)],
 }
 
 #: parameters x tensors that the peer has them in: a small network, and 10M or 16M at once

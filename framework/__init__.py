@@ -34,6 +34,7 @@ from framework.autograd.arithmetic import (
     minimum as minimum,
     where as where,
 )
+from framework.autograd.checkpoint import checkpoint as checkpoint
 from framework.autograd.creation import (
     arange as arange,
     bernoulli as bernoulli,

@@ -2,6 +2,7 @@
 
 from kernels import (
     activations as activations,
+    attention as attention,
     channel_norm as channel_norm,
     convolution as convolution,
     embedding as embedding,
@@ -9,6 +10,7 @@ from kernels import (
     group_norm as group_norm,
     gru as gru,
     linear as linear,
+    linear_cross_entropy as linear_cross_entropy,
     loss_scaling as loss_scaling,
     losses as losses,
     lstm as lstm,
@@ -16,9 +18,11 @@ from kernels import (
     normalization as normalization,
     optimizers as optimizers,
     pooling as pooling,
+    positions as positions,
     random as random,
     recurrent as recurrent,
     reductions as reductions,
+    residual_norm as residual_norm,
     softmax as softmax,
     unfolding as unfolding,
     upsampling as upsampling,

@@ -117,6 +117,20 @@ def matmul_on_cpu(
     return out
 
 
+def add_product(out: Array, a: Array, b: Array, first: bool = False) -> None:
+    """out += a^T b, or out = a^T b if it is the `first`; out may be float32 for 16-bit a and b."""
+    if first:
+        matmul(a, b, transpose_a=True, out=out)
+    elif matmul.version("cpu") is not None and isinstance(a, np.ndarray) and a.dtype == np.float32:
+        blas, _ = _engines()
+        if blas.has_openblas() and min(a.size, b.size):
+            blas.matmul(a, b, True, False, None, out, more=True)
+        else:
+            out += matmul(a, b, transpose_a=True)
+    else:
+        out += matmul(a, b, transpose_a=True, out=array_module(out).empty_like(out))
+
+
 @cache
 def _cublas() -> Any:
     """kernels/cuda/cublas.py."""

@@ -26,6 +26,8 @@ from framework.layers.activation import (
     SwiGLU,
     Tanh,
 )
+from framework.layers.attention import MultiheadAttention
+from framework.layers.cache import KVCache
 from framework.layers.carry import Carry
 from framework.layers.containers import ModuleDict, ModuleList, Sequential
 from framework.layers.convolution import (
@@ -87,10 +89,18 @@ from framework.layers.pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
+from framework.layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 from framework.layers.recurrent import GRU, LSTM, RNN, detach_state
 from framework.layers.recurrent_cells import GRUCell, LSTMCell, RNNCell
 from framework.layers.storage import new_buffer, new_parameter
 from framework.layers.summary import Summary
+from framework.layers.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from framework.layers.unfolding import Fold, Unfold
 from framework.layers.upsampling import PixelShuffle, PixelUnshuffle, Upsample
 
@@ -140,9 +150,11 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "KLDivLoss",
+    "KVCache",
     "L1Loss",
     "LayerNorm",
     "LeakyReLU",
+    "LearnedPositions",
     "Linear",
     "LoadResult",
     "LocalResponseNorm",
@@ -157,6 +169,7 @@ __all__ = [
     "MaxUnpool3d",
     "Mish",
     "Module",
+    "MultiheadAttention",
     "ModuleDict",
     "ModuleList",
     "NLLLoss",
@@ -167,9 +180,11 @@ __all__ = [
     "RMSNorm",
     "ReLU",
     "ReLU6",
+    "RotaryPositions",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SinusoidalPositions",
     "SmoothL1Loss",
     "Softmax",
     "Softplus",
@@ -179,6 +194,11 @@ __all__ = [
     "Tanh",
     "Unfold",
     "Upsample",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "init",
     "new_buffer",
     "new_parameter",

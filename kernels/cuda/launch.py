@@ -17,6 +17,10 @@ from kernels.cuda import compiler
 #: have.
 BLOCK = 256
 
+#: Bytes of dynamic shared memory that a kernel may have as it is; more (up to 163 KiB on an A100,
+#: 227 on an H100) has to be asked for.
+SHARED_WITHOUT_ASKING = 48 << 10
+
 
 @cache
 def multiprocessors(device: int) -> int:
@@ -44,7 +48,7 @@ def run(
     """
     if grid > 0:
         function = compiler.function(family, expression)
-        if shared > function.max_dynamic_shared_size_bytes:  # 48 KiB unless asked for more
+        if shared > SHARED_WITHOUT_ASKING:
             function.max_dynamic_shared_size_bytes = shared
         function((grid,), (block,), _checked(args), shared_mem=shared)
 
