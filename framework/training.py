@@ -70,7 +70,7 @@ def run_training(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None
         callbacks.insert(0, Progress(screen.console()))
     if isinstance(plan.splits, TokenSplits):
         callbacks[:0] = [LanguageScores(plan.splits)]  # before all that show or write records
-        if not quiet:
+        if not quiet and not profiled:  # a profile is of steps
             callbacks.append(_sample(plan.splits))
     profiler = Profiler(folder)
     if profiled:
