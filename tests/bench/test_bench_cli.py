@@ -116,9 +116,21 @@ def test_torch_compile_without_a_compiler_is_said_once(bench, monkeypatch):
     monkeypatch.setattr(machine, "has_compiler", lambda: False)
     said = []
     monkeypatch.setattr(command.typer, "echo", lambda text, err=False: said.append(text))
-    known = training.SIDES["cpu"]
-    assert command._sides("torch,torch.compile", known, "cpu") == ["torch"]
+    assert command._sides("torch,torch.compile", training.SIDES, "cpu") == ["torch"]
     assert said == [machine.COMPILER_IS_MISSING]
+
+
+def test_peers_of_cuda_are_left_out_on_the_cpu_with_a_word(monkeypatch):
+    from bench import __main__ as command, kernel_bench, machine
+
+    monkeypatch.setattr(machine, "has_torch", lambda: True)
+    monkeypatch.setattr(machine, "has_triton", lambda: False)
+    said = []
+    monkeypatch.setattr(command.typer, "echo", lambda text, err=False: said.append(text))
+    sides = kernel_bench.SIDES
+    assert command._sides("torch,cupy,triton", sides, "cpu") == ["torch"]
+    assert command._sides("cupy,reference,torch,triton", sides, "cuda") == ["reference", "torch"]
+    assert said == ["compared on cuda only, so not here: cupy, triton", machine.TRITON_IS_MISSING]
 
 
 def test_json_has_no_nan(tmp_path):
