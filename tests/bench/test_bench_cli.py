@@ -217,6 +217,42 @@ def test_the_table_and_the_json_have_every_side():
         assert part in text
 
 
+def test_passes_add_up_and_begin_with_other_processes(monkeypatch):
+    from bench import kernel_bench
+    from bench.cases import Case
+    from bench.kernel_bench import KernelBench, Row
+    from bench.measure import Turns
+
+    relu = Case("relu", "_sample", (2, 2))
+    restarted, shown = [], []
+
+    class Pool:
+        def restart_all(self):
+            restarted.append(True)
+
+    def run(self, case):
+        turns = Turns(["ours", "torch"])
+        for _ in range(self.turns):
+            turns.add("ours", [(1.0 + len(restarted),)])
+            turns.add("torch", [(2.0,)])
+        turns.add("torch", [(9.0,)])  # without a turn of ours beside it
+        return Row(case, turns=turns)
+
+    monkeypatch.setattr(KernelBench, "run", run)
+    monkeypatch.setattr(kernel_bench, "copy_bandwidth", lambda *_: 1e9)
+    monkeypatch.setattr(kernel_bench, "Separate", lambda *_: Pool())
+    bench = KernelBench(["torch"], 0.3, 15)
+    (row,) = bench.run_all([relu], 3, shown.append)
+    assert len(restarted) == 2
+    assert shown == [relu] * 3
+    assert row.turns.totals("ours") == [1.0] * 5 + [2.0] * 5 + [3.0] * 5
+    assert row.turns.totals("torch") == [2.0] * 15
+    assert (row.turns.best["ours"], bench.turns) == (1.0, 15)
+    failed = Row(relu, problem="WRONG")
+    assert row.joined(failed) is failed
+    assert failed.joined(row) is failed
+
+
 def test_losses_that_differ_are_found():
     from bench.measure import Turns
     from bench.training import Result
