@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +47,10 @@ def kernels(
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on cuda.")] = "float32",
     against: Annotated[
         str,
-        typer.Option(help="Sides to compare with: reference, torch, torch.compile, or none."),
+        typer.Option(
+            help="Sides to compare with: reference (on cuda also cupy), torch, torch.compile, "
+            "on cuda triton, or none."
+        ),
     ] = "reference,torch",
     json: Json = None,
     threads: Threads = None,
@@ -73,7 +76,7 @@ def kernels(
         _check_dtype(dtype, where)
         chosen = cases.find(names or (), shapes, quick, where, dtype)
         _check_writable(json)
-        sides = _sides(against, kernel_bench.SIDES[where], where)
+        sides = _sides(against, kernel_bench.SIDES, where)
         if quick:
             seconds, turns, passes = min(seconds, 0.03), min(turns, 5), 1
         facts = machine.describe(threads, where)
@@ -123,9 +126,8 @@ def training(
         tasks = _tasks(model, settings or ())
         _check_writable(json)
         where = _device(device)
-        known = bench.SIDES[where]
-        usual = "torch" if where == "cpu" else ",".join(known)
-        sides = _sides(usual if against is None else against, known, where)
+        usual = "torch" if where == "cpu" else ",".join(bench.SIDES[where])
+        sides = _sides(usual if against is None else against, bench.SIDES, where)
         if quick:
             seconds, turns = min(seconds, 2.0), min(turns, 20)
         facts = machine.describe(threads, where)
@@ -291,15 +293,24 @@ def _check_dtype(dtype: str, device: Device) -> None:
         _fail(f"--dtype {dtype}: on {device} there is {' or '.join(known)}")
 
 
-def _sides(text: str, known: Sequence[str], device: Device) -> list[str]:
+def _sides(text: str, every: Mapping[Device, Sequence[str]], device: Device) -> list[str]:
     """The sides named in "a,b"; what is not installed is left out, with a word."""
     from bench import machine
 
     chosen = [] if text == "none" else [side.strip() for side in text.split(",") if side.strip()]
+    known, elsewhere = every[device], set(every["cuda"])
+    if "reference" in known:  # the array maths: on CUDA it is CuPy's
+        elsewhere.add("cupy")
+        if device == "cuda":
+            chosen = ["reference" if side == "cupy" else side for side in chosen]
     for side in chosen:
-        if side not in known:
+        if side not in {*known, *elsewhere}:
             _fail(f"unknown peer {side!r} in --against: there are {', '.join(known)}, none")
+    if left_out := [side for side in chosen if side not in known]:
+        typer.echo(f"compared on cuda only, so not here: {', '.join(left_out)}", err=True)
+        chosen = [side for side in chosen if side in known]
     for side, is_missing, words in (
+        ("triton", not machine.has_triton(), machine.TRITON_IS_MISSING),
         ("torch", not machine.has_torch(), machine.TORCH_IS_MISSING),
         (
             "torch.compile",

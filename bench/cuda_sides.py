@@ -1,4 +1,4 @@
-"""All sides of a case on CUDA, in one worker: ours, reference, torch and torch.compile.
+"""All sides of a case on CUDA, in one worker: ours, reference, torch, torch.compile and Triton.
 
 In one process, unlike on the CPU: what keeps the sides apart there, thread pools that spin against
 each other, does not exist on a GPU, and one CUDA context saves the switch between processes at each
@@ -61,7 +61,7 @@ def together(case: Case, sides: Sequence[str]) -> Work:
     timed = {side: _Timed(step, small) for side, step in steps.items()}
 
     def extra(side: str) -> int:
-        torchs = side.partition(".")[0] == "torch"
+        torchs = side.partition(".")[0] in ("torch", "triton")  # Triton's arrays are tensors
         return (extra_memory.of_torch_cuda if torchs else extra_memory.of_cupy)(steps[side])
 
     return Work(
@@ -135,6 +135,12 @@ def _compile(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
     return _of_torch(case, args, expected, torch_calls.compiled)
 
 
+def _triton(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
+    from bench.triton_peers import in_triton
+
+    return _of_torch(case, args, expected, lambda call: in_triton(call, case))
+
+
 def _of_torch(
     case: Case, args: list[Any], expected: list[Any], wrap: Callable[[Any], Any]
 ) -> Prepared:
@@ -152,7 +158,13 @@ def _of_torch(
     return facts, call.step
 
 
-_PREPARE = {"ours": _ours, "reference": _reference, "torch": _torch, "torch.compile": _compile}
+_PREPARE = {
+    "ours": _ours,
+    "reference": _reference,
+    "torch": _torch,
+    "torch.compile": _compile,
+    "triton": _triton,
+}
 
 
 def _copies(args: list[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from bench.result_file import OURS, Entry, ResultFile, UnreadableResult, read
 #: The sides in the order of columns and plots.
 SIDES = (
     *("ours", "captured", "torch", "torch.channels_last", "torch.compile", "torch.graph"),
-    "reference",
+    *("triton", "reference"),
 )
 TITLES = {
     "captured": "ours, captured",
