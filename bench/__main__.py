@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,17 +47,26 @@ def kernels(
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on cuda.")] = "float32",
     against: Annotated[
         str,
-        typer.Option(help="Sides to compare with: reference, torch, compile (on cuda), or none."),
+        typer.Option(
+            help="Sides to compare with: reference (on cuda also cupy), torch, torch.compile, "
+            "on cuda triton, or none."
+        ),
     ] = "reference,torch",
     json: Json = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(help="Time on each side of a case.", min=0.001)] = 0.3,
     turns: Annotated[int, typer.Option(help="Turns the time is cut into.", min=3)] = 15,
+    passes: Annotated[
+        int,
+        typer.Option(
+            help="Times all is done, in new processes, a part of the turns each.", min=1, max=5
+        ),
+    ] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small arrays and few turns: a look, not a result.")
     ] = False,
 ) -> None:
-    """Time every kernel, forward and gradient. About 5 minutes for all, after they are compiled."""
+    """Time every kernel, forward and gradient. About 8 minutes for all, after they are compiled."""
     from bench import cases, kernel_bench, kernel_table, machine
     from bench.kernel_bench import KernelBench
 
@@ -67,18 +76,15 @@ def kernels(
         _check_dtype(dtype, where)
         chosen = cases.find(names or (), shapes, quick, where, dtype)
         _check_writable(json)
-        sides = _sides(against, kernel_bench.SIDES[where])
+        sides = _sides(against, kernel_bench.SIDES, where)
         if quick:
-            seconds, turns = min(seconds, 0.03), min(turns, 5)
+            seconds, turns, passes = min(seconds, 0.03), min(turns, 5), 1
         facts = machine.describe(threads, where)
-        rows: list[Any] = []
         with (
-            _progress(len(chosen)) as progress,
+            _progress(passes * len(chosen)) as progress,
             KernelBench(sides, seconds, turns, threads, where) as bench,
         ):
-            for case in chosen:
-                progress(str(case))
-                rows.append(bench.run(case))
+            rows = bench.run_all(chosen, passes, lambda case: progress(str(case)))
         _show(machine.headline(facts), kernel_table.table(rows, bench.copy_bandwidth, sides))
         _warn_of_company(sum(row.turns is not None and row.turns.disturbed for row in rows))
         if json is not None:
@@ -93,11 +99,17 @@ def kernels(
 
 @app.command()
 def training(
-    model: Annotated[str, typer.Option(help="What to train: mlp.")] = "mlp",
+    model: Annotated[str, typer.Option(help="What to train, one or several: mlp.")] = "mlp",
     device: DeviceName = None,
     against: Annotated[
         str | None,
-        typer.Option(help="torch; on cuda also captured, compile, graph; all by default; or none."),
+        typer.Option(
+            help="torch, torch.channels_last, torch.compile; on cuda also captured, torch.graph; "
+            "none. Without it: torch on the CPU, all on cuda."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the model, like batch=64.")
     ] = None,
     json: Json = None,
     threads: Threads = None,
@@ -107,33 +119,38 @@ def training(
         bool, typer.Option("--quick", help="A few seconds: a look, not a result.")
     ] = False,
 ) -> None:
-    """Time whole training steps: forward, backward, optimizer. Under a minute."""
+    """Time whole training steps: input, forward, backward, optimizer. A minute for each model."""
     from bench import machine, training as bench
-    from bench.training_sides import TASKS
 
     with _clear_errors():
-        if model not in TASKS:
-            _fail(f"unknown model {model!r}: there are {', '.join(TASKS)}")
+        tasks = _tasks(model, settings or ())
         _check_writable(json)
         where = _device(device)
-        known = bench.SIDES[where]
-        sides = _sides(",".join(known) if against is None else against, known)
+        usual = "torch" if where == "cpu" else ",".join(bench.SIDES[where])
+        sides = _sides(usual if against is None else against, bench.SIDES, where)
         if quick:
             seconds, turns = min(seconds, 2.0), min(turns, 20)
         facts = machine.describe(threads, where)
-        with _progress(turns) as progress:
-            done = lambda: progress(model)  # noqa: E731
-            result = bench.run(model, sides, seconds, turns, done, threads, where)
-        _show(machine.headline(facts), bench.table(result))
-        for reason in result.missing.values():
-            typer.echo(reason, err=True)
-        _warn_of_company(int(result.turns.disturbed))
+        results = []
+        with _progress(turns * len(tasks)) as progress:
+            for name, task in tasks.items():
+                done = lambda name=name: progress(name)  # noqa: E731
+                results.append(bench.run(name, task, sides, seconds, turns, done, threads, where))
+        _show(machine.headline(facts), *map(bench.table, results))
+        for result in results:
+            for reason in result.missing.values():
+                typer.echo(f"{result.name}: {reason}", err=True)
+        _warn_of_company(sum(result.turns.disturbed for result in results))
         if json is not None:
-            facts |= {"kind": "training", "result": result.as_dict()}
+            facts |= {"kind": "training", "results": [result.as_dict() for result in results]}
             machine.write(json, facts)
-        if not result.agrees:
-            apart = f"{result.loss_difference:.2g}"
-            _fail(f"the sides do not train alike: losses differ by {apart} of the first", code=1)
+        apart = [f"{r.name} by {r.loss_difference:.2g}" for r in results if not r.agrees]
+        if apart:
+            _fail(
+                "the sides do not train alike: losses differ, relative to the first, in "
+                + ", ".join(apart),
+                code=1,
+            )
 
 
 @app.command()
@@ -178,14 +195,15 @@ def summary(
         bool, typer.Option("--check", help="Change nothing; code 1 if README is out of date.")
     ] = False,
 ) -> None:
-    """Write the newest figures of bench/results/ into README."""
+    """Write the newest figures of bench/results/ into README, and draw its picture."""
     from bench import summary as bench
 
     with _clear_errors():
-        changed = bench.update(write=not check)
+        changed = bench.update(write=not check, ladder=bench.LADDER)
         if changed and check:
-            _fail("README.md is out of date: python -m bench summary", code=1)
-        typer.echo(f"README.md: {'written' if changed else 'nothing to change'}")
+            are = "is" if len(changed) == 1 else "are"
+            _fail(f"{' and '.join(changed)} {are} out of date: python -m bench summary", code=1)
+        typer.echo(f"{' '.join(changed)}: written" if changed else "nothing to change")
 
 
 @app.command()
@@ -251,6 +269,22 @@ def _device(name: str | None) -> Device:
     return "cuda"
 
 
+def _tasks(names: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The tasks named in "a,b", with the settings "key=value" in all of them."""
+    from bench.training_tasks import TASKS
+
+    chosen = {}
+    for name in dict.fromkeys(name.strip() for name in names.split(",")):
+        if name not in TASKS:
+            _fail(f"unknown model {name!r}: there are {', '.join(TASKS)}")
+        for setting in settings:
+            if "=" not in setting:
+                _fail(f"--set {setting}: expected a name and a value, like batch=64")
+        pairs = (setting.split("=", 1) for setting in settings)
+        chosen[name] = TASKS[name].with_settings({key.strip(): value for key, value in pairs})
+    return chosen
+
+
 def _check_dtype(dtype: str, device: Device) -> None:
     from bench.cases import DTYPES
 
@@ -259,18 +293,35 @@ def _check_dtype(dtype: str, device: Device) -> None:
         _fail(f"--dtype {dtype}: on {device} there is {' or '.join(known)}")
 
 
-def _sides(text: str, known: Sequence[str]) -> list[str]:
-    """The sides named in "a,b"; torch is left out, with a word, where it is not installed."""
+def _sides(text: str, every: Mapping[Device, Sequence[str]], device: Device) -> list[str]:
+    """The sides named in "a,b"; what is not installed is left out, with a word."""
     from bench import machine
 
     chosen = [] if text == "none" else [side.strip() for side in text.split(",") if side.strip()]
+    known, elsewhere = every[device], set(every["cuda"])
+    if "reference" in known:  # the array maths: on CUDA it is CuPy's
+        elsewhere.add("cupy")
+        if device == "cuda":
+            chosen = ["reference" if side == "cupy" else side for side in chosen]
     for side in chosen:
-        if side not in known:
+        if side not in {*known, *elsewhere}:
             _fail(f"unknown peer {side!r} in --against: there are {', '.join(known)}, none")
-    torchs = {"torch", "compile", "graph"}
-    if torchs & set(chosen) and not machine.has_torch():
-        typer.echo(machine.TORCH_IS_MISSING, err=True)
-        chosen = [side for side in chosen if side not in torchs]
+    if left_out := [side for side in chosen if side not in known]:
+        typer.echo(f"compared on cuda only, so not here: {', '.join(left_out)}", err=True)
+        chosen = [side for side in chosen if side in known]
+    for side, is_missing, words in (
+        ("triton", not machine.has_triton(), machine.TRITON_IS_MISSING),
+        ("torch", not machine.has_torch(), machine.TORCH_IS_MISSING),
+        (
+            "torch.compile",
+            device == "cpu" and not machine.has_compiler(),
+            machine.COMPILER_IS_MISSING,
+        ),
+    ):
+        without = [s for s in chosen if s != side and not s.startswith(f"{side}.")]
+        if is_missing and without != chosen:
+            typer.echo(words, err=True)
+            chosen = without
     return list(dict.fromkeys(chosen))
 
 
@@ -308,11 +359,14 @@ def _clear_errors() -> Iterator[None]:
     from bench.cases import UnknownCase
     from bench.peer import PeerError
     from bench.result_file import UnreadableResult
+    from bench.training import ParametersDiffer
+    from bench.training_tasks import BadSetting
     from framework.backend.device import DeviceError
 
+    known = (UnknownCase, UnreadableResult, PeerError, DeviceError, BadSetting, ParametersDiffer)
     try:
         yield
-    except (UnknownCase, UnreadableResult, PeerError, DeviceError, OSError) as error:
+    except (*known, OSError) as error:
         _fail(str(error))
 
 
@@ -337,17 +391,18 @@ def _progress(total: int) -> Iterator[Any]:
         yield advance
 
 
-def _show(headline: str, table: Any) -> None:
+def _show(headline: str, *tables: Any) -> None:
     import shutil
     import sys
 
     from rich.console import Console
 
     # A file or a pipe has no width: wide enough that no cell is cut.
-    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 190)
+    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 250)
     console = Console(width=width)
     console.print(headline)
-    console.print(table)
+    for table in tables:
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from bench.budget import Budget
 from bench.cases import Case
 from bench.kernel_bench import KernelBench, Row
 from bench.peer import PeerError
+from bench.training_tasks import TASKS
 
 #: What --only chooses from, in the order of a run.
 PARTS = ("tests", "sanitizer", "kernels", "training")
@@ -129,7 +130,8 @@ class Run:
         """
         known: dict[str, Any] = self.record.setdefault("kernels", {"rows": [], "not_reached": []})
         known["not_reached"] = []
-        torch = ["torch", *["compile"] * compiled] if machine.has_torch() else []
+        torch = ["torch", *["torch.compile"] * compiled] if machine.has_torch() else []
+        torch += ["triton"] if torch and machine.has_triton() else []
         if not torch:
             self.say(f"  {machine.TORCH_IS_MISSING}")
         seen: set[tuple[str, str]] = set()
@@ -142,7 +144,7 @@ class Run:
                     continue
                 first = (case.kernel, case.dtype) not in seen
                 seen.add((case.kernel, case.dtype))
-                row = bench.run(case, () if first else ("compile",))
+                row = bench.run(case, () if first else ("torch.compile",))
                 self.rows.append(row)
                 figures = row.as_dict(copy)
                 figures.pop("turns", None)  # their spread is kept
@@ -154,17 +156,28 @@ class Run:
         return known
 
     def _training(self) -> dict[str, Any]:
+        """Every task, as long as there is time."""
         sides = training.SIDES["cuda"] if machine.has_torch() else ("captured",)
-        seconds = min(3.0, self.budget.part(TRAINING, keep=RESERVE).left / 20)
-        result = training.run("mlp", sides, seconds, 12, device="cuda")
-        for side in result.turns.laps:
-            rate = 1 / result.turns.seconds(side).median
-            self.say(f"  {side}: {rate:,.0f} steps/s, loss {result.losses[side][-1]:.4f}")
-        for reason in result.missing.values():
-            self.say(f"  {reason}")
-        if not result.agrees:
-            self.say(f"  the sides do not train alike: {result.loss_difference:.2g} apart")
-        return result.as_dict() | {"agrees": result.agrees, "turns": None}
+        limit = self.budget.part(TRAINING, keep=RESERVE)
+        known: dict[str, Any] = {"results": [], "not_reached": []}
+        self.record["training"] = known
+        for name, task in TASKS.items():
+            if not limit.allows(RESERVE):
+                known["not_reached"].append(name)
+                continue
+            seconds = min(3.0, limit.left / 20)
+            result = training.run(name, task, sides, seconds, 12, device="cuda")
+            for side in result.turns.laps:
+                rate = 1 / result.turns.seconds(side).median
+                loss = result.losses[side][-1]
+                self.say(f"  {name} {side}: {rate:,.0f} steps/s, loss {loss:.4f}")
+            for reason in result.missing.values():
+                self.say(f"  {name}: {reason}")
+            if not result.agrees:
+                self.say(f"  {name} does not train alike: {result.loss_difference:.2g} apart")
+            known["results"].append(result.as_dict() | {"turns": None})
+            self.save()
+        return known
 
     def _overlap(self) -> dict[str, Any]:
         """How much of the copying of batches the computation hides."""
@@ -199,8 +212,9 @@ class Run:
         for tool in sanitizer.TOOLS:
             if (errors := self.record.get("sanitizer", {}).get(tool, {}).get("errors")) or 0:
                 found.append(f"{tool} found {errors} errors")
-        if self.record.get("training", {}).get("agrees") is False:
-            found.append("the sides of the training do not train alike")
+        for result in self.record.get("training", {}).get("results", []):
+            if not result["agrees"]:
+                found.append(f"the sides of {result['model']} do not train alike")
         return found
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -121,6 +122,23 @@ TORCH_IS_MISSING = (
     "--index-url https://download.pytorch.org/whl/cpu (or pip install -e '.[bench]')"
 )
 
+
+def has_compiler() -> bool:
+    """Is there what torch.compile builds its CPU code with?"""
+    return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++"))))
+
+
+COMPILER_IS_MISSING = (
+    "torch.compile needs a C++ compiler on the CPU, so it is not compared: install g++ or set CXX"
+)
+
+
+def has_triton() -> bool:
+    """Is it installed? (It comes with torch for CUDA on Linux.)"""
+    return find_spec("triton") is not None
+
+
+TRITON_IS_MISSING = "triton is not installed, so it is not compared: pip install triton"
 
 #: Where results that README shows are kept.
 RESULTS = Path(__file__).parent / "results"

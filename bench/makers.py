@@ -11,7 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from bench.sizes import FLAT, IMAGES, LOOKUPS, PRODUCTS, Sizes
+from bench.sizes import (
+    ATTENTION,
+    FLAT,
+    IMAGES,
+    IMAGES_3X3,
+    IMAGES_COLOUR,
+    IMAGES_GREY,
+    IMAGES_LENET2,
+    IMAGES_WIDER,
+    LOOKUPS,
+    PRODUCTS,
+    SEQUENCES,
+    VOCABULARIES,
+    Sizes,
+)
+from kernels import gru, lstm, recurrent
+from kernels.attention import attention
 from kernels.pooling import max_pool
 from kernels.registry import Draw
 from kernels.upsampling import sampling
@@ -97,6 +113,47 @@ def _(draw, N, C, H, W):
 def _groups(C: int) -> int:
     """8 groups, or as many as go into C."""
     return math.gcd(C, 8)
+
+
+#: variant -> (output channels, kernel, stride, padding, groups, sizes). Output channels as a share
+#: of the input's, or a number where there are few of those.
+_CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
+    "3x3": (1.0, 3, 1, 1, False, IMAGES_3X3),
+    "3x3_wider": (2.0, 3, 2, 1, False, IMAGES_WIDER),
+    "1x1_wider": (2.0, 1, 2, 0, False, IMAGES_WIDER),
+    "stem": (64, 3, 1, 1, False, IMAGES_COLOUR),
+    "depthwise": (1.0, 3, 1, 1, True, IMAGES),
+    "lenet1": (6, 5, 1, 2, False, IMAGES_GREY),
+    "lenet2": (16, 5, 1, 0, False, IMAGES_LENET2),
+}
+
+
+def _convolution(draw: Draw, variant: str, N: int, C: int, H: int, W: int) -> tuple[Any, ...]:
+    """x, weight, y's shape, (stride, padding, dilation, groups): images lie channels-last."""
+    out, k, stride, padding, depthwise, _ = _CONVOLUTIONS[variant]
+    channels, groups = (round(out * C) if isinstance(out, float) else out), C if depthwise else 1
+    x = _image(draw, N, C, H, W, "channels_last")
+    weight = draw.normal(channels, C // groups, k, k, scale=(C // groups * k * k) ** -0.5)
+    shape = (N, channels, *((n + 2 * padding - k) // stride + 1 for n in (H, W)))
+    return x, weight, shape, (stride, padding, 1, groups)
+
+
+for _variant, (*_, _sizes) in _CONVOLUTIONS.items():
+
+    @maker("convolution", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        x, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return x, weight, draw.normal(shape[1]), *options
+
+    @maker("convolution_input_grad", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        _, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return _image(draw, *shape, "channels_last"), weight, (H, W), *options
+
+    @maker("convolution_weight_grad", _variant, sizes=_sizes)
+    def _(draw, N, C, H, W, variant):
+        x, weight, shape, options = _convolution(draw, variant, N, C, H, W)
+        return _image(draw, *shape, "channels_last"), x, weight.shape[2:], *options
 
 
 #: What is pooled: the stem and the blocks of convolutional networks.
@@ -189,6 +246,73 @@ def _(draw, tokens, vocabulary, features):
 @maker("embedding_grad", "lookup", sizes=LOOKUPS)
 def _(draw, tokens, vocabulary, features):
     return draw.normal(tokens, features), draw.integers(vocabulary, tokens), vocabulary
+
+
+def _layer(draw: Draw, T: int, B: int, H: int, gates: int) -> tuple[Any, ...]:
+    """x, weights and biases, as large as PyTorch draws them."""
+    bound = {"low": -(H**-0.5), "high": H**-0.5}
+    weights = (draw.uniform(gates * H, *columns, **bound) for columns in ((H,), (H,), (), ()))
+    return draw.normal(T, B, H), *weights
+
+
+@maker("rnn", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 1)
+
+
+@maker("rnn_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 1)[:3]  # without biases, of which a gradient knows nothing
+    y, _ = recurrent.rnn.reference(*layer)
+    return draw.normal(T, B, H), None, *layer, None, y
+
+
+@maker("lstm", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 4)
+
+
+@maker("lstm_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 4)[:3]
+    y, _, _, gates, cells = lstm.lstm.reference(*layer)
+    return draw.normal(T, B, H), None, None, *layer, None, None, y, gates, cells
+
+
+@maker("gru", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 3)
+
+
+@maker("gru_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 3)[:3]
+    y, _, gates, u = gru.gru.reference(*layer)
+    return draw.normal(T, B, H), None, *layer, None, y, gates, u
+
+
+def _heads(draw: Draw, *shape: int) -> np.ndarray:
+    """(B, H, T, D) that lie as (B, T, H, D)."""
+    B, H, T, D = shape
+    return draw.normal(B, T, H, D).swapaxes(1, 2)
+
+
+@maker("attention", "causal", sizes=ATTENTION)
+def _(draw, *shape):
+    return *(_heads(draw, *shape) for _ in range(3)), None, None, None, True
+
+
+@maker("attention_grad", "causal", sizes=ATTENTION)
+def _(draw, *shape):
+    dout, q, k, v = (_heads(draw, *shape) for _ in range(4))
+    out, lse = attention(*(x.astype(np.float32) for x in (q, k, v)), causal=True)
+    return dout, q, k, v, out, lse, None, None, None, True
+
+
+@maker("linear_cross_entropy", "tokens", sizes=VOCABULARIES)
+def _(draw, tokens, features, vocabulary):
+    weight = draw.normal(vocabulary, features, scale=features**-0.5)
+    return draw.normal(tokens, features), weight, draw.integers(vocabulary, tokens)
 
 
 _ADAM = ("adamw", "adamw_foreach", "adam", "adam_foreach")

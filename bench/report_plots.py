@@ -148,8 +148,9 @@ def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], roofs: Sequence
 
 def side_class(side: str) -> str:
     """The class of a side's colour."""
-    known = ("ours", "captured", "torch", "compile", "graph", "reference", "copy")
-    return f"side-{side}" if side in known else "side-other"
+    known = ("ours", "captured", "torch", "compile", "graph", "channels_last", "reference", "copy")
+    name = side.removeprefix("torch.")
+    return f"side-{name}" if name in known else "side-other"
 
 
 def legend(sides: Sequence[str], titles: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ class Entry:
     """A case of a kernel, or a part of a training step, with what each side needed for it.
 
     `bandwidth` is bytes a second and `flops` operations a second of ours; `bytes` the least
-    traffic. `problem` says why a side, or with no `seconds` all of it, was not timed.
+    traffic, `roof` the share of the roofline, `peak_flops` its flat part; `extra` bytes at the peak
+    of a call beyond inputs and results, of each side. `problem` says why a side, or with no
+    `seconds` all of it, was not timed.
     """
 
     name: str
@@ -44,7 +46,10 @@ class Entry:
     bytes: int | None = None
     bandwidth: float | None = None
     flops: float | None = None
+    peak_flops: float | None = None
+    roof: float | None = None
     error: float | None = None
+    extra: dict[str, int] = field(default_factory=dict)
     peer: str = ""
     problem: str = ""
     disturbed: bool = False
@@ -123,11 +128,12 @@ def _entries(facts: dict[str, Any]) -> Iterator[Entry]:
     if facts["kind"] == "kernels":
         yield from map(_of_kernel, facts["rows"])
     elif facts["kind"] == "training":
-        yield from _of_training(facts["result"])
+        for result in facts["results"]:
+            yield from _of_training(result)
     else:  # a run on a GPU that was cut short lacks parts
         yield from map(_of_kernel, facts.get("kernels", {}).get("rows", []))
-        if "seconds" in facts.get("training", {}):
-            yield from _of_training(facts["training"])
+        for result in facts.get("training", {}).get("results", []):
+            yield from _of_training(result)
 
 
 def _of_kernel(row: Mapping[str, Any]) -> Entry:
@@ -145,6 +151,9 @@ def _of_kernel(row: Mapping[str, Any]) -> Entry:
         bytes=ours.get("bytes"),
         bandwidth=row.get("bandwidth"),
         flops=row.get("flops"),
+        peak_flops=row.get("peak_flops"),
+        roof=row.get("share_of_roof"),
+        extra={s: f["extra_memory"] for s, f in sides.items() if f.get("extra_memory") is not None},
         error=ours.get("error"),
         peer=sides.get("torch", {}).get("peer") or "",
         problem=row.get("problem") or "",
@@ -154,14 +163,14 @@ def _of_kernel(row: Mapping[str, Any]) -> Entry:
 
 def _of_training(result: Mapping[str, Any]) -> Iterator[Entry]:
     """The step, then its parts."""
-    size = f"{'-'.join(map(str, result['widths']))}, batch {result['batch']}"
+    size = f"{result['title']}, batch {result['batch']}"
     by_side = {side: _spreads(laps) for side, laps in result["seconds"].items()}
     for lap in result["seconds"]["ours"]:
         whole = lap == "step"
         yield Entry(
             f"{result['model']} {lap}",
             size,
-            tuple(result["widths"]),
+            (int(result["batch"]),),
             result["dtype"],
             {side: laps[lap] for side, laps in by_side.items() if lap in laps},
             {side: float(t) for side, t in result["best_seconds"].items()} if whole else {},

@@ -22,7 +22,9 @@ BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
         "softmax": [(768, 65), (4096, 1024)],
         "losses": [(768, 65), (4096, 1024)],
         "normalization": [(768, 128), (4096, 1024)],
+        "residual_norm": [(768, 128), (4096, 1024)],
         "channel_norm": [(4096, 1024)],
+        "positions": [(768, 64)],
         "permutation": [(1024, 1024)],
     },
     "cuda": {
@@ -31,6 +33,8 @@ BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
         "softmax": [(16384, 1024), (512, 32768), (768, 65)],
         "losses": [(16384, 1024), (512, 32768), (768, 65)],
         "normalization": [(16384, 1024), (4096, 4096), (768, 128)],
+        "residual_norm": [(16384, 1024), (4096, 4096), (768, 128)],
+        "positions": [(2048, 128)],
         "permutation": [(4096, 1024)],
     },
 }
@@ -41,10 +45,37 @@ QUICK: dict[Device, list[Shape]] = {"cpu": [(1024, 256)], "cuda": [(4096, 1024)]
 #: (N, C, H, W)
 IMAGES: Sizes = {"cpu": [(32, 64, 32, 32)], "cuda": [(64, 64, 64, 64), (32, 64, 8, 8)]}
 
+#: Convolutions. The 3x3 layers of ResNet-18 for small images, where they become wider, its first
+#: one, and the two of LeNet-5.
+IMAGES_3X3: Sizes = {
+    "cpu": [
+        (32, 64, 32, 32),
+        (32, 128, 16, 16),
+        (32, 256, 8, 8),
+        (32, 512, 4, 4),
+        (64, 32, 32, 32),
+        (64, 128, 8, 8),
+    ],
+    "cuda": [(256, 64, 32, 32), (64, 64, 56, 56), (256, 512, 4, 4)],
+}
+IMAGES_WIDER: Sizes = {
+    "cpu": [(32, 64, 32, 32), (32, 128, 16, 16), (32, 256, 8, 8)],
+    "cuda": [(256, 64, 32, 32), (64, 256, 56, 56)],
+}
+IMAGES_COLOUR: Sizes = {"cpu": [(32, 3, 32, 32)], "cuda": [(256, 3, 32, 32)]}
+IMAGES_GREY: Sizes = {"cpu": [(64, 1, 28, 28)], "cuda": [(256, 1, 28, 28)]}
+IMAGES_LENET2: Sizes = {"cpu": [(64, 6, 14, 14)], "cuda": [(256, 6, 14, 14)]}
+
 #: m x k x n: the layers of the 784-512-256-10 network at batch 128, and squares.
 PRODUCTS: Sizes = {
     "cpu": [(128, 784, 512), (128, 512, 256), (512, 512, 512), (1024, 1024, 1024)],
     "cuda": [(4096, 4096, 4096), (1024, 1024, 1024), (128, 784, 512)],
+}
+
+#: sequences x heads x length x width of a head: nanoGPT on a CPU, and a longer one; GPT-2's.
+ATTENTION: Sizes = {
+    "cpu": [(12, 4, 64, 32), (8, 8, 512, 64)],
+    "cuda": [(16, 12, 1024, 64), (12, 4, 64, 32)],
 }
 
 #: tokens x vocabulary x features
@@ -53,11 +84,29 @@ LOOKUPS: Sizes = {
     "cuda": [(65536, 32768, 256), (768, 65, 128)],
 }
 
+#: steps x rows x units, of which the input has as many
+SEQUENCES: Sizes = {
+    "cpu": [(64, 32, 128), (64, 32, 256), (64, 32, 512)],
+    "cuda": [(64, 32, 256), (64, 32, 1024)],
+}
+
+#: tokens x features x vocabulary of a language model's last layer
+VOCABULARIES: Sizes = {
+    "cpu": [(768, 128, 65), (1024, 256, 16384)],
+    "cuda": [(16384, 768, 50304)],
+}
+
 #: parameters x tensors that the peer has them in: a small network, and 10M or 16M at once
 FLAT: Sizes = {
     "cpu": [(800_000, 40), (10_000_000, 1)],
     "cuda": [(16_777_216, 1), (800_000, 40)],
 }
+
+#: Kernels in README's table of the CPU: those that a network of today spends its time in.
+CPU_KERNELS = (
+    *("softmax", "cross_entropy", "layer_norm", "layer_norm_grad", "rms_norm", "batch_norm"),
+    *("gelu", "gelu_grad", "silu", "relu", "dropout", "sum", "matmul", "adam_step"),
+)
 
 
 def by_family(device: Device, kernel: str, family: str) -> list[Shape]:

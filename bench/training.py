@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich import box
@@ -16,10 +16,14 @@ from bench.peer import TIMEOUT, PeerError, Worker
 from bench.pools import Start
 from bench.sizes import Device
 from bench.training_cuda import SIDES as CUDA_SIDES
-from bench.training_sides import LAPS, TASKS, Task
+from bench.training_sides import LAPS, Shapes
+from bench.training_tasks import Task
 
 #: What --against chooses from.
-SIDES: dict[Device, tuple[str, ...]] = {"cpu": ("torch",), "cuda": CUDA_SIDES}
+SIDES: dict[Device, tuple[str, ...]] = {
+    "cpu": ("torch", "torch.channels_last", "torch.compile"),
+    "cuda": CUDA_SIDES,
+}
 
 #: Steps from equal weights whose losses are compared, and with which the peak memory is taken.
 STEPS = 50
@@ -31,12 +35,17 @@ TIMEOUTS: dict[Device, float] = {"cpu": TIMEOUT, "cuda": 60.0}
 LOSS_TOLERANCE = 5e-3
 
 
+class ParametersDiffer(ValueError):
+    """The two models of a task are not the same network."""
+
+
 @dataclass
 class Result:
     """A run: its turns, the losses of all sides from equal weights, their memory, and why the sides
     that are missing are.
     """
 
+    name: str
     task: Task
     turns: Turns
     losses: dict[str, list[float]]
@@ -70,28 +79,33 @@ class Result:
         sides = list(self.turns.laps)
         return {
             "device": self.device,
-            "model": self.task.name,
-            "widths": list(self.task.widths),
+            "model": self.name,
+            "title": self.task.title,
+            "settings": asdict(self.task),
             "batch": self.task.batch,
-            "optimizer": "Adam (torch: fused=True)",
+            "optimizer": self.task.optimizer_name,
             "dtype": "float32",
             "missing": self.missing,
             "seconds": {side: self._seconds(side) for side in sides},
-            "steps_per_second": {
-                side: Spread.of(1 / t for t in self.turns.totals(side)).as_dict() for side in sides
-            },
-            "samples_per_second": {
-                side: Spread.of(self.task.batch / t for t in self.turns.totals(side)).as_dict()
-                for side in sides
-            },
+            "steps_per_second": {side: self._rate(side, 1).as_dict() for side in sides},
+            "unit": self.task.unit,
+            "units_per_second": {side: self.rate(side).as_dict() for side in sides},
             "disturbed": self.turns.disturbed,
             "best_seconds": self.turns.best,
             "speedup": {s: self.turns.speedup(s).as_dict() for s in sides if s != "ours"},
             "losses": self.losses,
             "loss_difference": self.loss_difference,
+            "agrees": self.agrees,
             "memory": self.memory,
             "turns": self.turns.as_dict(),
         }
+
+    def rate(self, side: str) -> Spread:
+        """Samples or tokens a second."""
+        return self._rate(side, self.task.per_step)
+
+    def _rate(self, side: str, count: int) -> Spread:
+        return Spread.of(count / seconds for seconds in self.turns.totals(side))
 
     def _seconds(self, side: str) -> dict[str, dict[str, float]]:
         laps = {name: self.turns.seconds(side, i).as_dict() for i, name in enumerate(self.laps)}
@@ -99,7 +113,8 @@ class Result:
 
 
 def run(
-    model: str,
+    name: str,
+    task: Task,
     against: Sequence[str],
     seconds: float,
     turns: int,
@@ -119,15 +134,17 @@ def run(
     module = "bench.training_sides" if device == "cpu" else "bench.training_cuda"
 
     def worker(side: str) -> Worker:
-        return start(side, f"{module}:{side}", threads, timeout=TIMEOUTS[device])
+        factory = f"{module}:{side.replace('.', '_')}"
+        return start(side, factory, threads, timeout=TIMEOUTS[device])
 
-    losses, missing, memory = {}, {}, {}
+    losses, missing, memory, shapes = {}, {}, {}, {}
     with ExitStack() as stack:
         workers = {}
         for side in ("ours", *against):
             made = stack.enter_context(worker(side))
             try:
-                made.call("prepare", model)
+                shapes[side] = made.call("prepare", task).get("parameters")
+                _check_alike(shapes["ours"], shapes[side], side)
                 losses[side] = made.call("ask", "losses", STEPS)
                 if device == "cuda":
                     memory[side] = made.call("ask", "memory")
@@ -140,10 +157,18 @@ def run(
         timed = measure(workers, seconds, turns, after_turn)
     for side in losses if device == "cpu" else ():
         with worker(side) as fresh:
-            fresh.call("prepare", model)
+            fresh.call("prepare", task)
             fresh.call("ask", "losses", STEPS)
             memory[side] = fresh.call("ask", "memory")
-    return Result(TASKS[model], timed, losses, memory, missing, device)
+    return Result(name, task, timed, losses, memory, missing, device)
+
+
+def _check_alike(ours: Shapes, theirs: Shapes, side: str) -> None:
+    """The same parameters, or their weights and so their losses would not be the same."""
+    apart = sorted(n for n in ours | theirs if ours.get(n) != theirs.get(n))
+    if apart:
+        found = "; ".join(f"{n} {ours.get(n, '-')} and {theirs.get(n, '-')}" for n in apart[:5])
+        raise ParametersDiffer(f"ours and {side} have other parameters: {found}")
 
 
 # The table ----------------------------------------------------------------------------------------
@@ -153,11 +178,12 @@ def table(result: Result) -> Table:
     """A row for the whole step and each lap: milliseconds of each side and the ratio."""
     turns = result.turns
     peers = [side for side in turns.laps if side != "ours"]
-    widths = "-".join(map(str, result.task.widths))
+    task = result.task
     grid = Table(
-        title=f"{result.task.name} {widths}, batch {result.task.batch}, Adam, float32",
+        title=f"{task.title}, batch {task.batch}, {task.optimizer_name}, float32",
         title_justify="left",
-        caption="milliseconds: median (p20-p80) over the turns; x side: its time / ours",
+        caption="milliseconds: median (p20-p80) over the turns; x side: its time / ours"
+        + "\ninput: a batch out of each side's DataLoader, from memory" * ("input" in result.laps),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -170,11 +196,8 @@ def table(result: Result) -> Table:
         grid.add_row(lap, *cells, *(_text(_ratio(turns, peer, index)) for peer in peers))
     best = [f"{turns.best[side] * 1e3:.3g}" for side in turns.laps]
     grid.add_row("best step", *best, *(f"{turns.best_speedup(peer):.3g}" for peer in peers))
-    rates = [
-        Spread.of(result.task.batch / seconds for seconds in turns.totals(side))
-        for side in turns.laps
-    ]
-    grid.add_row("samples/s", *(f"{rate.median:,.0f}" for rate in rates), *[""] * len(peers))
+    rates = [f"{result.rate(side).median:,.0f}" for side in turns.laps]
+    grid.add_row(f"{result.task.unit}/s", *rates, *[""] * len(peers))
     final = [f"{result.losses[side][-1]:.4f}" for side in turns.laps]
     grid.add_row(f"loss, step {STEPS}", *final, *[""] * len(peers))
     kinds = {

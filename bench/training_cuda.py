@@ -12,19 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.peer import Work
-from bench.training_sides import TASKS, our_task, torch_task
+from bench.training_sides import NotAvailable, Shapes, our_task, torch_task
+from bench.training_tasks import Task
 
 #: What `--against` chooses from; torch is torch eager.
-SIDES = ("captured", "torch", "compile", "graph")
+SIDES = ("captured", "torch", "torch.channels_last", "torch.compile", "torch.graph")
 
 #: Steps as they are before a CUDA graph is captured: what is compiled or allocated once is done.
 WARM_UP = 3
 
 Step = Callable[[Any, Any], Any]
-
-
-class NotAvailable(RuntimeError):
-    """A side that this machine or this version does not have."""
 
 
 class _Rounds:
@@ -51,27 +48,37 @@ class _Rounds:
         return [float(self._step(*self._batches[i % count]).detach().item()) for i in range(steps)]
 
 
-def _work(rounds: _Rounds, free: Callable[[], int], before: int) -> Work:
+def _batches(task: Task, put: Callable[[Any], Any]) -> list[tuple[Any, Any]]:
+    """All batches on the device, where they stay: the copying is bench/overlap.py's subject."""
+    x, y = task.data()
+    cuts = range(0, len(x), task.batch)
+    return [(put(x[i : i + task.batch]), put(y[i : i + task.batch])) for i in cuts]
+
+
+def _work(rounds: _Rounds, free: Callable[[], int], before: int, shapes: Shapes) -> Work:
     def memory() -> dict[str, int]:
         """What the process has taken of the card's memory since its context was there."""
         return {"device": before - free()}
 
     answers: dict[str, Callable[..., Any]] = {"losses": rounds.losses, "memory": memory}
-    return Work(rounds.round, {}, ("step",), answers, own_clock=True)
+    return Work(rounds.round, {"parameters": shapes}, ("step",), answers, own_clock=True)
 
 
 # Ours ---------------------------------------------------------------------------------------------
 
 
-def _ours(name: str, wrap: Callable[[Step], Step]) -> Work:
+def _ours(task: Task, wrap: Callable[[Step], Step]) -> Work:
     import cupy
+
+    import framework as fw
 
     def free() -> int:
         return int(cupy.cuda.runtime.memGetInfo()[0])
 
     cupy.zeros(1)  # the context
     before = free()
-    build, batches = our_task(TASKS[name], "cuda")
+    build, shapes = our_task(task, "cuda")
+    batches = _batches(task, lambda a: fw.tensor(a, device="cuda"))
 
     def make() -> Step:
         loss_of, optimizer = build()
@@ -85,17 +92,17 @@ def _ours(name: str, wrap: Callable[[Step], Step]) -> Work:
 
         return wrap(step)
 
-    return _work(_Rounds(make, batches, cupy.cuda.Device().synchronize), free, before)
+    return _work(_Rounds(make, batches, cupy.cuda.Device().synchronize), free, before, shapes)
 
 
-def ours(name: str) -> Work:
+def ours(task: Task) -> Work:
     """Eager: each kernel launched from Python."""
-    return _ours(name, lambda step: step)
+    return _ours(task, lambda step: step)
 
 
-def captured(name: str) -> Work:
+def captured(task: Task) -> Work:
     """The whole step as one CUDA graph."""
-    return _ours(name, captured_step)
+    return _ours(task, captured_step)
 
 
 def captured_step(step: Step) -> Step:
@@ -109,7 +116,9 @@ def captured_step(step: Step) -> Step:
 # torch --------------------------------------------------------------------------------------------
 
 
-def _torch(name: str, make_step: Callable[[Any, Any], Step], **adam: Any) -> Work:
+def _torch(
+    task: Task, make_step: Callable[[Any, Any], Step], layout: Any = None, **options: Any
+) -> Work:
     import torch
 
     if not torch.cuda.is_available():
@@ -118,14 +127,19 @@ def _torch(name: str, make_step: Callable[[Any, Any], Step], **adam: Any) -> Wor
     def free() -> int:
         return int(torch.cuda.mem_get_info()[0])
 
+    def put(a: Any) -> Any:
+        tensor = torch.from_numpy(a).to("cuda")
+        images = layout is not None and tensor.ndim == 4
+        return tensor.contiguous(memory_format=layout) if images else tensor
+
     torch.zeros(1, device="cuda")  # the context
     before = free()
-    build, batches = torch_task(TASKS[name], "cuda", **adam)
+    build, shapes = torch_task(task, "cuda", layout, **options)
 
     def make() -> Step:
         return make_step(*build())
 
-    return _work(_Rounds(make, batches, torch.cuda.synchronize), free, before)
+    return _work(_Rounds(make, _batches(task, put), torch.cuda.synchronize), free, before, shapes)
 
 
 def _eager(loss_of: Any, optimizer: Any) -> Step:
@@ -139,21 +153,30 @@ def _eager(loss_of: Any, optimizer: Any) -> Step:
     return step
 
 
-def torch(name: str) -> Work:
-    """torch eager, Adam(fused=True)."""
-    return _torch(name, _eager)
+def torch(task: Task) -> Work:
+    """torch eager, its optimizer fused."""
+    return _torch(task, _eager)
 
 
-def compile(name: str) -> Work:  # noqa: A001 - torch's word
+def torch_channels_last(task: Task) -> Work:
+    """torch eager with the model and the images channels-last."""
+    import torch
+
+    if not task.images:
+        raise NotAvailable(f"{task.title} has no images")
+    return _torch(task, _eager, torch.channels_last)
+
+
+def torch_compile(task: Task) -> Work:
     """torch.compile of forward pass and loss; the optimizer is fused already."""
     import torch
 
-    return _torch(name, lambda loss_of, optimizer: _eager(torch.compile(loss_of), optimizer))
+    return _torch(task, lambda loss_of, optimizer: _eager(torch.compile(loss_of), optimizer))
 
 
-def graph(name: str) -> Work:
+def torch_graph(task: Task) -> Work:
     """The whole step as one CUDA graph of torch's."""
-    return _torch(name, _TorchGraph, capturable=True)
+    return _torch(task, _TorchGraph, capturable=True)
 
 
 class _TorchGraph:

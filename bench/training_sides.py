@@ -1,84 +1,64 @@
-"""Both sides of a training comparison on the CPU, as factories for a worker: same weights, batches
-and rule. training_cuda.py has those on CUDA, from the same models.
+"""The sides of a training comparison on the CPU, as factories for a worker: same weights, batches
+and rule (bench/training_tasks/). training_cuda.py has those on CUDA, from the same tasks.
 
-A side builds its model, draws the common weights into it, and does whole steps: forward and loss,
-backward, optimizer with zero_grad. Batches lie ready in memory; loading is not part of a step.
+A side builds its model, draws the common weights into it, and does whole steps in four laps:
+
+- input: the next batch out of the side's own DataLoader. The data lies in memory as one array on
+  both sides, batches come in order, and neither uses worker threads. Torch's loader is given whole
+  batches of indices (a BatchSampler as sampler): a gather as ours does, and many times as fast as
+  its usual way, sample by sample.
+- forward: the model and the loss.
+- backward.
+- optimizer: step and zero_grad.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.peer import Work, threads
 from bench.sizes import Device
+from bench.training_tasks import Task
 
-LAPS = ("forward", "backward", "optimizer")
+LAPS = ("input", "forward", "backward", "optimizer")
 
-Batches = list[tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A network and its training, the same on every side."""
-
-    name: str
-    widths: tuple[int, ...]
-    batch: int
-    lr: float = 1e-3
-    batches: int = 16
-    seed: int = 0
-
-    def weights(self) -> list[np.ndarray]:
-        """weight (out, in) and bias (out,) of each layer in turn, float32 (He et al. 2015)."""
-        draw = np.random.default_rng(self.seed)
-        arrays = []
-        for inputs, outputs in zip(self.widths[:-1], self.widths[1:], strict=True):
-            weight = draw.standard_normal((outputs, inputs)) * np.sqrt(2 / inputs)
-            arrays += [weight.astype(np.float32), np.zeros(outputs, np.float32)]
-        return arrays
-
-    def data(self) -> Batches:
-        """Noisy prototypes of each class, (batch, inputs) float32, with labels (batch,) int64."""
-        draw = np.random.default_rng(self.seed + 1)
-        prototypes = draw.random((self.widths[-1], self.widths[0]))
-        made = []
-        for _ in range(self.batches):
-            y = draw.integers(0, self.widths[-1], self.batch)
-            x = prototypes[y] + draw.standard_normal((self.batch, self.widths[0]))
-            made.append((x.astype(np.float32), y))
-        return made
+#: Makes a loss function of (x, y) and an optimizer, from the common weights.
+Build = Callable[[], tuple[Any, Any]]
+Load = Callable[[], Iterator[Any]]
+#: Of the parameters, by name.
+Shapes = dict[str, tuple[int, ...]]
 
 
-#: What `--model` chooses from.
-TASKS = {"mlp": Task("mlp", (784, 512, 256, 10), 128)}
+class NotAvailable(RuntimeError):
+    """A side that this machine, this version or this task does not have."""
 
 
 class _Steps:
-    """Whole steps of a side; `build` makes its loss function of (x, y) and its optimizer anew."""
+    """Whole steps of a side; `load` begins an epoch of batches."""
 
-    def __init__(self, build: Callable[[], tuple[Any, Any]], batches: Sequence[Any]) -> None:
-        self._build = build
-        self._batches = batches
-        self.restart()
+    def __init__(self, build: Build, load: Load, memory: Memory) -> None:
+        self._build, self._load, self._memory = build, load, memory
+        self._loss: Any = None
 
     def restart(self) -> None:
         """Back to the common weights and an optimizer without memory."""
+        self._loss = self._optimizer = self._last = None  # before the next ones are made
         self._loss, self._optimizer = self._build()
-        self._count = 0
+        self._batches = _endless(self._load)
 
-    def step(self) -> tuple[float, float, float]:
+    def step(self) -> tuple[float, float, float, float]:
         """One step; seconds of its laps."""
-        x, y = self._batches[self._count % len(self._batches)]
-        self._count += 1
+        if self._loss is None:
+            self.restart()
         clock = time.perf_counter
         start = clock()
+        x, y = next(self._batches)
+        ready = clock()
         loss = self._loss(x, y)
         forward = clock()
         loss.backward()
@@ -87,11 +67,12 @@ class _Steps:
         self._optimizer.zero_grad()
         end = clock()
         self._last = loss
-        return forward - start, backward - forward, end - backward
+        return ready - start, forward - ready, backward - forward, end - backward
 
     def losses(self, steps: int) -> list[float]:
         """The losses of `steps` steps from the common weights."""
         self.restart()
+        self._memory.begin()
         values = []
         for _ in range(steps):
             self.step()
@@ -99,99 +80,138 @@ class _Steps:
         return values
 
 
-def _work(steps: _Steps, memory: Memory) -> Work:
+def _endless(load: Load) -> Iterator[Any]:
+    while True:
+        yield from load()
+
+
+def _work(build: Build, load: Load, memory: Memory, shapes: Shapes) -> Work:
+    steps = _Steps(build, load, memory)
     answers: dict[str, Callable[..., Any]] = {"losses": steps.losses, "memory": memory.peak}
-    return Work(steps.step, {}, LAPS, answers)
+    return Work(steps.step, {"parameters": shapes}, LAPS, answers)
 
 
-#: Makes a loss function of (x, y) and an optimizer, from the common weights.
-Build = Callable[[], tuple[Any, Any]]
+# Ours ---------------------------------------------------------------------------------------------
 
 
-def ours(name: str) -> Work:
-    """models.MLP with this framework's Adam."""
+def ours(task: Task) -> Work:
+    """The model of models/, with this framework's optimizer and DataLoader."""
     import numba  # noqa: F401  (loaded at the first kernel otherwise: part of the imports)
 
-    import framework  # noqa: F401
-    import models.mlp  # noqa: F401
+    import models  # noqa: F401
+    from framework.data import ArrayDataset, DataLoader
 
     memory = Memory()
-    build, batches = our_task(TASKS[name], "cpu")
-    return _work(_Steps(build, batches), memory)
+    build, shapes = our_task(task, "cpu")
+    loader = DataLoader(ArrayDataset(*task.data()), task.batch)
+    return _work(build, loader.__iter__, memory, shapes)
 
 
-def our_task(task: Task, device: Device) -> tuple[Build, Any]:
-    """How the model is built, and the batches, on `device`."""
+def our_task(task: Task, device: Device) -> tuple[Build, Shapes]:
+    """How the model is built on `device`, and its parameters' shapes."""
     import framework as fw
     from framework import functional as F, optimizers
-    from models.mlp import MLP, MLPConfig
 
     fw.set_default_device(device)
-    inputs, *hidden, outputs = task.widths
 
     def build() -> tuple[Any, Any]:
-        config = MLPConfig(inputs, tuple(hidden), outputs, "relu", norm=None, dropout=0.0)
-        model = MLP(config)
-        for p, w in zip(model.parameters(), task.weights(), strict=True):
-            _same_shape(p.shape, w)
-            p.data[...] = fw.tensor(w, device=device).data
-        optimizer = optimizers.Adam(model.parameters(), lr=task.lr)
-        return lambda x, y: F.cross_entropy(model(x), y), optimizer
+        model = task.our_model()
+        for name, p in model.named_parameters():
+            p.data[...] = fw.tensor(task.weight(name, p.shape), device=device).data
+        return partial(task.loss, model, F), task.optimizer(optimizers, model)
 
-    batches = task.data()
-    return build, [(fw.tensor(x, device=device), fw.tensor(y, device=device)) for x, y in batches]
+    shapes = {name: tuple(p.shape) for name, p in task.our_model().named_parameters()}
+    return build, shapes
 
 
-def torch(name: str) -> Work:
-    """torch eager: nn.Sequential with torch.optim.Adam(fused=True)."""
+# torch --------------------------------------------------------------------------------------------
+
+
+def torch(task: Task) -> Work:
+    """torch eager, its optimizer fused."""
+    return _torch(task)
+
+
+def torch_channels_last(task: Task) -> Work:
+    """torch eager with the model and the images channels-last."""
     import torch
+
+    if not task.images:
+        raise NotAvailable(f"{task.title} has no images")
+    return _torch(task, layout=torch.channels_last)
+
+
+def torch_compile(task: Task) -> Work:
+    """torch.compile of forward pass and loss; the optimizer is fused already."""
+    import torch
+
+    return _torch(task, wrap=torch.compile)
+
+
+def _torch(task: Task, layout: Any = None, wrap: Callable[[Any], Any] = lambda f: f) -> Work:
+    import torch
+    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
     memory = Memory()
     torch.set_num_threads(threads())
-    build, batches = torch_task(TASKS[name], "cpu")
-    return _work(_Steps(build, batches), memory)
+    build, shapes = torch_task(task, "cpu", layout)
+
+    def wrapped() -> tuple[Any, Any]:
+        loss_of, optimizer = build()
+        return wrap(loss_of), optimizer
+
+    data = TensorDataset(*map(torch.from_numpy, task.data()))
+    in_order = BatchSampler(SequentialSampler(data), task.batch, drop_last=True)
+
+    def load() -> Iterator[Any]:
+        # batch_size None: an index is a whole batch's
+        for x, y in DataLoader(data, sampler=in_order, batch_size=None):
+            yield (x if layout is None else x.contiguous(memory_format=layout)), y
+
+    return _work(wrapped, load, memory, shapes)
 
 
-def torch_task(task: Task, device: Device, **adam: Any) -> tuple[Build, Any]:
-    """How the model is built, with options of Adam, and the batches, on `device`."""
+def torch_task(
+    task: Task, device: Device, layout: Any = None, **options: Any
+) -> tuple[Build, Shapes]:
+    """How the model is built on `device`, with `options` of its optimizer, and its parameters'
+    shapes.
+    """
     import torch
     from torch.nn import functional as F
 
     def build() -> tuple[Any, Any]:
-        modules: list[Any] = []
-        for inputs, outputs in zip(task.widths[:-1], task.widths[1:], strict=True):
-            modules += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
-        model = torch.nn.Sequential(*modules[:-1]).to(device)
+        model = task.torch_model()
         with torch.no_grad():
-            for p, w in zip(model.parameters(), task.weights(), strict=True):
-                _same_shape(tuple(p.shape), w)
-                p.copy_(torch.from_numpy(w))
-        optimizer = torch.optim.Adam(model.parameters(), lr=task.lr, fused=True, **adam)
-        return lambda x, y: F.cross_entropy(model(x), y), optimizer
+            for name, p in model.named_parameters():
+                p.copy_(torch.from_numpy(task.weight(name, tuple(p.shape))))
+        model.to(device, **({} if layout is None else {"memory_format": layout}))
+        return partial(task.loss, model, F), task.optimizer(
+            torch.optim, model, fused=True, **options
+        )
 
-    batches = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in task.data()]
-    return build, [(x.to(device), y.to(device)) for x, y in batches]
-
-
-def _same_shape(shape: tuple[int, ...], w: np.ndarray) -> None:
-    if shape != w.shape:
-        raise ValueError(f"a parameter has shape {shape}, the common weight {w.shape}")
+    shapes = {name: tuple(p.shape) for name, p in task.torch_model().named_parameters()}
+    return build, shapes
 
 
 # Memory -------------------------------------------------------------------------------------------
 
 
 class Memory:
-    """The process's memory from now on: create it after the imports."""
+    """The process's memory: create it after the imports, `begin` where counting is to begin."""
 
     def __init__(self) -> None:
+        self.begin()
+        self._before = _high_water()
+
+    def begin(self) -> None:
+        """Forget the peak so far: weights and data were drawn, which is no part of training."""
         # Linux: "5" sets the high-water mark back to what is in use now. Where that is not
         # allowed, the mark may stem from the imports, and growth can only be understated.
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             pass
-        self._before = _high_water()
 
     def peak(self) -> dict[str, int | None]:
         """Bytes: the process at its peak, after the imports, and the difference."""

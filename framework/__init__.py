@@ -34,6 +34,7 @@ from framework.autograd.arithmetic import (
     minimum as minimum,
     where as where,
 )
+from framework.autograd.checkpoint import checkpoint as checkpoint
 from framework.autograd.creation import (
     arange as arange,
     bernoulli as bernoulli,
@@ -68,6 +69,10 @@ from framework.backend.memory import (
 )
 from framework.backend.out_of_memory import OutOfMemoryError as OutOfMemoryError
 from framework.backend.random import Generator as Generator, manual_seed as manual_seed
+from framework.backend.threads import (
+    get_num_threads as get_num_threads,
+    set_num_threads as set_num_threads,
+)
 from kernels.precision import (
     get_float32_matmul_precision as get_float32_matmul_precision,
     set_float32_matmul_precision as set_float32_matmul_precision,
@@ -82,10 +87,12 @@ _LAZY = ("functional", "layers", "optimizers", "data", "trainer", "interop")
 
 def __getattr__(name: str) -> Any:
     """Load a subpackage on first use; `fw.save` and `fw.load` are safetensors' own, `fw.profile`
-    the profiler's.
+    the profiler's, `fw.generate` and `fw.generate_text` the generation's.
     """
     if name in ("save", "load"):
         return getattr(import_module("framework.interop.safetensors"), name)
+    if name in ("generate", "generate_text"):
+        return getattr(import_module("framework.generation"), name)
     if name == "profile":
         return import_module("framework.profiler").Profile
     if name in _LAZY:
@@ -94,4 +101,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY, "save", "load", "profile"])
+    return sorted([*globals(), *_LAZY, "save", "load", "profile", "generate", "generate_text"])

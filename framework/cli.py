@@ -1,4 +1,4 @@
-"""python -m framework train | evaluate | predict | models | doctor
+"""python -m framework train | evaluate | predict | generate | models | doctor
 
 What a command needs is imported inside it: ``--help`` answers at once.
 """
@@ -9,12 +9,10 @@ import difflib
 import functools
 import io
 import os
-import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +20,6 @@ import typer
 import typer.core
 
 from framework.planning import (
-    Plan,
     UsageError,
     damage_of,
     expect,
@@ -30,12 +27,11 @@ from framework.planning import (
     place,
     plan_run,
     resumed_run,
+    splits_of,
 )
 
 if TYPE_CHECKING:
-    from framework.data import Transform
-    from framework.layers import Module
-    from framework.trainer.run import Data, RunConfig
+    from models import Run as OpenedRun
 
 
 class Commands(typer.core.TyperGroup):
@@ -132,7 +128,10 @@ def train(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="digits, mnist, fashion-mnist, ...", show_default="digits"),
+        typer.Option(
+            help="digits, mnist, ...; of text tinyshakespeare, wikitext-2, a file's path, ...",
+            show_default="digits, or python-reference",
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -143,10 +142,10 @@ def train(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples of a step.", show_default="64")
+        int | None, typer.Option(help="Samples of a step.", show_default="by the model")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="The highest learning rate.", show_default="0.003")
+        float | None, typer.Option(help="The highest learning rate.", show_default="by the model")
     ] = None,
     precision: Annotated[
         str | None,
@@ -195,13 +194,13 @@ def train(
     if resume is None:
         given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
         options = {name: value for name, value in given.items() if value is not None}
-        plan = plan_run(
-            model or "mlp", dataset or "digits", seed or 0, device, out, options, settings or []
-        )
+        plan = plan_run(model or "mlp", dataset, seed or 0, device, out, options, settings or [])
     else:
         only_resume(dataset, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device, epochs)
-    _train(plan, resume is not None, quiet, profile)
+    from framework.training import run_training
+
+    run_training(plan, resume is not None, quiet, profile)
 
 
 @app.command()
@@ -209,21 +208,21 @@ def train(
 def evaluate(run: Run, device: Device = None, debug: Debug = False) -> None:
     """Score a trained model on the test data: overall, and for each class."""
     from framework import screen
-    from framework.data import load
     from framework.trainer import ConfusionMatrix
     from framework.trainer.run import load_data, make_trainer
 
-    model, config, inputs, targets = _opened(run, device)
-    splits = load(config.dataset, config.seed)
-    config.check_data(splits)
+    opened = _opened(run, device)
+    config = opened.config
+    splits = splits_of(config, run)
     with damage_of(run):
-        data = load_data(splits, config.recipe, config.seed, config.device, inputs, targets)
-    trainer = make_trainer(model, config, data, [])
+        fitted = opened.inputs, opened.targets
+        data = load_data(splits, config.recipe, config.seed, config.device, *fitted)
+    trainer = make_trainer(opened.model, config, data, [])
     if config.task == "classification" and config.classes:
         trainer.metrics.append(ConfusionMatrix(len(config.classes)))
     scores = trainer.evaluate(data.test)
-    screen.show_evaluation(config, scores, len(data.test.dataset))
-    _print_score(config, scores)
+    screen.show_evaluation(config, scores, config.samples[1])
+    screen.print_score(splits, scores)
 
 
 @app.command()
@@ -253,15 +252,18 @@ def predict(
 
     if out is not None:
         _check_writable(out)
-    model, config, inputs, targets = _opened(run, device)
+    opened = _opened(run, device)
+    config = opened.config
+    if opened.inputs is None or config.input_range is None:
+        raise UsageError(f"{run} has learnt a language: it has generate, not predict")
     x = read_inputs(file, config.shape)
-    _say_if_elsewhere(x, config)
+    _say_if_elsewhere(x, config.input_range)
     with damage_of(run):
-        x = inputs(x)
-    output = outputs_for(model, x, config.device, config.recipe.precision)
+        x = opened.inputs(x)
+    output = outputs_for(opened.model, x, config.device, config.recipe.precision)
     if config.task == "classification":
         output = F.softmax(output, -1)
-    values = invert(targets, output.cpu().numpy())
+    values = invert(opened.targets, output.cpu().numpy())
     screen.show_predictions(config, values)
     if out is not None:
         content = io.BytesIO()
@@ -269,16 +271,66 @@ def predict(
         write_bytes(out, content.getvalue())  # the very path, whatever its ending
 
 
+@app.command()
+@one_line_errors
+def generate(
+    run: Run,
+    prompt: Annotated[
+        str, typer.Option(help="What the text begins with.", show_default="a new line")
+    ] = "\n",
+    tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 500,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the most probable.")
+    ] = 0.8,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Only so many of the most probable tokens.", show_default="all"),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Only the most probable ones of this probability.", show_default="all"),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: what was written already becomes less probable.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Another one, another text.")] = 0,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Write text with a trained language model, as it comes."""
+    from framework import screen
+    from framework.generation import generate_text
+
+    opened = _opened(run, device)
+    if opened.tokenizer is None:
+        raise UsageError(f"{run} has learnt {opened.config.task}, no language: it has predict")
+    pieces = expect(
+        lambda: generate_text(
+            opened.model,
+            opened.tokenizer,
+            prompt,
+            tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+    )
+    screen.write_text(prompt, pieces)
+
+
 @app.command(name="models")
 @one_line_errors
 def list_models(debug: Debug = False) -> None:
     """List the families of the zoo and their settings, the recipe's settings, and the data sets."""
     from framework import screen
-    from framework.data import CATALOG
+    from framework.data import CATALOG, CORPORA
     from framework.trainer.run import Recipe
     from models import ZOO
 
-    screen.show_models(ZOO, Recipe, {name: entry.summary for name, entry in CATALOG.items()})
+    known = {**CATALOG, **CORPORA}
+    screen.show_models(ZOO, Recipe, {name: entry.summary for name, entry in known.items()})
 
 
 @app.command()
@@ -292,178 +344,22 @@ def doctor(debug: Debug = False) -> None:
     examination.report()
 
 
-# Training -----------------------------------------------------------------------------------------
-
-
-def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
-    """Run what `plan` says, from the start or from the last checkpoint."""
-    import framework as fw
-    from framework import screen
-    from framework.trainer import (
-        CurvePlot,
-        JSONLLog,
-        LRMonitor,
-        ModelCheckpoint,
-        NonFiniteError,
-        Profiler,
-        Progress,
-        TerminateOnNaN,
-        checkpoint,
-    )
-    from framework.trainer.run import (
-        CURVES,
-        LAST,
-        METRICS,
-        fitting_threads,
-        keep_state_of_complete_run,
-        make_trainer,
-        save_model,
-    )
-
-    config, folder, data = plan.config, plan.folder, plan.data
-    fw.manual_seed(config.seed)
-    fw.set_default_device(config.device)
-    model = _build(config, folder)
-    _check_batches(model, data, config.recipe.batch_size)
-    kept = ModelCheckpoint(folder, every_seconds=10)
-    callbacks = [
-        LRMonitor(),
-        TerminateOnNaN(),
-        JSONLLog(folder / METRICS),
-        kept,
-        CurvePlot(folder / CURVES, quiet),
-    ]
-    if not quiet:
-        callbacks.insert(0, Progress(screen.console()))
-    profiler = Profiler(folder)
-    if profiled:
-        callbacks.insert(0, profiler)
-    trainer = make_trainer(model, config, data, callbacks)
-    anew = resumed and not (folder / LAST).is_file()
-    if anew:
-        keep_state_of_complete_run(folder, trainer, config, data)
-    if resumed:
-        checkpoint.load_trainer(folder / LAST, trainer)
-    if not resumed or plan.epochs_before is not None:
-        config.write(folder)
-    if not quiet:
-        screen.show_training(config, plan.splits, model, trainer.epoch, plan.epochs_before, anew)
-    watched = {"validation": data.validation} if data.validation else {"test": data.test}
-    assert config.recipe.epochs is not None
-    try:
-        with fitting_threads(model, config.shape, config.recipe.batch_size):
-            trainer.fit(data.train, watched, config.recipe.epochs)
-        save_model(folder, model, data)
-    except KeyboardInterrupt:
-        _say_how_to_go_on(config, folder, kept.epoch or trainer.epoch)
-        raise typer.Exit(130) from None
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error}. {_save_last_good(plan, model)}") from error
-    (folder / LAST).unlink(missing_ok=True)
-    scores = trainer.evaluate(data.test)
-    if profiled and not (quiet and profiler.recorded):
-        screen.show_profile(profiler)
-    if not quiet:
-        screen.show_files(folder)
-    _print_score(config, scores)
-
-
-def _check_batches(model: Module, data: Data, batch_size: int) -> None:
-    """UsageError where batch norm would see a single sample, which has no variance."""
-    from framework.layers import BatchNorm1d
-
-    samples = len(data.train.dataset)
-    if min(batch_size, samples) > 1:
-        return
-    if any(isinstance(module, BatchNorm1d) for module in model.modules()):
-        what = f"batch_size is {batch_size}" if samples > 1 else "there is 1 training sample"
-        raise UsageError(
-            f"{what}, but batch norm needs at least 2 samples in a batch: "
-            "take larger batches, or --set norm=layer"
-        )
-
-
-def _save_last_good(plan: Plan, model: Module) -> str:
-    """Keep the weights that the run ended with if they are finite; says what is kept."""
-    import numpy as np
-
-    from framework.trainer.run import LAST, MODEL, save_model
-
-    if all(np.isfinite(x.cpu().numpy()).all() for x in model.state_dict().values()):
-        save_model(plan.folder, model, plan.data)
-        return f"The last good weights are in {plan.folder / MODEL}"
-    if (plan.folder / LAST).is_file():
-        return f"The last epoch before is in {plan.folder / LAST}"
-    return "No epoch had ended, and the weights are not finite: nothing is kept"
-
-
-def _say_how_to_go_on(config: RunConfig, folder: Path, epoch: int) -> None:
-    from framework.trainer.run import LAST
-
-    if not (folder / LAST).is_file():
-        print("\nstopped before the first epoch ended: nothing to keep", file=sys.stderr)
-        return
-    print(
-        f"\nstopped; epoch {epoch} of {config.recipe.epochs} is kept in {folder / LAST}\n"
-        f"go on with: python -m framework train {config.model} --resume {shlex.quote(str(folder))}",
-        file=sys.stderr,
-    )
-
-
-def _build(config: RunConfig, folder: Path) -> Module:
-    """The model of a configuration, new or read; FileError where it describes none, or one that
-    does not fit its data.
-    """
-    from framework.interop.atomic import FileError
-    from framework.trainer.run import CONFIG
-    from models import configure, entry
-
-    of_data = ("inputs", "outputs", "task")
-    try:
-        family = entry(config.model)
-        settings = configure(config.model, **config.model_config)
-        free = {k: v for k, v in config.model_config.items() if k not in of_data}
-        classes = len(config.classes) if config.classes else None
-        fitting = family.config.for_data(config.shape, classes, config.task, **free)
-        if settings != fitting:
-            odd = [f.name for f in fields(fitting) if _differ(settings, fitting, f.name)]
-            raise ValueError(f"{', '.join(odd)} of model_config do not fit shape, classes and task")
-        return family.build(settings)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise FileError(f"{folder / CONFIG} describes no model: {error}") from error
-
-
-def _differ(a: Any, b: Any, name: str) -> bool:
-    return bool(getattr(a, name) != getattr(b, name))
-
-
-def _print_score(config: RunConfig, scores: dict[str, Any]) -> None:
-    """The last line of train and evaluate."""
-    name = "r2" if config.task == "regression" else "accuracy"
-    print(f"test {name} {scores[name]:.4f}", flush=True)
-
-
 # Using a run --------------------------------------------------------------------------------------
 
 
-def _opened(
-    folder: Path, device: str | None
-) -> tuple[Module, RunConfig, Transform, Transform | None]:
-    """A trained model, its configuration, and the transforms of inputs and targets."""
+def _opened(folder: Path, device: str | None) -> OpenedRun:
+    """A trained model and what belongs to it, on the device that was asked for."""
     import framework as fw
-    from framework.trainer.run import RunConfig, load_model
+    from models import open_run
 
-    config = RunConfig.read(folder)
-    config = replace(config, device=place(device))
-    fw.set_default_device(config.device)
-    model = _build(config, folder)
-    inputs, targets = load_model(folder, model, config)
-    return model, config, inputs, targets
+    on = place(device)
+    fw.set_default_device(on)
+    return open_run(folder, on)
 
 
-def _say_if_elsewhere(x: Any, config: RunConfig) -> None:
+def _say_if_elsewhere(x: Any, trained_on: tuple[float, float]) -> None:
     """A note where inputs are not on the scale that the model was trained on."""
-    low, high = config.input_range
+    low, high = trained_on
     slack = 0.1 * (high - low)
     if x.min() < low - slack or x.max() > high + slack:
         print(

@@ -34,19 +34,22 @@ class Plan:
 
 def plan_run(
     model: str,
-    dataset: str,
+    dataset: str | None,
     seed: int,
     device: str | None,
     out: Path | None,
     options: dict[str, Any],
     settings: list[str],
 ) -> Plan:
-    """A new run."""
-    from framework.data import load
+    """A new run; without a `dataset`, on the embedded one that the family is for."""
+    from framework.data import TokenSplits
+    from framework.trainer.config import sizes
     from framework.trainer.run import CONFIG, Recipe, RunConfig, load_data
     from models import entry
 
     family = entry(model)
+    if dataset is None:
+        dataset = "digits" if "classification" in family.tasks else "python-reference"
     on = place(device)
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: expected 0 or more")
@@ -55,14 +58,18 @@ def plan_run(
         if name in for_recipe:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{name} is given twice: by {option} and by --set {name}=...")
-    recipe = expect(lambda: Recipe(**for_recipe, **options))
-    splits = load(dataset, seed)
+    recipe = expect(lambda: Recipe(**{**family.recipe, **for_recipe, **options}))
+    splits = expect(lambda: _splits(dataset, seed, recipe))
+    _check_family(model, family, splits, recipe)
     classes = len(splits.classes) if splits.classes else None
+    trained_on = len(splits.train)
+    if isinstance(splits, TokenSplits):
+        classes, trained_on = splits.tokenizer.size, len(splits.train.starts)
     model_config = expect(
         lambda: family.config.for_data(splits.shape, classes, splits.task, **for_model)
     )
-    recipe = replace(recipe, epochs=recipe.epochs_for(len(splits.train)))
-    folder = out or _free_folder(f"{model}-{dataset}-seed{seed}")
+    recipe = replace(recipe, epochs=recipe.epochs_for(trained_on))
+    folder = out or _free_folder(f"{model}-{Path(dataset).stem}-seed{seed}")
     if (folder / CONFIG).exists():
         raise UsageError(
             f"{folder} holds a run already: choose another --out, or --resume {folder}"
@@ -71,19 +78,55 @@ def plan_run(
     config = RunConfig(
         model=model,
         model_config=asdict(model_config),
-        dataset=dataset,
+        dataset=splits.name,
         seed=seed,
         device=on,
         recipe=recipe,
         task=splits.task,
-        input_transform=data.inputs.config(),
+        input_transform=None if data.inputs is None else data.inputs.config(),
         target_transform=None if data.targets is None else data.targets.config(),
         input_range=data.input_range,
         classes=splits.classes,
         shape=splits.shape,
-        samples=(len(splits.train), len(splits.test)),
+        samples=sizes(splits),
     )
     return Plan(config, folder, splits, data)
+
+
+def _splits(dataset: str, seed: int, recipe: Recipe, folder: Path | None = None) -> Splits:
+    """A data set of the catalog, or a text as tokens; by the tokenizer of the run in `folder`."""
+    from framework.data import CATALOG, load, load_text
+    from framework.trainer.run import read_tokenizer, tokenizer_for
+
+    if dataset in CATALOG:
+        return load(dataset, seed)
+    corpus = load_text(dataset)
+    tokenizer = tokenizer_for(corpus, recipe) if folder is None else read_tokenizer(folder)
+    return corpus.tokenised(tokenizer, recipe.window)
+
+
+def splits_of(config: RunConfig, folder: Path) -> Splits:
+    """The data of a run; FileError where it is not what the run was trained on."""
+    splits = _splits(config.dataset, config.seed, config.recipe, folder)
+    config.check_data(splits)
+    return splits
+
+
+def _check_family(model: str, family: Any, splits: Splits, recipe: Recipe) -> None:
+    """UsageError where the family is not for this data, or not for streams of it."""
+    from models import ZOO
+
+    if splits.task not in family.tasks:
+        fitting = [name for name, other in sorted(ZOO.items()) if splits.task in other.tasks]
+        raise UsageError(
+            f"{model} is for {' and '.join(family.tasks)}, but {splits.name} is data for "
+            f"{splits.task}: take one of {', '.join(fitting)}"
+        )
+    if recipe.sampling == "stream" and splits.task == "language" and not family.carries:
+        raise UsageError(
+            f"sampling is stream, but {model} carries no state from window to window: "
+            "set sampling=random"
+        )
 
 
 def place(device: str | None) -> str:
@@ -116,7 +159,6 @@ def resumed_run(
     folder: Path, model: str | None, device: str | None, epochs: int | None = None
 ) -> Plan:
     """An interrupted run; with more `epochs` also a complete one."""
-    from framework.data import load
     from framework.trainer.run import LAST, METRICS, MODEL, RunConfig, load_data
 
     config = RunConfig.read(folder)
@@ -147,9 +189,8 @@ def resumed_run(
     if device is not None:
         config = replace(config, device=place(device))
     if epochs is not None:
-        config = replace(config, recipe=replace(config.recipe, epochs=epochs))
-    splits = load(config.dataset, config.seed)
-    config.check_data(splits)
+        config = replace(config, recipe=config.recipe.trained_on(epochs))
+    splits = splits_of(config, folder)
     with damage_of(folder):
         data = load_data(splits, config.recipe, config.seed, config.device)
     return Plan(config, folder, splits, data, None if epochs is None else before)
@@ -179,7 +220,7 @@ def _settings(
         {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
         for kind in (model_config, recipe)
     )
-    for name in ("inputs", "outputs", "task"):  # the data set decides these
+    for name in model_config.of_data:
         for_model.pop(name, None)
     known = [*for_model, *for_recipe]
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}

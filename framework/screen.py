@@ -4,8 +4,10 @@ CLI only.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
@@ -19,13 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from framework.backend.device import Device
-from framework.data import Splits
+from framework.data import Splits, TokenSplits
 from framework.layers import Module
 from framework.trainer import Profiler
-from framework.trainer.run import RunConfig
+from framework.trainer.run import RunConfig, example, language_scores
 
 #: Rows of predictions in a terminal.
 ROWS = 20
+
+#: What the tokens of a tokenizer are.
+TOKENS = {"characters": "characters", "words": "words", "bpe": "pieces", "wordpiece": "pieces"}
 
 
 @cache
@@ -73,15 +78,23 @@ def show_training(
     more epochs was to have; `anew`: its optimizer has lost its state.
     """
     recipe = config.recipe
-    sizes = [f"{len(splits.train):,} to train", f"{len(splits.test):,} to test"]
+    train, test = config.samples
+    sizes = [f"{train:,} to train", f"{test:,} to test"]
     if splits.classes:
         sizes.append(f"{len(splits.classes)} classes")
+    batches = f"batches of {recipe.batch_size}"
+    if isinstance(splits, TokenSplits):
+        sizes.insert(0, f"{splits.tokenizer.size:,} different {TOKENS[splits.tokenizer.kind]}")
+        batches += f" windows of {recipe.window}"
+    optimizer = {"adamw": "AdamW", "sgd": "SGD"}[recipe.optimizer]
     steps = [
         f"{recipe.epochs} epochs",
-        f"batches of {recipe.batch_size}",
-        f"AdamW, learning rate {recipe.lr:g}",
+        batches,
+        f"{optimizer}, learning rate {recipe.lr:g}",
         f"seed {config.seed}",
     ]
+    if recipe.steps is not None:
+        steps.insert(0, f"{recipe.steps:,} steps")
     if recipe.precision != "float32":
         steps.append(recipe.precision)
     title(f"train {config.model} on {config.dataset}")
@@ -94,18 +107,18 @@ def show_training(
             }
         )
     )
-    show_summary(model, splits.shape)
+    show_summary(model, example(config))
     if epochs_done:
         note = ""
         if epochs_before is not None:
             note = f"; the learning rate follows the schedule of {recipe.epochs} epochs now"
-            note += f", not of {epochs_before}" + (", and AdamW starts anew" if anew else "")
+            note += f", not of {epochs_before}" + (f", and {optimizer} starts anew" if anew else "")
         console().print(f"going on after epoch {epochs_done}{note}\n")
 
 
-def show_summary(model: Module, shape: tuple[int, ...]) -> None:
+def show_summary(model: Module, inputs: Any) -> None:
     """Layers with output shapes and parameters; those without parameters are left out."""
-    summary = model.summary((1, *shape))
+    summary = model.summary(inputs)
     out = table("layer", "type", "output", "parameters", "multiply-adds", right=(3, 4))
     for row in summary.rows:
         if row.parameters:
@@ -159,9 +172,21 @@ def show_files(folder: Path) -> None:
 # evaluate, predict --------------------------------------------------------------------------------
 
 
+def print_score(splits: Splits, scores: dict[str, Any]) -> None:
+    """The last line of train and evaluate."""
+    if isinstance(splits, TokenSplits):
+        meant = language_scores(scores["loss"], splits.characters_per_token[1])
+        shown = [f"loss {scores['loss']:.4f}", *(f"{n} {value:.4f}" for n, value in meant.items())]
+        print("test", *shown, flush=True)
+        return
+    name = "r2" if splits.task == "regression" else "accuracy"
+    print(f"test {name} {scores[name]:.4f}", flush=True)
+
+
 def show_evaluation(config: RunConfig, scores: Mapping[str, Any], samples: int) -> None:
     """Overall scores, then precision, recall and F1 of each class and the confusion matrix."""
-    title(f"{config.model} on {config.dataset}: {samples:,} test samples")
+    what = "tokens" if config.task == "language" else "samples"
+    title(f"{config.model} on {config.dataset}: {samples:,} test {what}")
     console().print(facts({"device": device_name(config.device), "loss": f"{scores['loss']:.4f}"}))
     counts = scores.get("confusion")
     if counts is None or config.classes is None:
@@ -229,6 +254,39 @@ def _prediction(config: RunConfig, value: np.ndarray[Any, Any]) -> list[str]:
     return [names[first], f"{value[first]:.4f}", f"{names[second]} {value[second]:.4f}"]
 
 
+# generate -----------------------------------------------------------------------------------------
+
+
+def show_sample(epoch: int, text: str) -> None:
+    """What a language model writes after an epoch, above the progress bar."""
+    heading = f"[dim]after epoch {epoch} it writes[/]"
+    console().print(heading, Text(printable(text.strip("\n"))), "", sep="\n", soft_wrap=True)
+
+
+def write_text(prompt: str, pieces: Iterator[str]) -> None:
+    """The prompt, bold in a terminal, and the text as it comes."""
+    try:
+        console().print(Text(printable(prompt), style="bold"), end="", soft_wrap=True)
+        sys.stdout.flush()
+        for piece in pieces:
+            print(printable(piece), end="", flush=True)
+        print(flush=True)
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise
+    except BrokenPipeError:  # | head has seen enough; Python's own flush at the end would fail too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """`text` without what would command a terminal; elsewhere as it is."""
+    if not console().is_terminal:
+        return text
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text
+    )
+
+
 # models -------------------------------------------------------------------------------------------
 
 
@@ -237,7 +295,10 @@ def show_models(zoo: Mapping[str, Any], recipe: type[Any], datasets: Mapping[str
     title("models")
     for name, entry in sorted(zoo.items()):
         console().print(facts({name: entry.description}))
-        console().print(_settings(entry.config, ("inputs", "outputs", "task")))
+        if entry.recipe:
+            own = " · ".join(f"{name} {_shown(value)}" for name, value in entry.recipe.items())
+            console().print(f"[dim]  recipe: {escape(own)}[/]")
+        console().print(_settings(entry.config, entry.config.of_data))
     title("recipe")
     console().print(_settings(recipe))
     title("data sets")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from framework import layers
 from framework.autograd import Tensor
@@ -48,6 +48,8 @@ class MLPConfig:
     dropout: float = 0.2
     residual: bool = False
     task: Literal["classification", "regression"] = "classification"
+
+    of_data: ClassVar[tuple[str, ...]] = ("inputs", "outputs", "task")
 
     def __post_init__(self) -> None:
         if not isinstance(self.hidden, (tuple, list)):

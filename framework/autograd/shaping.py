@@ -284,13 +284,76 @@ def split(x: Any, size: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     ]
 
 
-def pad(x: Any, widths: Sequence[tuple[int, int]] | int, value: float = 0.0) -> Tensor:
-    """Add `value` around: (before, after) per axis, or one number for all sides."""
+#: Our (and PyTorch's) names of what stands around a padded array -> NumPy's and CuPy's.
+_PAD_MODES = {
+    "constant": "constant",
+    "reflect": "reflect",
+    "replicate": "edge",
+    "circular": "wrap",
+}
+
+
+def pad(
+    x: Any, widths: Sequence[tuple[int, int]] | int, value: float = 0.0, mode: str = "constant"
+) -> Tensor:
+    """Add elements around: (before, after) per axis, or one number for all sides.
+
+    `mode`: "constant" adds `value`; "reflect" mirrors at the outermost element, which is not
+    repeated, "replicate" repeats it, "circular" goes on at the other end.
+    """
     pairs = [(widths, widths)] * x.ndim if isinstance(widths, int) else [tuple(w) for w in widths]
     if len(pairs) != x.ndim or any(len(p) != 2 or min(p) < 0 for p in pairs):
         raise ValueError(
             f"pad: widths={widths!r}: expected (before, after) >= 0 for each of {x.ndim} axes"
         )
+    if mode not in _PAD_MODES:
+        raise ValueError(f"pad: mode={mode!r}, expected one of {', '.join(_PAD_MODES)}")
+    _check_widths(pairs, x.shape, mode)
+    # in the order that the axes have in memory: channels-last images stay channels-last
+    order = sorted(range(x.ndim), key=lambda axis: -abs(x.data.strides[axis]))
+    inverse = sorted(range(x.ndim), key=order.__getitem__)
+    options = {"constant_values": value} if mode == "constant" else {}
+    out = array_module(x.data).pad(
+        x.data.transpose(order), [pairs[axis] for axis in order], _PAD_MODES[mode], **options
+    )
     inside = tuple(slice(a, a + n) for (a, _), n in zip(pairs, x.shape, strict=True))
-    out = array_module(x.data).pad(x.data, pairs, constant_values=value)
-    return record(out, [x], lambda dy: [dy[inside]])
+
+    def backward(dy: Array) -> list[Array]:
+        if mode != "constant":
+            for axis, (before, after) in enumerate(pairs):
+                dy = _folded(dy, axis, before, after, mode)
+            return [dy]
+        return [dy[inside]]
+
+    return record(out.transpose(inverse), [x], backward)
+
+
+def _check_widths(pairs: list[Any], shape: tuple[int, ...], mode: str) -> None:
+    """Mirrored or repeated once at most, as in PyTorch."""
+    for axis, (widths, n) in enumerate(zip(pairs, shape, strict=True)):
+        most = {"reflect": n - 1, "circular": n, "replicate": max(widths) if n else 0}
+        if max(widths) > most.get(mode, max(widths)):
+            raise ValueError(
+                f"pad: widths {widths} for the {n} elements of axis {axis}: "
+                f"mode={mode!r} adds at most {max(0, most[mode])}"
+            )
+
+
+def _folded(dy: Array, axis: int, before: int, after: int, mode: str) -> Array:
+    """`dy` without what was added along `axis`: that goes to the elements that it is a copy of."""
+    if not before and not after:
+        return dy
+    n = dy.shape[axis] - before - after
+    last = dy.swapaxes(axis, -1)
+    left, inner, right = last[..., :before], last[..., before : before + n], last[..., before + n :]
+    dx = inner.swapaxes(axis, -1).copy(order="K").swapaxes(axis, -1)
+    if mode == "reflect":
+        dx[..., 1 : before + 1] += left[..., ::-1]
+        dx[..., n - 1 - after : n - 1] += right[..., ::-1]
+    elif mode == "replicate":
+        dx[..., 0] += left.sum(-1)
+        dx[..., -1] += right.sum(-1)
+    else:
+        dx[..., n - before :] += left
+        dx[..., :after] += right
+    return dx.swapaxes(axis, -1)

@@ -9,6 +9,7 @@ from framework.data.augmentation import (
     rotate,
 )
 from framework.data.catalog import CATALOG, Splits, load, names
+from framework.data.corpora import CORPORA, Corpus, TokenSplits, load_text
 from framework.data.dataset import (
     ArrayDataset,
     Dataset,
@@ -22,12 +23,26 @@ from framework.data.errors import DataError, LoaderError
 from framework.data.files import RemoteFile, cache_folder, data_folder
 from framework.data.idx import read_idx
 from framework.data.loader import DataLoader
+from framework.data.samplers import BucketSampler, RandomSampler, Sampler, StreamSampler
+from framework.data.subwords import BPETokenizer, WordPieceTokenizer
+from framework.data.text import Sequences, Windows
+from framework.data.tokenizers import (
+    CharTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    tokenizer_from_json,
+)
 from framework.data.transforms import Compose, MinMax, OneHot, Standardise, Transform, from_state
 
 __all__ = [
     "CATALOG",
+    "CORPORA",
     "ArrayDataset",
+    "BPETokenizer",
+    "BucketSampler",
+    "CharTokenizer",
     "Compose",
+    "Corpus",
     "CutOut",
     "DataError",
     "DataLoader",
@@ -39,20 +54,31 @@ __all__ = [
     "RandomCrop",
     "RandomHorizontalFlip",
     "RandomRotation",
+    "RandomSampler",
     "RandomVerticalFlip",
     "RemoteFile",
+    "Sampler",
+    "Sequences",
     "Splits",
     "Standardise",
+    "StreamSampler",
     "Subset",
+    "TokenSplits",
+    "Tokenizer",
     "Transform",
+    "Windows",
+    "WordPieceTokenizer",
+    "WordTokenizer",
     "augmentation_draws",
     "cache_folder",
     "collate",
     "data_folder",
     "from_state",
     "load",
+    "load_text",
     "names",
     "random_split",
     "read_idx",
     "rotate",
+    "tokenizer_from_json",
 ]

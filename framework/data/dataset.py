@@ -10,7 +10,7 @@ import numpy as np
 
 from framework.data.draws import permutation
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "language"]
 
 
 class Dataset(ABC):

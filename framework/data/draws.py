@@ -29,6 +29,13 @@ def permutation(count: int, seed: int, purpose: str, *keys: int) -> np.ndarray:
     return out
 
 
+def integers(high: int, count: int, seed: int, purpose: str, *keys: int) -> np.ndarray:
+    """Draws from 0..high-1, int64 (count,)."""
+    out = np.empty(count, np.int64)
+    kernels.random.randint(out, derive_seed(seed, purpose, *keys), 0, 0, high)
+    return out
+
+
 def uniform(shape: tuple[int, ...], seed: int, purpose: str, *keys: int) -> np.ndarray:
     """float32 draws from [0, 1). Row i is the same however many rows there are."""
     out = np.empty(shape, np.float32)

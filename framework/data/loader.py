@@ -17,6 +17,7 @@ from framework.backend.transfer import send_ahead
 from framework.data.dataset import Dataset
 from framework.data.draws import augmentation_draws, permutation
 from framework.data.errors import LoaderError
+from framework.data.samplers import Sampler
 from framework.data.transforms import Compose
 
 Function = Callable[..., np.ndarray]
@@ -42,6 +43,8 @@ class DataLoader:
         dataset: the samples.
         batch_size: samples in a batch; the last one of an epoch may be smaller.
         shuffle: a new order each epoch, keyed by (seed, epoch).
+        sampler: says which samples an epoch has and in which order, see `Sampler`; without
+            `shuffle`.
         drop_last: leave out the last batch if it is smaller than `batch_size`.
         seed: key of the shuffle and of random transforms.
         workers: threads that make batches ahead; 0 makes them in the caller's thread.
@@ -67,6 +70,7 @@ class DataLoader:
         batch_size: int = 1,
         *,
         shuffle: bool = False,
+        sampler: Sampler | None = None,
         drop_last: bool = False,
         seed: int = 0,
         workers: int = 0,
@@ -90,12 +94,14 @@ class DataLoader:
                 raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
         if len(dataset) == 0:
             raise ValueError("dataset has no samples")
-        if drop_last and batch_size > len(dataset):
+        if sampler is not None and shuffle:
+            raise ValueError("shuffle is True, but the sampler decides the order: leave out one")
+        self.dataset, self.sampler, self.batch_size = dataset, sampler, int(batch_size)
+        if drop_last and batch_size > self._samples():
             raise ValueError(
-                f"batch_size {batch_size} with drop_last leaves nothing of {len(dataset)} samples: "
-                "lower batch_size or keep the last batch"
+                f"batch_size {batch_size} with drop_last leaves nothing of {self._samples()} "
+                "samples: lower batch_size or keep the last batch"
             )
-        self.dataset, self.batch_size = dataset, int(batch_size)
         self.shuffle, self.drop_last, self.seed = bool(shuffle), bool(drop_last), int(seed)
         self.workers, self.prefetch, self.device = workers, prefetch, device
         self.transforms = [
@@ -105,8 +111,12 @@ class DataLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
+        full, rest = divmod(self._samples(), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
+
+    def _samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self.dataset if self.sampler is None else self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self.batches_on(self.device)
@@ -169,6 +179,7 @@ class DataLoader:
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
             "seed": self.seed,
+            **({} if self.sampler is None else self.sampler.settings()),
         }
 
     def _epoch(
@@ -177,7 +188,7 @@ class DataLoader:
         """The batches of an epoch from ``progress.position`` on."""
         device = default_device() if where is None else choose_device(where)
         samples, epoch = len(self.dataset), progress.epoch
-        order = np.arange(samples)
+        order = np.arange(samples) if self.sampler is None else self.sampler(epoch)
         if self.shuffle:
             order = permutation(samples, self.seed, "shuffle", epoch)
         # Drawn here, not in the workers: a kernel's thread pool may allow one caller at a time.

@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     n = rows.shape[0]
     rows, w = rows if want_w else None, w if want_x else None  # what the gradients need
     # dx and dw of one tensor add up, so neither may be the place where the other is computed
-    slot_of = _place_of if x is not weight else lambda *_: None
+    slot_of = place_of if x is not weight else lambda *_: None
     inputs = [x, weight] if bias is None else [x, weight, bias]
 
     def backward(dy: Array) -> list[Array | None]:
@@ -64,12 +64,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         else:
             dw = matmul(dy, rows, transpose_a=True, out=slot_of(weight, dy)) if want_w else None
             gradients = [dx, dw] if bias is None else [dx, dw, reductions.sum(dy, 0)]
-        return gradients if half is None else _fitted(gradients, inputs)
+        return gradients if half is None else fitted(gradients, inputs)
 
     return record(y.reshape(*shape[:-1], out_features), inputs, backward)
 
 
-def _place_of(weight: Tensor, dy: Array) -> Array | None:
+def place_of(weight: Tensor, dy: Array) -> Array | None:
     """Where the product that is a weight's gradient goes; None: to a new array of dy's dtype."""
     place = weight.free_slot()
     if dy.dtype == weight.dtype:
@@ -79,7 +79,7 @@ def _place_of(weight: Tensor, dy: Array) -> Array | None:
     return array_module(dy).empty(weight.shape, np.float32) if place is None else place
 
 
-def _fitted(gradients: list[Array | None], inputs: list[Tensor]) -> list[Array | None]:
+def fitted(gradients: list[Array | None], inputs: list[Tensor]) -> list[Array | None]:
     """Gradients in the dtypes of what they are the gradients of."""
     pairs = zip(gradients, inputs, strict=True)
     return [None if d is None else in_dtype(d, x.dtype) for d, x in pairs]
@@ -120,7 +120,7 @@ def feed_forward(
     w1 = w1 if want_x else None  # the gradients of the parameters do not need it
     # as in `linear`: gradients of one tensor add up, and need a place each
     distinct = len({id(t) for t in (x, weight1, weight2)}) == 3
-    slot_of = _place_of if distinct else lambda *_: None
+    slot_of = place_of if distinct else lambda *_: None
 
     def backward(dy: Array) -> list[Array | None]:
         dy = dy.reshape(rows.shape[0], *out_features)
@@ -129,7 +129,7 @@ def feed_forward(
         dw1 = matmul(dpre, rows, transpose_a=True, out=slot_of(weight1, dy))
         dx = matmul(dpre, w1).reshape(shape) if want_x else None
         gradients = [dx, dw1, db1, dw2, db2]
-        return gradients if half is None else _fitted(gradients, tensors)
+        return gradients if half is None else fitted(gradients, tensors)
 
     return record(y.reshape(*shape[:-1], *out_features), tensors, backward)
 

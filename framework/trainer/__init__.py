@@ -12,6 +12,7 @@ from framework.trainer.callbacks import (
     NonFiniteError,
     Profiler,
     Progress,
+    SampleText,
     TerminateOnNaN,
 )
 from framework.trainer.checkpoint import CheckpointError
@@ -51,6 +52,7 @@ __all__ = [
     "Progress",
     "R2",
     "Recall",
+    "SampleText",
     "TerminateOnNaN",
     "TopK",
     "Trainer",

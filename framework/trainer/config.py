@@ -6,13 +6,13 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 from framework.backend.device import Device
-from framework.data import Splits
+from framework.data import Splits, TokenSplits
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.trainer.folders import make_folder
 from framework.trainer.precision import check_precision
@@ -26,7 +26,7 @@ class Recipe:
     """How to train. Every field is an option of ``train`` or can be given with ``--set``.
 
     Args:
-        epochs: None: as many as make about 60,000 samples, between 5 and 40.
+        epochs: None: as many as make about 60,000 samples (windows of text), between 5 and 40.
         batch_size: samples of a step.
         lr: the highest learning rate; it warms up, then falls along half a cosine to 0.
         warmup: the share of the steps in which it warms up.
@@ -40,6 +40,18 @@ class Recipe:
         patience: with `validation`: epochs without improvement after which training stops; None:
             never.
         precision: of the matrix products: float32, tf32, bf16-mixed or fp16-mixed.
+        optimizer: adamw, or sgd with Nesterov's momentum.
+        momentum: SGD's, and AdamW's first beta.
+        beta2: AdamW's second.
+        decay: what `weight_decay` is for: all, or matrices only (weights with two axes or more).
+        final_lr: where the cosine ends, as a share of `lr`; 1 makes a constant.
+        steps: of text: optimizer steps in all, of which each of the `epochs` (10 by default) is an
+            equal part, ended by an evaluation; None: an epoch is as many as read the text once.
+        window: of text: tokens of a window.
+        sampling: of text: windows at random places, or streams side by side, in which a recurrent
+            model carries its state from window to window.
+        tokenizer: of text; None: words where the corpus is cut into words, else characters.
+        vocabulary: of text: tokens that words (None: all), bpe and wordpiece (None: 4096) may have.
     """
 
     epochs: int | None = None
@@ -54,11 +66,24 @@ class Recipe:
     validation: float = 0.0
     patience: int | None = None
     precision: str = "float32"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    beta2: float = 0.999
+    decay: Literal["all", "matrices"] = "all"
+    final_lr: float = 0.0
+    steps: int | None = None
+    window: int = 64
+    sampling: Literal["random", "stream"] = "random"
+    tokenizer: Literal["characters", "words", "bpe", "wordpiece"] | None = None
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
         for entry in fields(self):
             if entry.name == "precision":
+                continue
+            if str(entry.type).startswith("Literal"):
+                self._check_choice(entry.name)
                 continue
             value, kind = getattr(self, entry.name), str(entry.type).removesuffix(" | None")
             if value is None:
@@ -67,9 +92,10 @@ class Recipe:
                 expected = "an integer" if kind == "int" else "a number"
                 raise ValueError(f"{entry.name} is {value!r}, expected {expected}")
         least_of = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 1, "shift": 0}
+        least_of |= {"steps": 1, "window": 1, "vocabulary": 2}
         for name, least in least_of.items():
             value = getattr(self, name)
-            optional = name in ("epochs", "patience")
+            optional = name in ("epochs", "patience", "steps", "vocabulary")
             if (value is None and not optional) or (value is not None and value < least):
                 raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
         for name, low, high in (
@@ -78,6 +104,9 @@ class Recipe:
             ("weight_decay", 0.0, float("inf")),
             ("label_smoothing", 0.0, 1.0),
             ("validation", 0.0, 1.0),
+            ("momentum", 0.0, 1.0),
+            ("beta2", 0.0, 1.0),
+            ("final_lr", 0.0, float("inf")),
         ):
             value = getattr(self, name)
             if value is None or not low <= value < high or (name == "lr" and value == 0):
@@ -92,15 +121,56 @@ class Recipe:
                 "set validation=0.1 too"
             )
 
+    def _check_choice(self, name: str) -> None:
+        kind = get_type_hints(type(self))[name]
+        known = [x for part in get_args(kind) for x in (get_args(part) or (part,))]
+        choices = [None if x is type(None) else x for x in known]
+        if getattr(self, name) not in choices:
+            listed = ", ".join("none" if x is None else x for x in choices)
+            raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {listed}")
+
+    def check_task(self, task: str, dataset: str) -> None:
+        """ValueError for a setting that has no meaning for the data."""
+        if self.label_smoothing and task == "regression":
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}, but {dataset} has no classes"
+            )
+        if self.shift and task == "language":
+            raise ValueError(f"shift is {self.shift}, but {dataset} has no images")
+        if task == "language":
+            return
+        for name in ("steps", "tokenizer", "vocabulary"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which is for text, but {dataset} is none"
+                )
+
     def epochs_for(self, samples: int) -> int:
         """The number of epochs for a training split of so many samples."""
+        if self.epochs is None and self.steps is not None:
+            return min(10, self.steps)
         return self.epochs or max(5, min(40, 60_000 // samples))
+
+    def trained_on(self, epochs: int) -> Recipe:
+        """The recipe with more epochs of the same length."""
+        steps = self.steps
+        if steps is not None and self.epochs is not None:
+            steps = -(-steps // self.epochs) * epochs
+        return replace(self, epochs=epochs, steps=steps)
+
+
+def sizes(splits: Splits) -> tuple[int, int]:
+    """Samples of the training and the test split, or their tokens."""
+    if isinstance(splits, TokenSplits):
+        return len(splits.train.ids), len(splits.test.ids)
+    return len(splits.train), len(splits.test)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """The content of config.json. `recipe` has its final number of epochs; `samples` are the sizes
-    of the training and the test split, the training split with what is held out.
+    of the training and the test split, the training split with what is held out. Text has tokens
+    for samples, and neither transforms nor a range of inputs.
     """
 
     model: str
@@ -110,9 +180,9 @@ class RunConfig:
     device: str
     recipe: Recipe
     task: str
-    input_transform: dict[str, Any]
+    input_transform: dict[str, Any] | None
     target_transform: dict[str, Any] | None
-    input_range: tuple[float, float]
+    input_range: tuple[float, float] | None
     classes: tuple[str, ...] | None
     shape: tuple[int, ...]
     samples: tuple[int, int]
@@ -148,7 +218,10 @@ class RunConfig:
             if set(content) != set(names):
                 odd = ", ".join(sorted(set(content) ^ set(names)))
                 raise FileError(f"{path} is damaged: wrong or missing entries ({odd})")
+            text = content["task"] == "language"
             for name, (fits, expected) in ENTRIES.items():
+                if text and name in NOT_OF_TEXT and content[name] is None:
+                    continue
                 if not fits(content[name]):
                     raise FileError(
                         f"{path} is damaged: {name} is {_short(content[name])}, expected {expected}"
@@ -168,7 +241,7 @@ class RunConfig:
             ("task", splits.task),
             ("shape", splits.shape),
             ("classes", splits.classes),
-            ("samples", (len(splits.train), len(splits.test))),
+            ("samples", sizes(splits)),
         ):
             then = getattr(self, name)
             if now != then:
@@ -230,7 +303,10 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: _is_mapping(v) and v.get("epochs") is not None,
         "a recipe's settings with its number of epochs",
     ),
-    "task": (lambda v: v in ("classification", "regression"), "classification or regression"),
+    "task": (
+        lambda v: v in ("classification", "regression", "language"),
+        "classification, regression or language",
+    ),
     "input_transform": (_is_mapping, "a transform's settings"),
     "target_transform": (lambda v: v is None or _is_mapping(v), "a transform's settings or null"),
     "input_range": (_is_range, "two numbers, the lower one first"),
@@ -241,6 +317,10 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+#: Entries that are null where the data is text.
+NOT_OF_TEXT = ("input_transform", "input_range")
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -249,7 +329,15 @@ def _short(value: Any) -> str:
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that decide about the numbers."""
     found = {"python": platform.python_version(), "platform": sys.platform}
-    for name in ("framework-dl", "numpy", "numba", "ml_dtypes", "safetensors", "cupy"):
+    for name in (
+        "framework-dl",
+        "numpy",
+        "numba",
+        "ml_dtypes",
+        "safetensors",
+        "tokenizers",
+        "cupy",
+    ):
         version = version_of(name)
         if version is not None:
             found[name] = version

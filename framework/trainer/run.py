@@ -1,6 +1,7 @@
 """A run folder: what was trained, on what, how, and what came of it.
 
 config.json          model, data set, seed, recipe, transforms, versions
+tokenizer.json       of text
 metrics.jsonl        a line an epoch
 model.safetensors    weights, buffers and the fitted transforms' arrays
 curves.png           where matplotlib is installed
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,11 @@ import numpy as np
 
 from framework import functional as F
 from framework.autograd import Tensor, no_grad
-from framework.data import (
-    Compose,
-    DataLoader,
-    RandomCrop,
-    Splits,
-    Standardise,
-    Transform,
-    from_state,
-    random_split,
-)
+from framework.data import Transform, from_state
 from framework.interop import safetensors
 from framework.interop.atomic import FileError, read_bytes
 from framework.layers import Module
-from framework.optimizers import AdamW, schedules
+from framework.optimizers import SGD, AdamW, Optimizer, schedules
 from framework.trainer import checkpoint
 from framework.trainer.callbacks import Callback, EarlyStopping
 from framework.trainer.callbacks.model_checkpoint import LAST as LAST
@@ -45,6 +37,17 @@ from framework.trainer.config import (
     version_of as version_of,
     versions as versions,
 )
+from framework.trainer.language import (
+    TOKENIZER as TOKENIZER,
+    LanguageScores as LanguageScores,
+    language_scores as language_scores,
+    opening as opening,
+    read_tokenizer as read_tokenizer,
+    save_tokenizer as save_tokenizer,
+    token_loss,
+    tokenizer_for as tokenizer_for,
+)
+from framework.trainer.loading import Data as Data, load_data as load_data
 from framework.trainer.metrics import R2, Accuracy, Metric
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.trainer import Trainer
@@ -56,89 +59,6 @@ METRICS, MODEL, CURVES = "metrics.jsonl", "model.safetensors", "curves.png"
 INPUT, TARGET = "input_transform.", "target_transform."
 
 
-# Data ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Data:
-    """The loaders of a run, and the transforms fitted on its training split."""
-
-    train: DataLoader
-    validation: DataLoader | None
-    test: DataLoader
-    inputs: Transform
-    targets: Transform | None
-    input_range: tuple[float, float]
-
-
-def fit_transforms(splits: Splits) -> tuple[Transform, Transform | None]:
-    """Standardise inputs (images as a whole, other features one by one) and regression targets."""
-    per = "all" if len(splits.shape) > 1 else "feature"
-    inputs = Standardise(per=per).fit(splits.train)  # type: ignore[arg-type]
-    if splits.task == "classification":
-        return inputs, None
-    targets = splits.train.batch(np.arange(len(splits.train)))[1]
-    return inputs, Standardise(per="feature").fit(targets)
-
-
-def load_data(
-    splits: Splits,
-    recipe: Recipe,
-    seed: int,
-    device: str,
-    inputs: Transform | None = None,
-    targets: Transform | None = None,
-) -> Data:
-    """Loaders as the recipe has them; the transforms are fitted unless they are given."""
-    if inputs is None:
-        inputs, targets = fit_transforms(splits)
-    if recipe.label_smoothing and splits.task != "classification":
-        raise ValueError(
-            f"label_smoothing is {recipe.label_smoothing}, but {splits.name} has no classes"
-        )
-    train: Any = splits.train
-    held_out = None
-    if recipe.validation:
-        train, held_out = random_split(train, [1 - recipe.validation, recipe.validation], seed)
-    augmented: Transform = inputs
-    if recipe.shift:
-        if len(splits.shape) != 3:
-            raise ValueError(f"shift is {recipe.shift}, but {splits.name} has no images")
-        height, width = splits.shape[1:]
-        if recipe.shift >= min(height, width):
-            raise ValueError(
-                f"shift is {recipe.shift}, but the images of {splits.name} have {height}x{width} "
-                f"pixels: expected at most {min(height, width) - 1}"
-            )
-        augmented = Compose(RandomCrop(splits.shape[1:], padding=recipe.shift), inputs)
-    # A last batch of a single sample has no variance for batch norm: leave it out.
-    single = len(train) % recipe.batch_size == 1 and len(train) > recipe.batch_size
-    training = DataLoader(
-        train,
-        recipe.batch_size,
-        shuffle=True,
-        drop_last=single,
-        seed=seed,
-        transform=augmented,
-        target_transform=targets,
-        device=device,
-    )
-    everything = {"transform": inputs, "target_transform": targets, "device": device}
-    x = splits.train.batch(np.arange(min(len(splits.train), 10_000)))[0]
-    return Data(
-        training,
-        None if held_out is None else DataLoader(held_out, EVALUATED, **everything),  # type: ignore[arg-type]
-        DataLoader(splits.test, EVALUATED, **everything),  # type: ignore[arg-type]
-        inputs,
-        targets,
-        (float(x.min()), float(x.max())),
-    )
-
-
-#: Samples of a batch in evaluation: few enough for a small model's loops to stay on one thread, so
-#: that a first run compiles no parallel twins (2 s less).
-EVALUATED = 128
-
 # Training -----------------------------------------------------------------------------------------
 
 
@@ -146,6 +66,8 @@ def loss_for(task: str, label_smoothing: float = 0.0) -> Any:
     """Cross-entropy of logits, or the mean squared error."""
     if task == "regression":
         return F.mse_loss
+    if task == "language":
+        return partial(token_loss, label_smoothing=label_smoothing)
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, label_smoothing=label_smoothing)
@@ -153,46 +75,71 @@ def loss_for(task: str, label_smoothing: float = 0.0) -> Any:
     return loss
 
 
-def metric_for(task: str) -> Metric:
-    """The one number that a run is judged by."""
-    return R2() if task == "regression" else Accuracy()
+def metrics_for(task: str) -> list[Metric]:
+    """The one number that a run is judged by; of text that is the loss."""
+    known: dict[str, list[Metric]]
+    known = {"classification": [Accuracy()], "regression": [R2()], "language": []}
+    return known[task]
+
+
+def optimizer_for(recipe: Recipe, model: Module) -> Optimizer:
+    """As the recipe has it."""
+    parameters: list[Any] = list(model.parameters())
+    if recipe.decay == "matrices":
+        matrices = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        parameters = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        parameters = [group for group in parameters if group["params"]]
+    lr, momentum, decay = recipe.lr, recipe.momentum, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return SGD(parameters, lr, momentum, weight_decay=decay, nesterov=momentum > 0)
+    return AdamW(parameters, lr, (momentum, recipe.beta2), weight_decay=decay)
+
+
+def example(config: RunConfig) -> Any:
+    """One input, for `Module.summary`: its shape, or token ids."""
+    if config.task == "language":
+        return Tensor(np.zeros((1, *config.shape), np.int64)).to(config.device)
+    return (1, *config.shape)
 
 
 @contextmanager
-def fitting_threads(model: Module, shape: tuple[int, ...], batch_size: int) -> Iterator[None]:
+def fitting_threads(model: Module, config: RunConfig) -> Iterator[None]:
     """Within the block, one thread where the steps are too small for two to be worth waking.
 
     A step of 20 M multiply-adds takes one core 0.5 ms. Splitting its dozen products saves little on
     an idle machine; on a busy one each split waits for a second core, 5 ms at a time (measured: an
     epoch of digits 20 times as slow). The result is the same, bit for bit.
     """
-    work = 3 * model.summary((1, *shape)).multiply_adds * batch_size  # forward and two gradients
+    forward = model.summary(example(config)).multiply_adds * config.recipe.batch_size
+    work = 3 * forward  # with both gradients
     if not has_numba() or work > 20_000_000:
         yield
         return
-    import numba
+    from kernels.cpu.engine import set_threads, threads
 
-    before = numba.get_num_threads()
-    numba.set_num_threads(1)
+    before = threads()
+    set_threads(1)
     try:
         yield
     finally:
-        numba.set_num_threads(before)
+        set_threads(before)
 
 
 def make_trainer(
     model: Module, config: RunConfig, data: Data, callbacks: list[Callback]
 ) -> Trainer:
-    """AdamW, warm-up and cosine, and with a validation split early stopping (before the other
-    `callbacks`).
+    """The recipe's optimizer, warm-up and cosine, and with a validation split early stopping
+    (before the other `callbacks`).
     """
     recipe = config.recipe
     assert recipe.epochs is not None
     steps = -(-len(data.train) // recipe.accumulate) * recipe.epochs
-    optimizer = AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     rising = round(recipe.warmup * steps)
     schedule = schedules.linear_warmup(
-        rising, then=schedules.cosine(max(1, steps - rising)), start=1 / (rising + 1)
+        rising,
+        then=schedules.cosine(max(1, steps - rising), recipe.final_lr),
+        start=1 / (rising + 1),
     )
     if data.validation is not None:
         patience = recipe.patience or recipe.epochs
@@ -200,9 +147,9 @@ def make_trainer(
     return Trainer(
         model,
         loss_for(config.task, recipe.label_smoothing),
-        optimizer,
+        optimizer_for(recipe, model),
         schedule,
-        metrics=[metric_for(config.task)],
+        metrics=metrics_for(config.task),
         callbacks=callbacks,
         device=config.device,
         accumulate=recipe.accumulate,
@@ -217,15 +164,15 @@ def make_trainer(
 def save_model(folder: Path, model: Module, data: Data) -> None:
     """Write model.safetensors."""
     arrays: dict[str, Any] = dict(model.state_dict())
-    arrays |= {INPUT + name: array for name, array in data.inputs.state_dict().items()}
-    if data.targets is not None:
-        arrays |= {TARGET + name: array for name, array in data.targets.state_dict().items()}
+    for prefix, transform in ((INPUT, data.inputs), (TARGET, data.targets)):
+        if transform is not None:
+            arrays |= {prefix + name: x for name, x in transform.state_dict().items()}
     safetensors.save(arrays, folder / MODEL)
 
 
 def load_model(
     folder: Path, model: Module, config: RunConfig
-) -> tuple[Transform, Transform | None]:
+) -> tuple[Transform | None, Transform | None]:
     """Read model.safetensors into `model`; returns the transforms of inputs and targets.
 
     Raises:
@@ -237,9 +184,7 @@ def load_model(
     arrays = safetensors.load(path)
     try:
         inputs = _transform(config.input_transform, arrays, INPUT)
-        targets = None
-        if config.target_transform is not None:
-            targets = _transform(config.target_transform, arrays, TARGET)
+        targets = _transform(config.target_transform, arrays, TARGET)
         weights = {n: a for n, a in arrays.items() if not n.startswith((INPUT, TARGET))}
         model.load_state_dict(weights)
     except (ValueError, TypeError, KeyError) as error:
@@ -302,7 +247,11 @@ def outputs_for(
         return F.concatenate([how.widened(model(part)) for part in parts])
 
 
-def _transform(config: Mapping[str, Any], arrays: Mapping[str, Any], prefix: str) -> Transform:
+def _transform(
+    config: Mapping[str, Any] | None, arrays: Mapping[str, Any], prefix: str
+) -> Transform | None:
+    if config is None:
+        return None
     state = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
     return from_state(config, state)
 

@@ -17,6 +17,7 @@ from framework.backend.random import default_generator
 from framework.data.prefetch import batches_on
 from framework.functional import concatenate
 from framework.layers import Module
+from framework.layers.carry import carries
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.capture import captured_training
@@ -356,6 +357,7 @@ class Trainer:
         loader, schedule = self.train_loader, self.schedule
         return {
             "model": _arrays(self.model.state_dict()),
+            "carried": [carry.kept() for carry in carries(self.model)],
             "optimizer": self.optimizer.state_dict(),
             "schedule": schedule.state_dict() if isinstance(schedule, ReduceOnPlateau) else None,
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -391,6 +393,8 @@ class Trainer:
         self.precision.load_state_dict(state.get("precision", {"name": "float32"}))
         self.skipped = int(state.get("skipped", 0))
         self.model.load_state_dict(state["model"])
+        for carry, kept in zip(carries(self.model), state.get("carried", []), strict=True):
+            carry.restore(kept)
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.schedule, ReduceOnPlateau):
             self.schedule.load_state_dict(state["schedule"])

@@ -14,17 +14,20 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba import carray, prange, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.cpu.engine import define, jit, one_launch_at_a_time, threads
+from kernels.cpu.engine import define, jit, one_launch_at_a_time, spread, threads
 
 #: Up to this m n k OpenBLAS stays on one thread by itself, so that NumPy may be called directly.
 SMALL = 262_144
 
 #: Multiply-adds for which a further thread is worth launching (10 us of work).
 WORTH_A_THREAD = 500_000
+
+#: In the place of the address of a bias: the product is added to what is in the result.
+_MORE = -1
 
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112
 
@@ -100,7 +103,9 @@ def address(x):
 def _block(m, n, k, a_flag, a, lda, b_flag, b, ldb, bias, c, ldc):
     """One block of the result, all pointers at its corner."""
     beta = np.float32(0)
-    if bias != 0:
+    if bias == _MORE:
+        beta = np.float32(1)
+    elif bias != 0:
         # Instead of the zeros that OpenBLAS would begin with: the bias costs nothing extra.
         beta = np.float32(1)
         source = carray(_pointer(bias), (n,), np.float32)
@@ -125,7 +130,7 @@ def _cut(n, pieces, piece):
 
 @jit
 def _task(
-    task, batch1, row_pieces, column_pieces, m, n, k,
+    task, tasks, batch1, row_pieces, column_pieces, m, n, k,
     a_transposed, a, lda, a_step0, a_step1,
     b_transposed, b, ldb, b_step0, b_step1,
     bias, c, ldc, c_step0, c_step1,
@@ -146,25 +151,32 @@ def _task(
             a + i * a_step0 + j * a_step1 + top * a_row, lda,
             _TRANSPOSE if b_transposed else _NO_TRANSPOSE,
             b + i * b_step0 + j * b_step1 + left * b_column, ldb,
-            bias + 4 * left if bias != 0 else 0,
+            bias + 4 * left if bias > 0 else bias,
             c + i * c_step0 + j * c_step1 + 4 * (top * ldc + left), ldc,
         )  # fmt: skip
 
 
-def _loop(indices: str) -> str:
-    """The text of a loop over all tasks: serial, or on all threads."""
-    rest = (
-        "batch1, row_pieces, column_pieces, m, n, k, a_transposed, a, lda, a_step0, a_step1, "
-        "b_transposed, b, ldb, b_step0, b_step1, bias, c, ldc, c_step0, c_step1"
-    )
-    return (
-        f"def product_{indices}(batch0, {rest}):\n"
-        f"    before = get_threads()\n"
-        f"    set_threads(1)\n"
-        f"    for task in {indices}(batch0 * batch1 * row_pieces * column_pieces):\n"
-        f"        run(task, {rest})\n"
-        f"    set_threads(before)\n"
-    )
+_TASK = (
+    "batch1, row_pieces, column_pieces, m, n, k, a_transposed, a, lda, a_step0, a_step1, "
+    "b_transposed, b, ldb, b_step0, b_step1, bias, c, ldc, c_step0, c_step1"
+)
+
+_SERIAL = f"""
+def product(tasks, team, {_TASK}):
+    before = get_threads()
+    set_threads(1)
+    for task in range(tasks):
+        run(task, tasks, {_TASK})
+    set_threads(before)
+"""
+
+_PARALLEL = f"""
+def product(tasks, team, {_TASK}):
+    before = get_threads()
+    set_threads(1)
+    run(tasks, team, {_TASK})
+    set_threads(before)
+"""
 
 
 @cache
@@ -173,14 +185,12 @@ def _compiled(parallel: bool) -> Any:
 
     The serial one compiles in a fifth of the time, and launches nothing.
     """
-    name = "prange" if parallel else "range"
-    names = {"run": _task, "get_threads": _get_threads, "set_threads": _set_threads}
-    function = jit(
-        define(f"product_{name}", _loop(name), prange=prange, **names), parallel=parallel
-    )
+    run = spread("product_tasks", _task, _TASK) if parallel else _task
+    names = {"run": run, "get_threads": _get_threads, "set_threads": _set_threads}
+    function = jit(define("product", _PARALLEL if parallel else _SERIAL, **names))
     operand = (types.boolean, types.int64, _INDEX, types.int64, types.int64)
     result = (types.int64, _INDEX, types.int64, types.int64)
-    sizes = (types.int64,) * 4 + (_INDEX,) * 3
+    sizes = (types.int64,) * 5 + (_INDEX,) * 3
     function.compile(types.void(*sizes, *operand, *operand, types.int64, *result))
     function.disable_compile()
     return function
@@ -214,8 +224,10 @@ def matmul(
     b_transposed: bool,
     bias: np.ndarray | None,
     out: np.ndarray,
+    more: bool = False,
 ) -> None:
-    """out = a b + bias, transposed as told, float32, shapes already checked, nothing empty.
+    """out = a b + bias, transposed as told, float32, shapes already checked, nothing empty; with
+    `more` (and no bias) a b is added to what is in out.
 
     The last two axes are the matrices; `out` is C-contiguous.
     """
@@ -228,18 +240,20 @@ def matmul(
     batch0, batch1, c_step0, c_step1 = _batch(out)
     a, a_transposed, lda, a_step0, a_step1 = _operand(a, a_transposed)
     b, b_transposed, ldb, b_step0, b_step1 = _operand(b, b_transposed)
-    row_pieces, column_pieces = _grid(m, n, k, batch0 * batch1, threads())
+    team = threads()
+    row_pieces, column_pieces = _grid(m, n, k, batch0 * batch1, team)
     tasks = batch0 * batch1 * row_pieces * column_pieces
     work = batch0 * batch1 * m * n * k
-    function = _compiled(tasks > 1 and threads() > 1 and work >= 2 * WORTH_A_THREAD)
+    function = _compiled(tasks > 1 and team > 1 and work >= 2 * WORTH_A_THREAD)
     # The number of OpenBLAS threads is global: two Python threads must not save and restore it
     # crosswise.
     with one_launch_at_a_time:
         function(
-            batch0, batch1, row_pieces, column_pieces, m, n, k,
+            tasks, team, batch1, row_pieces, column_pieces, m, n, k,
             a_transposed, address(a), lda, a_step0, a_step1,
             b_transposed, address(b), ldb, b_step0, b_step1,
-            0 if bias is None else address(bias), address(out), n, c_step0, c_step1,
+            (_MORE if more else 0) if bias is None else address(bias),
+            address(out), n, c_step0, c_step1,
         )  # fmt: skip
 
 

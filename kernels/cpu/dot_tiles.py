@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
 import numpy as np
 
-from kernels.cpu.engine import define, jit, one_launch_at_a_time, threads
+from kernels.cpu.engine import define, jit, one_launch_at_a_time, spread, threads
 
 
 def _tile_shape() -> tuple[int, int]:
@@ -86,13 +85,15 @@ def _cut(n, grain, pieces, piece):
     return n * piece // pieces // grain * grain, last
 
 
-@jit(parallel=True)
-def _product(a, b, bias, out, row_pieces, column_pieces):
+@jit
+def _piece(piece, pieces, a, b, bias, out, row_pieces, column_pieces):
     m, n = out.shape
-    for piece in numba.prange(row_pieces * column_pieces):
-        top, bottom = _cut(m, R, row_pieces, piece // column_pieces)
-        left, right = _cut(n, C, column_pieces, piece % column_pieces)
-        _block(a, b, bias, out, top, bottom, left, right)
+    top, bottom = _cut(m, R, row_pieces, piece // column_pieces)
+    left, right = _cut(n, C, column_pieces, piece % column_pieces)
+    _block(a, b, bias, out, top, bottom, left, right)
+
+
+_product = spread("dot_tiles", _piece, "a, b, bias, out, row_pieces, column_pieces")
 
 
 def suits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -119,4 +120,5 @@ def product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarr
         _block(a, b, bias, out, 0, m, 0, n)
     else:
         with one_launch_at_a_time:
-            _product(a, b, bias, out, *((1, pieces) if by_columns else (pieces, 1)))
+            cuts = (1, pieces) if by_columns else (pieces, 1)
+            _product(pieces, pieces, a, b, bias, out, *cuts)

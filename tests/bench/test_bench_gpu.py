@@ -13,7 +13,7 @@ from bench.cases import Case
 from bench.kernel_bench import KernelBench
 from bench.measure import Turns
 from bench.peer import PeerError
-from bench.training_sides import TASKS
+from bench.training_tasks import TASKS
 from framework.backend import device
 from framework.backend.device import Probe
 
@@ -195,7 +195,11 @@ def test_parts_come_in_order_and_a_failing_one_stops_nothing(run, monkeypatch, s
     made.all()
     figures = written(made)
     assert order == ["tests", "training"]
-    assert figures["training"] == {"problem": "PeerError: ours: OutOfMemoryError: no"}
+    assert figures["training"] == {
+        "results": [],
+        "not_reached": [],
+        "problem": "PeerError: ours: OutOfMemoryError: no",
+    }
     assert figures["sanitizer"] == {"problem": sanitizer.MISSING}
     assert sum(sanitizer.MISSING in line for line in said) == 1
     assert figures["tests"]["failures"][0]["reason"] == "AssertionError: off by 1"
@@ -217,12 +221,12 @@ def test_training_is_written_with_what_is_missing(run, monkeypatch):
     memory = {"ours": {"device": 5}}
     missing = {"captured": "captured: CaptureError: no"}
     result = training.Result(
-        TASKS["mlp"], turns, {"ours": [2.0, 1.0]}, memory, missing, device="cuda"
+        "mlp", TASKS["mlp"], turns, {"ours": [2.0, 1.0]}, memory, missing, device="cuda"
     )
     monkeypatch.setattr(training, "run", lambda *_, **__: result)
     made = run()
     made.all(["training"])
-    figures = written(made)["training"]
+    (figures,) = written(made)["training"]["results"]
     assert figures["steps_per_second"]["ours"]["median"] == pytest.approx(1000)
     assert figures["memory"] == memory
     assert figures["missing"] == missing

@@ -156,12 +156,17 @@ def test_machines_are_apart_and_the_newest_file_counts(run):
 
 
 def test_a_run_on_a_gpu_has_kernels_and_captured_steps(run):
-    result = copy.deepcopy(TRAINING["result"])
+    result = copy.deepcopy(TRAINING["results"][0])
     result["seconds"] = {side: {"step": laps["step"]} for side, laps in result["seconds"].items()}
     result["seconds"]["captured"] = result["seconds"]["ours"]
     part = {"rows": KERNELS["rows"], "copy_bandwidth": 1e12}
     card = {"name": "Some GPU", "driver": "580", "cuda_runtime": "13.0"}
-    facts = KERNELS | {"kind": "gpu", "device": "cuda", "gpu": card, "training": result}
+    facts = KERNELS | {
+        "kind": "gpu",
+        "device": "cuda",
+        "gpu": card,
+        "training": {"results": [result]},
+    }
     found, text = run({k: v for k, v in facts.items() if k != "rows"} | {"kernels": part})
     assert found.exit_code == 0, found.output
     for words in ("<h2>Some GPU", "ours, captured, ms", "copy, 1,000.0 GB/s", "gelu"):
@@ -197,9 +202,11 @@ def test_the_picture_has_the_largest_size_of_each_kernel(run, tmp_path):
     assert found.exit_code == 0, found.output
     assert png.read_bytes().startswith(b"\x89PNG")
     (machine,) = report_data.machines([tmp_path / "0.json", tmp_path / "1.json"])
+    assert report_png.key_of(png) == report_png.key([machine])
+    assert report_png.key_of(tmp_path / "0.json") is None
     labels = [str(item.entry) for item, _ in report_png.chosen(machine)]
     assert labels == [
-        *("softmax[4096x1024]", "mlp step[784-10, batch 128]"),
+        *("softmax[4096x1024]", "mlp step[MLP 784-10, batch 128]"),
         *("matmul[128x256x64]", "gelu[4096x1024]"),
     ]
 

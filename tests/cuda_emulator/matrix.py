@@ -19,7 +19,11 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 #: Kernels with NaN in place of an infinity or the other way round, in more elements than the
 #: reference: name -> reason. See SPREADS of the contract, which is for both devices.
+_PADDED = "pads with zeros that are multiplied like the rest: 0 * inf is NaN"
 SPREADS = {
+    "convolution": _PADDED,
+    "convolution_input_grad": _PADDED,
+    "convolution_weight_grad": _PADDED,
     "group_norm_grad": "weighs sums of planes: inf * (a - b) is inf where inf * a - inf * b is NaN",
 }
 
@@ -40,6 +44,8 @@ ROWS = [(3, 512), (2, 1152), (2, 1101), (1, 8200), (1, 8201), (200, 40), (1, 200
 #: columns would be minutes of work: several parts, more columns than a warp has lanes.
 COLUMNS = [(70, 33), (600, 5)]
 CHANNELS = [(70, 33)]
+#: Recurrent layers of 141 units, of whose weights a part lies on chip, and of 351: step by step.
+SEQUENCES = [(3, 1120), (1, 2800)]
 
 #: One of each kind, for schedules and sanitizers.
 FEW = [(3, 5), (9, 136)]
@@ -80,6 +86,8 @@ def large(kernel: Kernel, sample: str) -> list[tuple[int, int]]:
         "matrix",
     ):
         return CHANNELS
+    if kernel.family in ("recurrent", "lstm", "gru"):
+        return SEQUENCES
     if kernel.family == "group_norm":
         return [(2, 600), (1, 7000)]
     return COLUMNS if sample in ("columns", "channels") else ROWS

@@ -18,11 +18,13 @@ from framework import functional as F, layers, optimizers
 from framework.backend import cuda, graph, out_of_memory
 from framework.backend.live import CaptureError
 from framework.backend.random import Generator
-from framework.data import load
+from framework.data import DataLoader, StreamSampler, Windows, load
 from framework.trainer import Callback, Metric, TerminateOnNaN, Trainer
 from framework.trainer.config import Recipe
+from framework.trainer.language import token_loss
 from framework.trainer.run import load_data
 from kernels.arrays import is_cuda
+from models import build
 from models.mlp import MLP, MLPConfig
 from tests.cuda_emulator import memory, streams, training, whole
 from tests.cuda_emulator.conftest import require_emulator
@@ -601,3 +603,28 @@ def test_graphs_go_with_their_trainer():
         assert gone() is None
     finally:
         gc.enable()
+
+
+# --- a state from window to window ----------------------------------------------------------------
+
+
+def streamed(capture):
+    """A language model over streams: three windows, again and again."""
+    ids = np.random.default_rng(0).integers(0, 7, 37)
+    sampler = StreamSampler(len(ids), 4, 3, batches=6)
+    loader = DataLoader(Windows(ids, 4, sampler.length), 3, sampler=sampler, device="cuda")
+    fw.manual_seed(0)
+    model = build("nplm", vocabulary=7, context=6, embedding=4, hidden=8).to("cuda")
+    optimizer = optimizers.SGD(model.parameters(), lr=0.5)
+    run = Trainer(model, token_loss, optimizer, capture=capture)
+    run.fit(loader, epochs=2)
+    return run
+
+
+def test_a_carried_state_goes_on_in_replays():
+    eager, captured = streamed(False), streamed(True)
+    assert captured._captured.whole.replays == 10
+    for name, x in eager.model.state_dict().items():
+        np.testing.assert_array_equal(x.numpy(), captured.model.state_dict()[name].numpy(), name)
+    kept = [run.model.carry.kept()[0].get() for run in (eager, captured)]
+    np.testing.assert_array_equal(*kept)

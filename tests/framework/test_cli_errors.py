@@ -130,6 +130,10 @@ def test_corrupt_and_wrong_files(folder, monkeypatch):
     assert "which is not a folder" in error("train", "--dataset", "mnist")
 
 
+def test_generate_is_for_language(run):
+    assert "run has learnt classification, no language: it has predict" in error("generate", run)
+
+
 def test_a_folder_that_holds_a_run(run):
     assert "holds a run already" in error("train", "--out", run)
     assert "is complete: there is nothing to go on with; --epochs N trains on, with N above 1" in (

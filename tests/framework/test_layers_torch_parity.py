@@ -82,6 +82,41 @@ LAYERS = [
 ]
 
 
+X4 = RNG.standard_normal((2, 4, 7, 6))
+X5 = RNG.standard_normal((2, 2, 4, 5, 3))
+
+CONVOLUTIONS = [
+    ("Conv1d", (6, 4, 3), {"padding": 1, "stride": 2}, X3),
+    ("Conv1d", (6, 4, 4), {"padding": "same", "groups": 2, "bias": False}, X3),
+    ("Conv2d", (4, 6, 3), {"padding": 1}, X4),
+    ("Conv2d", (4, 6, 1), {"stride": 2}, X4),
+    ("Conv2d", (4, 8, 3), {"padding": 1, "groups": 4}, X4),
+    ("Conv2d", (4, 6, (3, 2)), {"stride": (1, 2), "padding": (2, 0), "dilation": (2, 1)}, X4),
+    ("Conv2d", (4, 6, (4, 3)), {"padding": "same", "padding_mode": "reflect"}, X4),
+    ("Conv2d", (4, 6, 3), {"padding": 2, "padding_mode": "replicate"}, X4),
+    ("Conv2d", (4, 6, 3), {"padding": (2, 3), "padding_mode": "circular"}, X4),
+    ("Conv2d", (4, 6, 3), {"padding": "valid"}, X4[0]),
+    ("Conv3d", (2, 3, (2, 3, 2)), {"padding": 1, "stride": (1, 2, 1)}, X5),
+    ("ConvTranspose1d", (6, 4, 3), {"stride": 3, "output_padding": 1}, X3),
+    ("ConvTranspose2d", (4, 6, 3), {"stride": 2, "padding": 1, "output_padding": 1}, X4),
+    ("ConvTranspose2d", (4, 6, (3, 2)), {"groups": 2, "dilation": (1, 2), "padding": 1}, X4[0]),
+    ("ConvTranspose3d", (2, 3, 2), {"stride": 2, "bias": False}, X5),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "options", "x"), CONVOLUTIONS, ids=named)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's own
+def test_convolutions(name, args, options, x):
+    both(getattr(L, name)(*args, **options), getattr(NN, name)(*args, **options), x)
+
+
+def test_the_output_size_of_a_transposed_convolution():
+    ours, theirs = L.ConvTranspose2d(4, 3, 3, 2), NN.ConvTranspose2d(4, 3, 3, 2)
+    x = np.float32(X4)
+    y = ours(fw.tensor(x), output_size=(16, 13))
+    assert y.shape == tuple(theirs(torch.tensor(x), output_size=(16, 13)).shape)
+
+
 @pytest.mark.parametrize(("name", "args", "x"), LAYERS, ids=named)
 def test_layers(name, args, x):
     if name == "GELU" and args:

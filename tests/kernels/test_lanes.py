@@ -19,6 +19,7 @@ from kernels.cpu.lanes import (
     select,
     store,
     total,
+    totals,
     whole,
 )
 from kernels.cpu.rows import row_dot, row_exp_sum, row_max, row_softmax
@@ -42,6 +43,13 @@ def reductions(a, fill, out):
     x = load(a, 0, a.shape[0], fill)
     out[0] = total(x)
     out[1] = peak(x)
+
+
+@jit
+def four_totals(a, out):
+    sums = totals(load(a, 0, 16), load(a, 16, 16), load(a, 32, 16), load(a, 48, 16))
+    for i in range(4):
+        out[i] = sums[i]
 
 
 @jit
@@ -100,6 +108,13 @@ def test_lanes_beyond_count_hold_the_fill(size):
     reductions(a, np.float32(-100), out)
     assert out[0] == a.sum() - 100 * (LANES - size)
     assert out[1] == -1
+
+
+def test_four_totals_together():
+    a = np.random.default_rng(3).integers(-99, 99, 64).astype(np.float32)  # sums without rounding
+    out = np.empty(4, np.float32)
+    four_totals(a, out)
+    np.testing.assert_array_equal(out, a.reshape(4, 16).sum(1))
 
 
 def test_select_takes_lane_by_lane_and_nan_is_neither_larger_nor_smaller():

@@ -8,6 +8,7 @@ from framework.trainer.callbacks.lr_monitor import LRMonitor
 from framework.trainer.callbacks.model_checkpoint import ModelCheckpoint
 from framework.trainer.callbacks.profiler import Profiler
 from framework.trainer.callbacks.progress import Progress
+from framework.trainer.callbacks.sample_text import SampleText
 from framework.trainer.callbacks.terminate_on_nan import NonFiniteError, TerminateOnNaN
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "NonFiniteError",
     "Profiler",
     "Progress",
+    "SampleText",
     "TerminateOnNaN",
     "draw_curves",
 ]

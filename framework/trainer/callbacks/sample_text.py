@@ -1,0 +1,54 @@
+"""Show what a language model writes by now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from framework.data import Tokenizer
+from framework.generation import generate_text
+from framework.trainer.callbacks.callback import Callback
+
+if TYPE_CHECKING:
+    from framework.trainer.trainer import Trainer
+
+
+class SampleText(Callback):
+    """After each epoch, `tokens` tokens of text by the model, from `prompt` on.
+
+    Args:
+        tokenizer: the model's.
+        prompt: what the text begins with.
+        tokens: how many to write.
+        temperature: see `framework.generation.Sampling`.
+        seed: of the draws, the same in every epoch; the trainer's random numbers are not touched.
+        show: called with epoch and text; prints them unless given.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        seed: int = 0,
+        show: Callable[[int, str], None] | None = None,
+    ) -> None:
+        self.tokenizer, self.prompt, self.tokens = tokenizer, prompt, tokens
+        self.temperature, self.seed, self.show = temperature, seed, show or _show
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        with trainer.evaluating():
+            pieces = generate_text(
+                trainer.model,
+                self.tokenizer,
+                self.prompt,
+                self.tokens,
+                temperature=self.temperature,
+                seed=self.seed,
+            )
+            self.show(trainer.epoch, self.prompt + "".join(pieces))
+
+
+def _show(epoch: int, text: str) -> None:
+    print(f"--- epoch {epoch}\n{text}", flush=True)

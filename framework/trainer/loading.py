@@ -1,0 +1,103 @@
+"""The loaders of a run, as its recipe has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from framework.data import (
+    Compose,
+    DataLoader,
+    RandomCrop,
+    Splits,
+    Standardise,
+    TokenSplits,
+    Transform,
+    random_split,
+)
+from framework.trainer.config import Recipe
+from framework.trainer.language import token_loaders
+
+
+@dataclass
+class Data:
+    """The loaders of a run, and what was fitted on its training split: transforms and the inputs'
+    range (text has neither).
+    """
+
+    train: DataLoader
+    validation: DataLoader | None
+    test: DataLoader
+    inputs: Transform | None = None
+    targets: Transform | None = None
+    input_range: tuple[float, float] | None = None
+
+
+def fit_transforms(splits: Splits) -> tuple[Transform, Transform | None]:
+    """Standardise inputs (images as a whole, other features one by one) and regression targets."""
+    per = "all" if len(splits.shape) > 1 else "feature"
+    inputs = Standardise(per=per).fit(splits.train)  # type: ignore[arg-type]
+    if splits.task == "classification":
+        return inputs, None
+    targets = splits.train.batch(np.arange(len(splits.train)))[1]
+    return inputs, Standardise(per="feature").fit(targets)
+
+
+def load_data(
+    splits: Splits,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    inputs: Transform | None = None,
+    targets: Transform | None = None,
+) -> Data:
+    """Loaders as the recipe has them; the transforms are fitted unless they are given."""
+    recipe.check_task(splits.task, splits.name)
+    if isinstance(splits, TokenSplits):
+        return Data(*token_loaders(splits, recipe, seed, device))
+    if inputs is None:
+        inputs, targets = fit_transforms(splits)
+    train: Any = splits.train
+    held_out = None
+    if recipe.validation:
+        train, held_out = random_split(train, [1 - recipe.validation, recipe.validation], seed)
+    augmented: Transform = inputs
+    if recipe.shift:
+        if len(splits.shape) != 3:
+            raise ValueError(f"shift is {recipe.shift}, but {splits.name} has no images")
+        height, width = splits.shape[1:]
+        if recipe.shift >= min(height, width):
+            raise ValueError(
+                f"shift is {recipe.shift}, but the images of {splits.name} have {height}x{width} "
+                f"pixels: expected at most {min(height, width) - 1}"
+            )
+        augmented = Compose(RandomCrop(splits.shape[1:], padding=recipe.shift), inputs)
+    # A last batch of a single sample has no variance for batch norm: leave it out.
+    single = len(train) % recipe.batch_size == 1 and len(train) > recipe.batch_size
+    training = DataLoader(
+        train,
+        recipe.batch_size,
+        shuffle=True,
+        drop_last=single,
+        seed=seed,
+        transform=augmented,
+        target_transform=targets,
+        device=device,
+    )
+    everything = {"transform": inputs, "target_transform": targets, "device": device}
+    x = splits.train.batch(np.arange(min(len(splits.train), 10_000)))[0]
+    return Data(
+        training,
+        None if held_out is None else DataLoader(held_out, EVALUATED, **everything),  # type: ignore[arg-type]
+        DataLoader(splits.test, EVALUATED, **everything),  # type: ignore[arg-type]
+        inputs,
+        targets,
+        (float(x.min()), float(x.max())),
+    )
+
+
+#: Samples of a batch in evaluation: few enough for a small model's loops to stay on one thread, so
+#: that a first run compiles no parallel twins (2 s less).
+EVALUATED = 128

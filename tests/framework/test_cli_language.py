@@ -1,0 +1,141 @@
+"""train, evaluate and generate with text, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from framework.data import load_text
+from framework.planning import UsageError, plan_run
+from models import ZOO, open_run
+from tests.framework.test_cli_errors import call, error, folder  # noqa: F401  (a fixture)
+
+OPTIONS = ["train", "nplm", "--epochs", 3, "--batch-size", 8]
+OPTIONS += ["--set", "hidden=16", "--set", "window=16", "--set", "steps=30"]
+
+
+def good(*args):
+    result = call(*args)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The beginning of Python's reference, as a file."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(load_text("python-reference").text[:6000], encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    run = tmp_path_factory.mktemp("language") / "run"
+    return run, good(*OPTIONS, "--dataset", text, "--out", run, "--device", "cpu")
+
+
+def test_train(trained, text):
+    run, shown = trained
+    for words in (
+        "different characters · 5,400 to train · 600 to test",
+        "30 steps · 3 epochs · batches of 8 windows of 16 · AdamW, learning rate 0.002",
+        "after epoch 3 it writes",
+    ):
+        assert words in shown
+    names = {file.name for file in run.iterdir()} - {"curves.png"}
+    assert names == {"config.json", "metrics.jsonl", "model.safetensors", "tokenizer.json"}
+    config = json.loads((run / "config.json").read_text())
+    assert config["dataset"] == str(text) and config["samples"] == [5400, 600]
+    assert config["recipe"]["clip_norm"] == 1.0  # of the family
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 30
+    score = f"test loss {last['test_loss']:.4f} bpc {last['test_bpc']:.4f} perplexity "
+    assert shown.splitlines()[-1].startswith(score)
+    evaluated = good("evaluate", run)
+    assert evaluated.splitlines()[-1] == shown.splitlines()[-1]
+    assert "600 test tokens" in evaluated
+
+
+def test_generate(trained):
+    run, _ = trained
+    written = good("generate", run, "--prompt", "The ", "--tokens", 40, "--seed", 1)
+    assert written.startswith("The ") and len(written) == 4 + 40 + 1
+    again = ("generate", run, "--prompt", "The ", "--tokens", 40, "--seed")
+    assert good(*again, 1) == written != good(*again, 2)
+    greedy = good("generate", run, "--prompt", "T", "--tokens", 9, "--temperature", 0)
+    assert greedy == good("generate", run, "--prompt", "T", "--tokens", 9, "--top-k", 1)
+    opened = open_run(run, "cpu")
+    import framework as fw
+
+    pieces = fw.generate_text(opened.model, opened.tokenizer, "T", 9, temperature=0)
+    assert "T" + "".join(pieces) + "\n" == greedy
+
+
+def test_streams_of_words_and_a_longer_run(text, folder):  # noqa: F811
+    """A complete run trained on; its epochs keep their length."""
+    options = [*OPTIONS, "--set", "sampling=stream", "--set", "tokenizer=words", "--quiet"]
+    good(*options, "--dataset", text, "--out", "words")
+    good("train", "--resume", "words", "--epochs", 5, "--quiet")
+    records = (folder / "words" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(record)["step"] for record in records] == [10, 20, 30, 40, 50]
+    assert good("generate", "words", "--tokens", 5).startswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nplm", "--dataset", "digits"], "nplm is for language, but digits is data for classif"),
+        (["mlp", "--dataset", "python-reference"], "data for language: take one of nplm"),
+        (["nplm", "--dataset", "none.txt"], "'none.txt' cannot be read: there is no such file"),
+        (["nplm", "--dataset", "pytho-reference"], "(did you mean python-reference?)"),
+        (["nplm", "--set", "window=99999"], "test part: window is 99999, but the text has"),
+        (["nplm", "--set", "sampling=stream", "--batch-size", 90000], "too few for a window of 64"),
+        (["nplm", "--set", "vocabulary=9"], "the vocabulary of characters is all that"),
+        (["nplm", "--set", "tokenizer=letters"], "expected one of characters, words, bpe, word"),
+        (["mlp", "--set", "steps=9"], "steps is 9, which is for text, but digits is none"),
+    ],
+)
+def test_what_cannot_be_trained(args, message, folder):  # noqa: F811
+    assert message in error("train", *args)
+    assert not (folder / "runs").exists()
+
+
+def test_what_cannot_be_generated(trained, folder, text):  # noqa: F811
+    run = shutil.copytree(trained[0], folder / "run")
+    assert "1 character is outside the vocabulary of" in error("generate", run, "--prompt", "a☃")
+    assert "'☃' (the first at position 1)" in error("generate", run, "--prompt", "a☃")
+    assert "expected at least one token" in error("generate", run, "--prompt", "")
+    assert "temperature is -1" in error("generate", run, "--temperature", -1)
+    assert "it has generate, not predict" in error("predict", run, text)
+    tokenizer = run / "tokenizer.json"
+    content = tokenizer.read_text(encoding="utf-8")
+    for damaged, message in (
+        (content[:-9], "tokenizer.json is damaged"),
+        ('{"type": "characters", "characters": "ab"}', "has 2 tokens, but the model has"),
+    ):
+        tokenizer.write_text(damaged, encoding="utf-8")
+        assert message in error("generate", run)
+    tokenizer.unlink()
+    assert "tokenizer.json does not exist" in error("generate", run)
+
+
+def test_a_text_that_has_changed(trained, folder, text):  # noqa: F811
+    run = shutil.copytree(trained[0], folder / "run")
+    config = json.loads((run / "config.json").read_text())
+    other = folder / "other.txt"
+    other.write_text(load_text("python-reference").text[:5000], encoding="utf-8")
+    (run / "config.json").write_text(json.dumps(config | {"dataset": str(other)}))
+    assert "is not the data of this run: samples was (5400, 600)" in error("evaluate", run)
+
+
+def test_recipes_are_the_family_s_and_then_the_user_s(folder, monkeypatch):  # noqa: F811
+    plan = plan_run("nplm", None, 0, "cpu", folder / "x", {"lr": 0.5}, ["batch_size=7"])
+    recipe = plan.config.recipe
+    assert plan.config.dataset == "python-reference"
+    assert (recipe.lr, recipe.batch_size, recipe.clip_norm) == (0.5, 7, 1.0)
+    monkeypatch.setitem(ZOO, "nplm", replace(ZOO["nplm"], carries=False))
+    with pytest.raises(UsageError, match="sampling is stream, but nplm carries no state"):
+        plan_run("nplm", None, 0, "cpu", folder / "x", {}, ["sampling=stream"])
