@@ -69,6 +69,7 @@ from framework.backend.memory import (
 from framework.backend.out_of_memory import OutOfMemoryError as OutOfMemoryError
 from framework.backend.random import Generator as Generator, manual_seed as manual_seed
 from kernels.precision import (
+    exact_convolution as exact_convolution,
     get_float32_matmul_precision as get_float32_matmul_precision,
     set_float32_matmul_precision as set_float32_matmul_precision,
 )
