@@ -297,41 +297,6 @@ def load_each(context: Any, array: Any, index: Any) -> Any:
     return floats(array, types.intp), generate
 
 
-@intrinsic
-def turn(context: Any, x: Any, x0: Any, row: Any, y: Any, y0: Any, y_row: Any) -> Any:
-    """The 16 x 16 transpose: y[y0 + i * y_row + j] = x[x0 + j * row + i]."""
-    _check_array("turn", x)
-    _check_array("turn", y)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, x0, row, y, y0, y_row = args
-
-        def place(array: Any, kind: Any, start: Any, step: Any, i: int) -> Any:
-            index = builder.add(start, builder.mul(step, ir.Constant(step.type, i)))
-            return _address(context, builder, kind, array, index)
-
-        lines = [
-            builder.load(place(x, signature.args[0], x0, row, i), align=4) for i in range(LANES)
-        ]
-        # Four times, halves change places: of 1, 2, 4 and 8 elements, between lines as far apart.
-        for width in (1, 2, 4, 8):
-            low = [i for i in range(LANES) if not i & width]
-            first = [i - width + LANES if i & width else i for i in range(LANES)]
-            second = [i + LANES if i & width else i + width for i in range(LANES)]
-            for i in low:
-                a, b = lines[i], lines[i + width]
-                lines[i], lines[i + width] = (
-                    builder.shuffle_vector(a, b, ir.Constant(_INTS, order))
-                    for order in (first, second)
-                )
-        for i in range(LANES):
-            builder.store(lines[i], place(y, signature.args[3], y0, y_row, i), align=4)
-        return context.get_dummy_value()
-
-    intp = types.intp
-    return types.void(x, intp, intp, y, intp, intp), generate
-
-
 # Arithmetic ---------------------------------------------------------------------------------------
 
 
