@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,17 +47,26 @@ def kernels(
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on cuda.")] = "float32",
     against: Annotated[
         str,
-        typer.Option(help="Sides to compare with: reference, torch, torch.compile, or none."),
+        typer.Option(
+            help="Sides to compare with: reference (on cuda also cupy), torch, torch.compile, "
+            "on cuda triton, or none."
+        ),
     ] = "reference,torch",
     json: Json = None,
     threads: Threads = None,
     seconds: Annotated[float, typer.Option(help="Time on each side of a case.", min=0.001)] = 0.3,
     turns: Annotated[int, typer.Option(help="Turns the time is cut into.", min=3)] = 15,
+    passes: Annotated[
+        int,
+        typer.Option(
+            help="Times all is done, in new processes, a part of the turns each.", min=1, max=5
+        ),
+    ] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small arrays and few turns: a look, not a result.")
     ] = False,
 ) -> None:
-    """Time every kernel, forward and gradient. About 5 minutes for all, after they are compiled."""
+    """Time every kernel, forward and gradient. About 8 minutes for all, after they are compiled."""
     from bench import cases, kernel_bench, kernel_table, machine
     from bench.kernel_bench import KernelBench
 
@@ -67,18 +76,15 @@ def kernels(
         _check_dtype(dtype, where)
         chosen = cases.find(names or (), shapes, quick, where, dtype)
         _check_writable(json)
-        sides = _sides(against, kernel_bench.SIDES[where], where)
+        sides = _sides(against, kernel_bench.SIDES, where)
         if quick:
-            seconds, turns = min(seconds, 0.03), min(turns, 5)
+            seconds, turns, passes = min(seconds, 0.03), min(turns, 5), 1
         facts = machine.describe(threads, where)
-        rows: list[Any] = []
         with (
-            _progress(len(chosen)) as progress,
+            _progress(passes * len(chosen)) as progress,
             KernelBench(sides, seconds, turns, threads, where) as bench,
         ):
-            for case in chosen:
-                progress(str(case))
-                rows.append(bench.run(case))
+            rows = bench.run_all(chosen, passes, lambda case: progress(str(case)))
         _show(machine.headline(facts), kernel_table.table(rows, bench.copy_bandwidth, sides))
         _warn_of_company(sum(row.turns is not None and row.turns.disturbed for row in rows))
         if json is not None:
@@ -120,9 +126,8 @@ def training(
         tasks = _tasks(model, settings or ())
         _check_writable(json)
         where = _device(device)
-        known = bench.SIDES[where]
-        usual = "torch" if where == "cpu" else ",".join(known)
-        sides = _sides(usual if against is None else against, known, where)
+        usual = "torch" if where == "cpu" else ",".join(bench.SIDES[where])
+        sides = _sides(usual if against is None else against, bench.SIDES, where)
         if quick:
             seconds, turns = min(seconds, 2.0), min(turns, 20)
         facts = machine.describe(threads, where)
@@ -190,14 +195,15 @@ def summary(
         bool, typer.Option("--check", help="Change nothing; code 1 if README is out of date.")
     ] = False,
 ) -> None:
-    """Write the newest figures of bench/results/ into README."""
+    """Write the newest figures of bench/results/ into README, and draw its picture."""
     from bench import summary as bench
 
     with _clear_errors():
-        changed = bench.update(write=not check)
+        changed = bench.update(write=not check, ladder=bench.LADDER)
         if changed and check:
-            _fail("README.md is out of date: python -m bench summary", code=1)
-        typer.echo(f"README.md: {'written' if changed else 'nothing to change'}")
+            are = "is" if len(changed) == 1 else "are"
+            _fail(f"{' and '.join(changed)} {are} out of date: python -m bench summary", code=1)
+        typer.echo(f"{' '.join(changed)}: written" if changed else "nothing to change")
 
 
 @app.command()
@@ -287,15 +293,24 @@ def _check_dtype(dtype: str, device: Device) -> None:
         _fail(f"--dtype {dtype}: on {device} there is {' or '.join(known)}")
 
 
-def _sides(text: str, known: Sequence[str], device: Device) -> list[str]:
+def _sides(text: str, every: Mapping[Device, Sequence[str]], device: Device) -> list[str]:
     """The sides named in "a,b"; what is not installed is left out, with a word."""
     from bench import machine
 
     chosen = [] if text == "none" else [side.strip() for side in text.split(",") if side.strip()]
+    known, elsewhere = every[device], set(every["cuda"])
+    if "reference" in known:  # the array maths: on CUDA it is CuPy's
+        elsewhere.add("cupy")
+        if device == "cuda":
+            chosen = ["reference" if side == "cupy" else side for side in chosen]
     for side in chosen:
-        if side not in known:
+        if side not in {*known, *elsewhere}:
             _fail(f"unknown peer {side!r} in --against: there are {', '.join(known)}, none")
+    if left_out := [side for side in chosen if side not in known]:
+        typer.echo(f"compared on cuda only, so not here: {', '.join(left_out)}", err=True)
+        chosen = [side for side in chosen if side in known]
     for side, is_missing, words in (
+        ("triton", not machine.has_triton(), machine.TRITON_IS_MISSING),
         ("torch", not machine.has_torch(), machine.TORCH_IS_MISSING),
         (
             "torch.compile",
@@ -383,7 +398,7 @@ def _show(headline: str, *tables: Any) -> None:
     from rich.console import Console
 
     # A file or a pipe has no width: wide enough that no cell is cut.
-    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 190)
+    width = None if sys.stdout.isatty() else max(shutil.get_terminal_size().columns, 250)
     console = Console(width=width)
     console.print(headline)
     for table in tables:

@@ -16,8 +16,8 @@ _CAPTION = """\
 x: time after / time before, of medians; above 1 it became slower. fastest: the same of the fastest
 iterations. x copy, x torch: the same with times counted in those of a plain copy, of torch in the
 same run, so that a machine that is slower today cancels.
-slower, faster: beyond {:g} times, p20-p80 apart, and the fastest iteration moved along.
-unclear: only the medians say so, or a run was disturbed by other processes."""
+slower, faster: beyond {:g} times, p20-p80 apart, the fastest iteration moved along, and so did the
+time counted in torch's. unclear: not all of that, or a run was disturbed by other processes."""
 
 
 class DifferentMachines(UnreadableResult):
@@ -117,23 +117,31 @@ def _change(a: Entry, b: Entry, side: str, threshold: float, drift: float | None
             to_torch = a.speedup["torch"].median / b.speedup["torch"].median
         else:
             to_torch = ratio * a.seconds["torch"].median / b.seconds["torch"].median
-    verdict = judge(before, after, best, threshold)
+    verdict = judge(before, after, best, threshold, to_torch)
     if verdict != "same" and (a.disturbed or b.disturbed):
         verdict = "unclear"
     to_copy = None if drift is None else ratio * drift
     return Change(b, side, before, after, best, to_copy, to_torch, verdict)
 
 
-def judge(before: Spread, after: Spread, best: float | None, threshold: float) -> str:
+def judge(
+    before: Spread,
+    after: Spread,
+    best: float | None,
+    threshold: float,
+    to_torch: float | None = None,
+) -> str:
     """slower, faster, unclear or same.
 
     Whatever made work longer made its fastest iteration longer too, by half of the threshold at
-    least; where only medians moved, something else ran.
+    least; where only medians moved, something else ran. And it did not make torch's work longer in
+    the same turns: where that moved along, the machine did.
     """
     if after.p20 > before.p80 and after.median > threshold * before.median:
-        moved, word = best is None or best > (1 + threshold) / 2, "slower"
+        moved, word = all(r is None or r > (1 + threshold) / 2 for r in (best, to_torch)), "slower"
     elif after.p80 < before.p20 and before.median > threshold * after.median:
-        moved, word = best is None or 1 / best > (1 + threshold) / 2, "faster"
+        ratios = [None if r is None else 1 / r for r in (best, to_torch)]
+        moved, word = all(r is None or r > (1 + threshold) / 2 for r in ratios), "faster"
     else:
         return "same"
     return word if moved else "unclear"

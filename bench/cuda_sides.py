@@ -1,4 +1,4 @@
-"""All sides of a case on CUDA, in one worker: ours, reference, torch and torch.compile.
+"""All sides of a case on CUDA, in one worker: ours, reference, torch, torch.compile and Triton.
 
 In one process, unlike on the CPU: what keeps the sides apart there, thread pools that spin against
 each other, does not exist on a GPU, and one CUDA context saves the switch between processes at each
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import cases
+from bench import cases, extra_memory
 from bench.cases import Case
 from bench.peer import Work
 
@@ -37,7 +37,8 @@ CHUNK = 64
 
 
 def together(case: Case, sides: Sequence[str]) -> Work:
-    """Prepare each of `sides`; the work answers "warm" and "run", the side's name first."""
+    """Prepare each of `sides`; the work answers "warm", "run" and "extra_memory", each
+    with the side's name first."""
     import cupy
 
     cupy.get_default_memory_pool().free_all_blocks()
@@ -58,12 +59,18 @@ def together(case: Case, sides: Sequence[str]) -> Work:
     small = facts["ours"]["bytes"] < SMALL_BYTES
     facts["ours"]["timing"] = "clock, calls in a row" if small else "events, L2 flushed"
     timed = {side: _Timed(step, small) for side, step in steps.items()}
+
+    def extra(side: str) -> int:
+        torchs = side.partition(".")[0] in ("torch", "triton")  # Triton's arrays are tensors
+        return (extra_memory.of_torch_cuda if torchs else extra_memory.of_cupy)(steps[side])
+
     return Work(
         lambda: None,
         facts,
         answers={
             "warm": lambda side, seconds: timed[side].warm(seconds),
             "run": lambda side, iterations, patience: timed[side].run(iterations, patience),
+            "extra_memory": extra,
         },
     )
 
@@ -119,39 +126,45 @@ def _reference(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
 
 
 def _torch(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
+    return _of_torch(case, args, expected, lambda call: call)
+
+
+def _compile(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
+    from bench import torch_calls
+
+    return _of_torch(case, args, expected, torch_calls.compiled)
+
+
+def _triton(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
+    from bench.triton_peers import in_triton
+
+    return _of_torch(case, args, expected, lambda call: in_triton(call, case))
+
+
+def _of_torch(
+    case: Case, args: list[Any], expected: list[Any], wrap: Callable[[Any], Any]
+) -> Prepared:
     from bench import torch_peers  # noqa: F401  (fills the table)
     from bench.torch_calls import prepare
 
     call = prepare(case, args)
+    call = None if call is None else wrap(call)
     if call is None:
         return {"peer": None}, lambda: None
     facts: dict[str, Any] = {"peer": call.text, "error": None}
+    results = call.results()  # compiled here, and what cannot run says so
     if call.comparable:
-        facts["error"] = cases.error(call.results(), expected)
+        facts["error"] = cases.error(results, expected)
     return facts, call.step
 
 
-def _compile(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
-    """torch.compile of the same call, where it is a plain function of tensors."""
-    import torch
-
-    from bench import torch_peers  # noqa: F401  (fills the table)
-    from bench.torch_calls import Call, prepare
-
-    call = prepare(case, args)
-    if call is None or call.function is None:
-        return {"peer": None}, lambda: None
-    torch._dynamo.reset()  # each case is the first of its function: no limit of recompilations
-    compiled = torch.compile(call.function, fullgraph=True, dynamic=False)
-    step = lambda: compiled(*call.tensors)  # noqa: E731
-    facts: dict[str, Any] = {"peer": f"torch.compile of {call.text}", "error": None}
-    results = Call("", step, call.comparable).results()
-    if call.comparable:
-        facts["error"] = cases.error(results, expected)
-    return facts, step
-
-
-_PREPARE = {"ours": _ours, "reference": _reference, "torch": _torch, "torch.compile": _compile}
+_PREPARE = {
+    "ours": _ours,
+    "reference": _reference,
+    "torch": _torch,
+    "torch.compile": _compile,
+    "triton": _triton,
+}
 
 
 def _copies(args: list[Any]) -> list[Any]:
@@ -238,6 +251,32 @@ class _Timed:
             wait()
             times.append(((time.perf_counter() - start) / CALLS,))
         return times
+
+
+#: The side of the square matrices whose product tells what the card's arithmetic gives.
+PEAK_SIZE = 8192
+
+
+def peak(dtype: str) -> Work:
+    """A large product: what the card's arithmetic gives at best in practice. With cuBLAS, as the
+    tensor cores have no other way in that is as good.
+    """
+    import cupy
+
+    from kernels.matmul import matmul
+
+    n = PEAK_SIZE
+    a = cupy.ones((n, n), cases.DTYPES[dtype])
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+
+    def step() -> tuple[float]:
+        start.record()
+        matmul(a, a)
+        end.record()
+        end.synchronize()
+        return (cupy.cuda.get_elapsed_time(start, end) / 1e3,)
+
+    return Work(step, {"flops": 2 * n**3}, own_clock=True)
 
 
 def copy(n_bytes: int | None = None) -> Work:

@@ -131,6 +131,7 @@ class Run:
         known: dict[str, Any] = self.record.setdefault("kernels", {"rows": [], "not_reached": []})
         known["not_reached"] = []
         torch = ["torch", *["torch.compile"] * compiled] if machine.has_torch() else []
+        torch += ["triton"] if torch and machine.has_triton() else []
         if not torch:
             self.say(f"  {machine.TORCH_IS_MISSING}")
         seen: set[tuple[str, str]] = set()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from bench.cases import TOLERANCES, Case, flops
 from bench.measure import Spread, Turns, measure
 from bench.peer import PeerError, Worker
-from bench.pools import Pool, Separate, Start, Together, copy_bandwidth
+from bench.pools import Pool, Separate, Start, Together, copy_bandwidth, peak_flops
 from bench.sizes import Device
 
 #: What --against chooses from.
 SIDES: dict[Device, tuple[str, ...]] = {
-    "cpu": ("reference", "torch"),
-    "cuda": ("reference", "torch", "torch.compile"),
+    "cpu": ("reference", "torch", "torch.compile"),
+    "cuda": ("reference", "torch", "torch.compile", "triton"),
 }
 
 #: torch computes in the same precision, so its result may be this far from the float64 reference
@@ -31,6 +32,8 @@ class Row:
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     turns: Turns | None = None
     problem: str = ""
+    #: Operations a second of the machine's arithmetic, for cases that have operations to count.
+    peak_flops: float | None = None
 
     @property
     def seconds(self) -> Spread:
@@ -48,6 +51,21 @@ class Row:
         """Operations a second of a matrix product; None for other kernels."""
         count = flops(self.case)
         return None if count is None else count / self.seconds.median
+
+    def joined(self, later: Row) -> Row:
+        """With the turns of a later pass; a pass that failed fails the row."""
+        if self.turns is None or later.turns is None:
+            return self if self.turns is None else later
+        self.turns.join(later.turns)
+        self.problem = self.problem or later.problem
+        return self
+
+    def share_of_roof(self, copy_bandwidth: float) -> float:
+        """Of what copying and arithmetic allow, the lower of the two (Williams et al. 2009)."""
+        shares = [self.bandwidth / copy_bandwidth]
+        if self.flops is not None and self.peak_flops:
+            shares.append(self.flops / self.peak_flops)
+        return max(shares)
 
     def speedup(self, side: str) -> Spread | None:
         """Time of `side` over ours; None where that side did not run."""
@@ -72,6 +90,8 @@ class Row:
             row["bandwidth"] = self.bandwidth
             row["share_of_copy"] = self.bandwidth / copy_bandwidth
             row["flops"] = self.flops
+            row["peak_flops"] = self.peak_flops
+            row["share_of_roof"] = self.share_of_roof(copy_bandwidth)
             row["disturbed"] = self.turns.disturbed
             row["turns"] = {s: self.turns.totals(s) for s in sides}
         return row
@@ -96,6 +116,29 @@ class KernelBench:
             Separate(sides, threads, start) if device == "cpu" else Together(sides, start)
         )
         self.copy_bandwidth = copy_bandwidth(device, threads, start)
+        self._peak = cache(lambda dtype: peak_flops(device, threads, dtype, start))
+
+    def run_all(
+        self, chosen: Sequence[Case], passes: int, after_case: Callable[[Case], object]
+    ) -> list[Row]:
+        """All cases, `passes` times, each time in new processes and with a part of the time.
+
+        Where the system happens to put a process's arrays, and what the machine's other guests do
+        to the caches meanwhile, changes some kernels by a fifth and more, for as long as the
+        process lives: turns of one process alone do not show that spread.
+        """
+        rows: dict[Case, Row] = {}
+        whole = self.seconds, self.turns
+        self.seconds, self.turns = whole[0] / passes, max(1, round(whole[1] / passes))
+        for number in range(passes):
+            if number:
+                self.pool.restart_all()
+            for case in chosen:
+                row = self.run(case)
+                rows[case] = rows[case].joined(row) if case in rows else row
+                after_case(case)
+        self.seconds, self.turns = whole
+        return list(rows.values())
 
     def __enter__(self) -> KernelBench:
         return self
@@ -107,7 +150,7 @@ class KernelBench:
         """Check and time one case. A side that fails is left out of the row, which says so; the
         sides in `without` are not asked.
         """
-        row = Row(case)
+        row = Row(case, peak_flops=self._peak(case.dtype) if flops(case) else None)
         row.facts, problems = self.pool.prepare(case, without)
         row.problem = "; ".join(problems)
         if "ours" not in row.facts:
@@ -118,7 +161,11 @@ class KernelBench:
             return row
         sides = [side for side in row.facts if side == "ours" or self._takes_part(side, row)]
         try:
-            row.turns = measure(self.pool.runners(sides), self.seconds, self.turns)
+            runners = self.pool.runners(sides)
+            turns = measure(runners, self.seconds, self.turns)
+            for side, runner in runners.items():
+                row.facts[side]["extra_memory"] = runner.call("extra_memory")
+            row.turns = turns
         except PeerError as error:
             row.problem = str(error)
             self.pool.restart(sides)

@@ -17,7 +17,9 @@ x side: its time / ours, turn by turn: median (p20-p80); above 1 ours is faster.
 the fastest iterations, for a machine that is busy.
 GB/s: the least traffic, each argument read once and each result written once. copy: its share of
 {:.1f} GB/s, which a plain copy reached in this run; above 100% the arrays stay in
-caches. TFLOP/s: of matrix products. error: against float64, relative to the largest element or 1.
+caches. TFLOP/s: of matrix products; roof: their share of what the machine's arithmetic or its copy
+allows, whichever is less. error: against float64, relative to the largest element or 1.
+extra: memory at the peak of a call beyond its inputs and results; in brackets torch's.
 r: there is no tuned version, the reference is what runs."""
 
 
@@ -34,7 +36,8 @@ def table(rows: Sequence[Row], copy_bandwidth: float, against: Sequence[str]) ->
     result.add_column("size", no_wrap=True)
     ratios = [name for side in against for name in (f"x {side}", "best")]
     products = any(row.turns is not None and row.flops for row in rows)
-    for name in ("us", "p20-p80", *ratios, "GB/s", "copy", *["TFLOP/s"] * products, "error"):
+    arithmetic = ["TFLOP/s", "roof"] if products else []
+    for name in ("us", "p20-p80", *ratios, "GB/s", "copy", *arithmetic, "extra", "error"):
         result.add_column(name, justify="right", no_wrap=True)
     if "torch" in against:
         result.add_column("torch is", overflow="fold", style="dim", ratio=1)
@@ -61,7 +64,8 @@ def _add(
         *(cell for side in against for cell in _ratios(row, side)),
         f"{row.bandwidth / 1e9:.1f}",
         f"{row.bandwidth / copy_bandwidth:.0%}",
-        *[f"{row.flops / 1e12:.3g}" if row.flops else ""] * products,
+        *(_arithmetic(row, copy_bandwidth) if products else ()),
+        _extra(row),
         f"{ours['error']:.0e}" if ours["error"] else "0",
     ]
     if "torch" in against:
@@ -76,6 +80,26 @@ def _ratios(row: Row, side: str) -> tuple[str, str]:
     if spread is None or row.turns is None:
         return "-", ""
     return ratio(spread), f"{row.turns.best_speedup(side):.3g}"
+
+
+def _arithmetic(row: Row, copy_bandwidth: float) -> tuple[str, str]:
+    if not row.flops:
+        return "", ""
+    return f"{row.flops / 1e12:.3g}", f"{row.share_of_roof(copy_bandwidth):.0%}"
+
+
+def _extra(row: Row) -> str:
+    mine, theirs = (row.facts.get(s, {}).get("extra_memory") for s in ("ours", "torch"))
+    return size_of(mine) + ("" if theirs is None else f" [dim]({size_of(theirs)})[/]")
+
+
+def size_of(count: int | None) -> str:
+    """Bytes in a unit that fits: 0 below 4 KiB, which is what Python's own objects take."""
+    if count is None:
+        return "-"
+    if count < 1 << 12:
+        return "0"
+    return f"{count / 2**10:.0f} KiB" if count < 1 << 20 else f"{count / 2**20:.1f} MiB"
 
 
 def microseconds(seconds: float) -> str:

@@ -132,6 +132,14 @@ COMPILER_IS_MISSING = (
     "torch.compile needs a C++ compiler on the CPU, so it is not compared: install g++ or set CXX"
 )
 
+
+def has_triton() -> bool:
+    """Is it installed? (It comes with torch for CUDA on Linux.)"""
+    return find_spec("triton") is not None
+
+
+TRITON_IS_MISSING = "triton is not installed, so it is not compared: pip install triton"
+
 #: Where results that README shows are kept.
 RESULTS = Path(__file__).parent / "results"
 

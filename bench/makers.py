@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.sizes import (
+    ATTENTION,
     FLAT,
     IMAGES,
     IMAGES_3X3,
@@ -21,8 +22,12 @@ from bench.sizes import (
     IMAGES_WIDER,
     LOOKUPS,
     PRODUCTS,
+    SEQUENCES,
+    VOCABULARIES,
     Sizes,
 )
+from kernels import gru, lstm, recurrent
+from kernels.attention import attention
 from kernels.pooling import max_pool
 from kernels.registry import Draw
 from kernels.upsampling import sampling
@@ -183,7 +188,9 @@ def _(draw, N, C, H, W, variant):
     slide, layout = variant.split("-")
     windows = _windows(slide, H, W)
     places = max_pool.reference(_image(draw, N, C, H, W, layout), windows)[1]
-    if layout == "nchw":
+    if layout == "channels_last":  # as the forward kernel lays them out
+        places = np.moveaxis(np.ascontiguousarray(np.moveaxis(places, 1, -1)), -1, 1)
+    else:
         places = np.ascontiguousarray(places)
     return _image(draw, N, C, *windows.outputs, layout), places, windows
 
@@ -239,6 +246,73 @@ def _(draw, tokens, vocabulary, features):
 @maker("embedding_grad", "lookup", sizes=LOOKUPS)
 def _(draw, tokens, vocabulary, features):
     return draw.normal(tokens, features), draw.integers(vocabulary, tokens), vocabulary
+
+
+def _layer(draw: Draw, T: int, B: int, H: int, gates: int) -> tuple[Any, ...]:
+    """x, weights and biases, as large as PyTorch draws them."""
+    bound = {"low": -(H**-0.5), "high": H**-0.5}
+    weights = (draw.uniform(gates * H, *columns, **bound) for columns in ((H,), (H,), (), ()))
+    return draw.normal(T, B, H), *weights
+
+
+@maker("rnn", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 1)
+
+
+@maker("rnn_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 1)[:3]  # without biases, of which a gradient knows nothing
+    y, _ = recurrent.rnn.reference(*layer)
+    return draw.normal(T, B, H), None, *layer, None, y
+
+
+@maker("lstm", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 4)
+
+
+@maker("lstm_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 4)[:3]
+    y, _, _, gates, cells = lstm.lstm.reference(*layer)
+    return draw.normal(T, B, H), None, None, *layer, None, None, y, gates, cells
+
+
+@maker("gru", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    return _layer(draw, T, B, H, 3)
+
+
+@maker("gru_grad", "sequence", sizes=SEQUENCES)
+def _(draw, T, B, H):
+    layer = _layer(draw, T, B, H, 3)[:3]
+    y, _, gates, u = gru.gru.reference(*layer)
+    return draw.normal(T, B, H), None, *layer, None, y, gates, u
+
+
+def _heads(draw: Draw, *shape: int) -> np.ndarray:
+    """(B, H, T, D) that lie as (B, T, H, D)."""
+    B, H, T, D = shape
+    return draw.normal(B, T, H, D).swapaxes(1, 2)
+
+
+@maker("attention", "causal", sizes=ATTENTION)
+def _(draw, *shape):
+    return *(_heads(draw, *shape) for _ in range(3)), None, None, None, True
+
+
+@maker("attention_grad", "causal", sizes=ATTENTION)
+def _(draw, *shape):
+    dout, q, k, v = (_heads(draw, *shape) for _ in range(4))
+    out, lse = attention(*(x.astype(np.float32) for x in (q, k, v)), causal=True)
+    return dout, q, k, v, out, lse, None, None, None, True
+
+
+@maker("linear_cross_entropy", "tokens", sizes=VOCABULARIES)
+def _(draw, tokens, features, vocabulary):
+    weight = draw.normal(vocabulary, features, scale=features**-0.5)
+    return draw.normal(tokens, features), weight, draw.integers(vocabulary, tokens)
 
 
 _ADAM = ("adamw", "adamw_foreach", "adam", "adam_foreach")

@@ -65,6 +65,18 @@ class Turns:
         self.laps: dict[str, list[tuple[float, ...]]] = {side: [] for side in sides}
         self.best: dict[str, float] = dict.fromkeys(self.laps, math.inf)
 
+    def join(self, later: Turns) -> None:
+        """Add the turns of another pass. Of a side that stopped early in one of the two, turns are
+        left out, so that turns of one number are those of one moment.
+        """
+        known, new = (min(map(len, t.laps.values()), default=0) for t in (self, later))
+        for side in list(self.laps):
+            if side not in later.laps:  # failed this time
+                del self.laps[side], self.best[side]
+                continue
+            self.laps[side] = self.laps[side][:known] + later.laps[side][:new]
+            self.best[side] = min(self.best[side], later.best[side])
+
     def add(self, side: str, times: list[tuple[float, ...]]) -> None:
         """A turn of `side`: the laps of its iterations."""
         self.laps[side].append(tuple(map(statistics.median, zip(*times, strict=True))))

@@ -9,6 +9,7 @@ time; the others sleep on their pipe.
     worker.call("prepare", case)       -> facts (a dict), the work itself stays over there
     worker.call("warm", seconds)       -> seconds that one iteration takes
     worker.call("run", iterations, patience)  -> [(lap, lap, ...), ...] seconds
+    worker.call("extra_memory")        -> bytes beyond inputs and results
 
 A factory, named "module:function", is called with what `prepare` sends and returns a `Work`.
 """
@@ -62,6 +63,8 @@ class Work:
     answers: dict[str, Callable[..., Any]] = field(default_factory=dict)
     #: Does `step` return the seconds of its laps? With several laps it does.
     own_clock: bool = False
+    #: Counts what a step needs beyond its inputs and results (bench/extra_memory.py).
+    extra: Callable[[Callable[[], Any]], int] | None = None
 
 
 class PeerError(RuntimeError):
@@ -236,6 +239,10 @@ class _Server:
             return times
         finally:
             gc.enable()
+
+    def extra_memory(self) -> int | None:
+        """Bytes beyond inputs and results at the peak of a step; None where nothing counts them."""
+        return None if self.work.extra is None else self.work.extra(self.work.step)
 
     def ask(self, name: str, *args: Any) -> Any:
         return self.work.answers[name](*args)

@@ -31,6 +31,9 @@ class Pool(Protocol):
     def restart(self, sides: Iterable[str]) -> None:
         """After a failure."""
 
+    def restart_all(self) -> None:
+        """Other processes from the next case on."""
+
     def close(self) -> None:
         """End the processes."""
 
@@ -42,6 +45,15 @@ def copy_bandwidth(device: Device, threads: int | None, start: Start = Worker) -
         moved = worker.call("prepare")["bytes"]
         times = measure({"copy": worker}, 15 * 0.03, 15)
     return float(moved / times.seconds("copy").median)
+
+
+def peak_flops(device: Device, threads: int | None, dtype: str, start: Start = Worker) -> float:
+    """Operations a second of the arithmetic alone; on the CPU products are in float32."""
+    factory = "bench.sides:peak" if device == "cpu" else "bench.cuda_sides:peak"
+    with start("peak", factory, threads) as worker:
+        count = worker.call("prepare", *([] if device == "cpu" else [dtype]))["flops"]
+        times = measure({"peak": worker}, 15 * 0.02, 15)
+    return float(count / times.seconds("peak").median)
 
 
 class Separate:
@@ -59,7 +71,8 @@ class Separate:
         """Start the sides that are not running: all at first, later those that died."""
         for side in self._sides:
             if side not in self._workers:
-                worker = self._start_worker(side, f"bench.sides:{side}", self._threads)
+                factory = f"bench.sides:{side.replace('.', '_')}"
+                worker = self._start_worker(side, factory, self._threads)
                 self._workers[side] = self._stack.enter_context(worker)
 
     def prepare(self, case: Case, without: Collection[str] = ()) -> tuple[Facts, list[str]]:
@@ -86,6 +99,10 @@ class Separate:
         """They start again with the next case."""
         for side in sides:
             self._workers.pop(side).close()
+
+    def restart_all(self) -> None:
+        """With the next case."""
+        self.restart(list(self._workers))
 
     def close(self) -> None:
         """End the processes."""
@@ -141,6 +158,10 @@ class Together:
 
     def restart(self, sides: Iterable[str]) -> None:
         """All of them: they share a process."""
+        self.close()
+
+    def restart_all(self) -> None:
+        """With the next case."""
         self.close()
 
     def close(self) -> None:

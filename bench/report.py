@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from bench import summary
+from bench.kernel_table import size_of
 from bench.measure import Spread
 from bench.report_data import TITLES, Item, Machine, geometric_mean, standing
 from bench.report_plots import Axis, Point, Roof, Series, legend, plot, short
@@ -177,7 +178,8 @@ def _roofline(machine: Machine) -> str:
     return (
         '<h3>Roofline</h3><p class="note">Traffic is the least there could be: each argument read '
         "once, each result written once. Above the copy's line the arrays stay in caches. The "
-        "roof's flat part is the fastest product of any side in these files.</p>"
+        "roof's flat part is what bare multiply-adds reach, in older files the fastest product."
+        "</p>"
         f'{legend(_plotted(machine), TITLES)}<div class="plots large">{"".join(figures)}</div>'
     )
 
@@ -217,10 +219,10 @@ def _products(machine: Machine, items: Sequence[Item], copy: float) -> str:
 
     series = _cloud(machine, items, at)
     rates = [p.y for s in series for p in s.points]
-    peak = max(rates)
+    peak = max([i.entry.peak_flops for i in items if i.entry.peak_flops] or rates)
     ridge = peak / copy
     x = Axis.of("FLOP a byte", [ridge / 4, *(p.x for s in series for p in s.points)])
-    y = Axis.of("FLOP a second", [*rates, min(x.low * copy, peak)])
+    y = Axis.of("FLOP a second", [*rates, peak, min(x.low * copy, peak)])
     roof = [(x.low, x.low * copy), (ridge, peak), (max(x.high, ridge), peak)]
     label = f"{short(peak, ' ')}FLOP/s"
     return plot("FLOP a second against FLOP a byte", x, y, series, [Roof(label, roof)])
@@ -323,8 +325,10 @@ def _table(machine: Machine) -> str:
     products = any(item.entry.flops for item in items)
     heads = [("case", "text"), ("size", "text"), ("us (p20-p80)", "number")]
     heads += [(f"x {TITLES.get(side, side)}", "number") for side in peers]
-    heads += [("GB/s", "number"), ("of copy", "number")]
+    heads += [("GB/s", "number"), ("of roof", "number")]
     heads += [("GFLOP/s", "number")] if products else []
+    extra = [side for side in ("ours", "torch") if any(side in i.entry.extra for i in items)]
+    heads += [("extra" if s == "ours" else f"extra, {s}", "number") for s in extra]
     heads += [("error", "number"), ("torch is", "text")]
     rows = []
     for item in items:
@@ -335,19 +339,22 @@ def _table(machine: Machine) -> str:
             cells.append(f'<td class="problem text" data-v="" colspan="{len(heads) - 2}">'
                          f"{escape(problem)}</td>")  # fmt: skip
         else:
-            share, rate, flops = item.copy_share, entry.bandwidth, entry.flops
+            share, rate, flops = item.roof_share, entry.bandwidth, entry.flops
             cells.append(_spread(entry.seconds.get("ours"), 1e6, entry.disturbed))
             cells += [_ratio_cell(item.ratio(side)) for side in peers]
             cells.append(_number(rate, f"{(rate or 0) / 1e9:,.1f}"))
             cells.append(_number(share, f"{share or 0:.0%}"))
             cells += [_number(flops, f"{(flops or 0) / 1e9:,.1f}")] if products else []
+            cells += [_number(n := entry.extra.get(side), size_of(n)) for side in extra]
             cells.append(_number(entry.error, f"{entry.error or 0:.0e}" if entry.error else "0"))
             cells.append(_peer(entry.problem or entry.peer or "-"))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         '<h3>Every kernel</h3><p class="note">x: the time of the other side over ours. A button in '
-        "the head sorts. error: against float64, relative to the largest element or 1. *: disturbed"
-        " by other processes.</p>" + _sortable("Every kernel", heads, rows)
+        "the head sorts. of roof: of what a plain copy and, of products, bare arithmetic allow, "
+        "the lower of the two. extra: memory at the peak of a call beyond inputs and results. "
+        "error: against float64, relative to the largest element or 1. *: disturbed by other "
+        "processes.</p>" + _sortable("Every kernel", heads, rows)
     )
 
 

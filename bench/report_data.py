@@ -13,7 +13,7 @@ from bench.result_file import OURS, Entry, ResultFile, UnreadableResult, read
 #: The sides in the order of columns and plots.
 SIDES = (
     *("ours", "captured", "torch", "torch.channels_last", "torch.compile", "torch.graph"),
-    "reference",
+    *("triton", "reference"),
 )
 TITLES = {
     "captured": "ours, captured",
@@ -31,10 +31,12 @@ class Item:
     file: ResultFile
 
     @property
-    def copy_share(self) -> float | None:
-        """Bandwidth as a share of a copy's, both of the same run."""
+    def roof_share(self) -> float | None:
+        """Of what the machine allows, in the same run: for what is bound by bandwidth that of a
+        plain copy.
+        """
         copy, mine = self.file.copy_bandwidth, self.entry.bandwidth
-        return mine / copy if copy and mine else None
+        return self.entry.roof or (mine / copy if copy and mine else None)
 
     def ratio(self, side: str) -> Spread | None:
         """Time of `side` over ours: turn by turn, else that of medians."""

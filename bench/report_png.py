@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.measure import Spread
 from bench.report_data import Item, Machine, standing
 from bench.result_file import UnreadableResult
-from bench.summary import CPU_KERNELS
+from bench.sizes import CPU_KERNELS
 
 #: Bars of kernels at most.
 MOST = 28
+
+#: Where in a PNG its key stands.
+_NOTE = "Figures"
 
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 _COLOURS = {"faster": "#0b66c3", "slower": "#c2570c", "even": "#868e98"}
@@ -32,7 +37,7 @@ def draw(machines: Sequence[Machine], path: Path) -> None:
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(len(shown), squeeze=False, height_ratios=heights)
     for (machine, ratios), (axes,) in zip(shown, all_axes, strict=True):
-        labels = [f"{item.entry.name} {item.entry.size}" for item, _ in ratios]
+        labels = [_label(item) for item, _ in ratios]
         for row, (_, ratio) in enumerate(ratios):
             colour = _COLOURS[standing(ratio)]
             axes.barh(row, ratio.median - 1, left=1, height=0.62, color=colour)
@@ -55,7 +60,31 @@ def draw(machines: Sequence[Machine], path: Path) -> None:
         axes.tick_params(left=False)
         axes.set_title(machine.name, fontsize=9, loc="left")
         axes.set_xlabel("time of torch / ours (p20-p80): right of 1 ours is faster", fontsize=8)
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="png", metadata={_NOTE: key(machines)})
+
+
+def key(machines: Sequence[Machine]) -> str:
+    """A short text that changes with any figure in the picture."""
+    drawn = [
+        (m.name, [(_label(item), ratio) for item, ratio in chosen(m)])
+        for m in machines
+        if "torch" in m.peers
+    ]
+    return hashlib.sha256(repr(drawn).encode()).hexdigest()[:16]
+
+
+def key_of(path: Path) -> str | None:
+    """The key of the figures that a picture was drawn from; None of another file, or of none."""
+    if not path.is_file():
+        return None
+    found = re.search(rb"tEXt%s\0([0-9a-f]{16})" % _NOTE.encode(), path.read_bytes())
+    return found and found[1].decode()
+
+
+def _label(item: Item) -> str:
+    """A network is named by its size."""
+    entry = item.entry
+    return f"step of {entry.size}" if entry.training else f"{entry.name} {entry.size}"
 
 
 def chosen(machine: Machine) -> list[tuple[Item, Spread]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ class Entry:
     """A case of a kernel, or a part of a training step, with what each side needed for it.
 
     `bandwidth` is bytes a second and `flops` operations a second of ours; `bytes` the least
-    traffic. `problem` says why a side, or with no `seconds` all of it, was not timed.
+    traffic, `roof` the share of the roofline, `peak_flops` its flat part; `extra` bytes at the peak
+    of a call beyond inputs and results, of each side. `problem` says why a side, or with no
+    `seconds` all of it, was not timed.
     """
 
     name: str
@@ -44,7 +46,10 @@ class Entry:
     bytes: int | None = None
     bandwidth: float | None = None
     flops: float | None = None
+    peak_flops: float | None = None
+    roof: float | None = None
     error: float | None = None
+    extra: dict[str, int] = field(default_factory=dict)
     peer: str = ""
     problem: str = ""
     disturbed: bool = False
@@ -146,6 +151,9 @@ def _of_kernel(row: Mapping[str, Any]) -> Entry:
         bytes=ours.get("bytes"),
         bandwidth=row.get("bandwidth"),
         flops=row.get("flops"),
+        peak_flops=row.get("peak_flops"),
+        roof=row.get("share_of_roof"),
+        extra={s: f["extra_memory"] for s, f in sides.items() if f.get("extra_memory") is not None},
         error=ours.get("error"),
         peer=sides.get("torch", {}).get("peer") or "",
         problem=row.get("problem") or "",

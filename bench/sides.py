@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from bench import cases
+from bench import cases, extra_memory
 from bench.cases import Case
 from bench.peer import Work, threads
 
@@ -40,7 +42,7 @@ def ours(case: Case) -> Work:
         "error": cases.error(got, cases.truth(case)),
         "bytes": cases.bytes_moved(kernel, args, got),
     }
-    return Work(lambda: kernel(*args), facts)
+    return Work(lambda: kernel(*args), facts, extra=extra_memory.of_numpy)
 
 
 def reference(case: Case) -> Work:
@@ -50,26 +52,48 @@ def reference(case: Case) -> Work:
     args = cases.arguments(case)
     function = kernel.reference
 
-    def step() -> None:
+    def step() -> Any:
         with np.errstate(all="ignore"):
-            function(*args)
+            return function(*args)
 
-    return Work(step)
+    return Work(step, extra=extra_memory.of_numpy)
 
 
 def torch(case: Case) -> Work:
     """PyTorch's operation, with its result compared where it is the same function."""
+    return _torch(case, lambda call: call)
+
+
+def torch_compile(case: Case) -> Work:
+    """torch.compile of the same, where it is a plain function of tensors."""
+    from bench import torch_calls
+
+    return _torch(case, torch_calls.compiled)
+
+
+def _torch(case: Case, wrap: Callable[[Any], Any]) -> Work:
     _same_memory()
+    # before torch is there: its profiler, which counts memory, writes when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from bench import torch_peers  # noqa: F401  (fills the table)
     from bench.torch_calls import prepare
 
     call = prepare(case, cases.arguments(case))
+    call = None if call is None else wrap(call)
     if call is None:
         return Work(lambda: None, {"peer": None})
     facts: dict[str, Any] = {"peer": call.text, "error": None}
     if call.comparable:
         facts["error"] = cases.error(call.results(), cases.truth(case))
-    return Work(call.step, facts)
+    return Work(call.step, facts, extra=extra_memory.of_torch)
+
+
+def peak() -> Work:
+    """Multiply-adds on all threads: what the arithmetic gives at best."""
+    from bench.peak import LANES, run
+
+    rows = np.zeros((4 * threads(), LANES), np.float32)
+    return Work(lambda: run(rows), {"flops": run(rows)})
 
 
 def copy(n_bytes: int = COPY_BYTES) -> Work:

@@ -22,7 +22,9 @@ BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
         "softmax": [(768, 65), (4096, 1024)],
         "losses": [(768, 65), (4096, 1024)],
         "normalization": [(768, 128), (4096, 1024)],
+        "residual_norm": [(768, 128), (4096, 1024)],
         "channel_norm": [(4096, 1024)],
+        "positions": [(768, 64)],
         "permutation": [(1024, 1024)],
     },
     "cuda": {
@@ -31,6 +33,8 @@ BY_FAMILY: dict[Device, dict[str, list[Shape]]] = {
         "softmax": [(16384, 1024), (512, 32768), (768, 65)],
         "losses": [(16384, 1024), (512, 32768), (768, 65)],
         "normalization": [(16384, 1024), (4096, 4096), (768, 128)],
+        "residual_norm": [(16384, 1024), (4096, 4096), (768, 128)],
+        "positions": [(2048, 128)],
         "permutation": [(4096, 1024)],
     },
 }
@@ -68,10 +72,28 @@ PRODUCTS: Sizes = {
     "cuda": [(4096, 4096, 4096), (1024, 1024, 1024), (128, 784, 512)],
 }
 
+#: sequences x heads x length x width of a head: nanoGPT on a CPU, and a longer one; GPT-2's.
+ATTENTION: Sizes = {
+    "cpu": [(12, 4, 64, 32), (8, 8, 512, 64)],
+    "cuda": [(16, 12, 1024, 64), (12, 4, 64, 32)],
+}
+
 #: tokens x vocabulary x features
 LOOKUPS: Sizes = {
     "cpu": [(768, 65, 128), (8192, 16384, 256)],
     "cuda": [(65536, 32768, 256), (768, 65, 128)],
+}
+
+#: steps x rows x units, of which the input has as many
+SEQUENCES: Sizes = {
+    "cpu": [(64, 32, 128), (64, 32, 256), (64, 32, 512)],
+    "cuda": [(64, 32, 256), (64, 32, 1024)],
+}
+
+#: tokens x features x vocabulary of a language model's last layer
+VOCABULARIES: Sizes = {
+    "cpu": [(768, 128, 65), (1024, 256, 16384)],
+    "cuda": [(16384, 768, 50304)],
 }
 
 #: parameters x tensors that the peer has them in: a small network, and 10M or 16M at once
@@ -79,6 +101,12 @@ FLAT: Sizes = {
     "cpu": [(800_000, 40), (10_000_000, 1)],
     "cuda": [(16_777_216, 1), (800_000, 40)],
 }
+
+#: Kernels in README's table of the CPU: those that a network of today spends its time in.
+CPU_KERNELS = (
+    *("softmax", "cross_entropy", "layer_norm", "layer_norm_grad", "rms_norm", "batch_norm"),
+    *("gelu", "gelu_grad", "silu", "relu", "dropout", "sum", "matmul", "adam_step"),
+)
 
 
 def by_family(device: Device, kernel: str, family: str) -> list[Shape]:

@@ -12,19 +12,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench import machine, report_data, report_png
 from bench.cases import Case, size_text
-from bench.result_file import UnreadableResult, facts_of
+from bench.kernel_table import size_of
+from bench.result_file import KINDS, UnreadableResult, facts_of
+from bench.sizes import CPU_KERNELS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+LADDER = Path(__file__).resolve().parent / "ladder" / "README.md"
 BEGIN = "<!-- figures: python -m bench summary -->"
 END = "<!-- end of figures -->"
 
-#: Kernels in README's table of the CPU: those that a network of today spends its time in.
-CPU_KERNELS = (
-    *("softmax", "cross_entropy", "layer_norm", "layer_norm_grad", "rms_norm", "batch_norm"),
-    *("gelu", "gelu_grad", "silu", "relu", "dropout", "sum", "matmul", "adam_step"),
-)
+#: Bars of README's kernels against torch, in the folder of results.
+PICTURE = "kernels.png"
 
 NO_RESULTS = "No results are committed yet."
 NO_GPU = "Nothing has been measured on a GPU yet."
@@ -125,8 +125,9 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
     titles = {"reference": "x array maths"}
     products = any(row.get("flops") for row in rows)
-    head = ["kernel", "size", "us", *(titles.get(s, f"x {s}") for s in sides), "of copy"]
+    head = ["kernel", "size", "us", *(titles.get(s, f"x {s}") for s in sides), "of roof"]
     head += ["TFLOP/s"] if products else []
+    head += ["extra"] if (counted := any("extra_memory" in _ours(row) for row in rows)) else []
     lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
     for row in rows:
         case = Case(row["kernel"], row["variant"], tuple(row["shape"]), row.get("dtype", "float32"))
@@ -136,16 +137,24 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
             continue
         cells = [case.label, size, _number(row["seconds"]["ours"]["median"] * 1e6)]
         cells += [_ratio(_speedup(row, side)) for side in sides]
-        cells += ["" if row.get("flops") else f"{row['share_of_copy']:.0%}"]
+        cells.append(f"{row.get('share_of_roof', row['share_of_copy']):.0%}")
         if products:
             cells.append(_number(row["flops"] / 1e12) if row.get("flops") else "")
+        if counted:
+            cells.append(size_of(_ours(row).get("extra_memory")))
         lines.append(_line(cells))
     caption = (
         "x: the time of the other side over ours, the median of turns and p20-p80; above 1 ours is "
-        "faster. of copy: least traffic over time, as a share of a plain copy's bandwidth in the "
-        "same run; above 100% the arrays stay in caches."
+        "faster. of roof: of what a plain copy (least traffic over time) and, of products, bare "
+        "multiply-adds reached in the same run, the lower bound; above 100% the arrays stay in "
+        "caches." + " extra: memory at the peak beyond inputs and results." * counted
     )
     return [*lines, "", caption]
+
+
+def _ours(row: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = row.get("sides", {}).get("ours", {})
+    return found
 
 
 def _speedup(row: dict[str, Any], side: str) -> dict[str, float] | None:
@@ -215,19 +224,81 @@ def _line(cells: Sequence[str]) -> str:
 # README -------------------------------------------------------------------------------------------
 
 
-def inserted(readme: str, figures: str) -> str:
+def inserted(readme: str, figures: str, page: str = "README.md") -> str:
     """`readme` with `figures` between its markers."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UnreadableResult(f"README.md has no part between {BEGIN} and {END}")
+        raise UnreadableResult(f"{page} has no part between {BEGIN} and {END}")
     return f"{before}{BEGIN}\n{figures}\n{END}{after}"
 
 
-def update(readme: Path = README, folder: Path = machine.RESULTS, write: bool = True) -> bool:
-    """Rewrite the part, if `write`; was there anything to change?"""
-    old = readme.read_text(encoding="utf-8")
-    new = inserted(old, text(folder))
-    if write and new != old:
-        readme.write_text(new, encoding="utf-8")
-    return new != old
+def of_ladders(folder: Path) -> str:
+    """What stands between the markers of the ladder's page: each step with its measured gain."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for facts in results(folder):
+        if facts["kind"] == "ladder":
+            newest.setdefault((facts["device"], facts["result"]["operation"]), facts)
+    lines = []
+    for (_, operation), facts in sorted(newest.items()):
+        result = facts["result"]
+        lines += [f"{operation}, {size_text(tuple(result['shape']))}; {of_machine(facts)[0]}", ""]
+        lines += [
+            _line(["step", "idea", "ms", "gain", "of copy"]),
+            "| --- | --- | ---: | ---: | ---: |",
+        ]
+        for step in result["steps"]:
+            link = f"[{step['file']}]({operation}/{step['file']})"
+            if step["seconds"] is None:
+                lines.append(_line([link, step["idea"], "not timed", "", ""]))
+                continue
+            gain = f"{_number(step['gain'])}x" if step["gain"] else ""
+            share = (
+                f"{step['share_of_copy']:.2%}"
+                if step["share_of_copy"] < 0.1
+                else (f"{step['share_of_copy']:.0%}")
+            )
+            lines.append(_line([link, step["idea"], _number(step["seconds"] * 1e3), gain, share]))
+        lines.append("")
+    caption = "gain: over the step before. of copy: one read and one write of each element, as a "
+    caption += "share of a plain copy's bandwidth beyond all caches, in the same run."
+    return "\n".join([*lines, caption]) if lines else NO_RESULTS
+
+
+def update(
+    readme: Path = README,
+    folder: Path = machine.RESULTS,
+    write: bool = True,
+    ladder: Path | None = None,
+) -> list[str]:
+    """Rewrite the parts and the picture, if `write`; the names of what there was to change.
+
+    `ladder` is the page of the ladder, where that is to be kept in step too.
+    """
+    changed = []
+    pages = {readme: text(folder)} | ({ladder: of_ladders(folder)} if ladder else {})
+    for page, figures in pages.items():
+        old = page.read_text(encoding="utf-8")
+        new = inserted(old, figures, _name(page))
+        if new != old:
+            changed.append(_name(page))
+            if write:
+                page.write_text(new, encoding="utf-8")
+    picture, drawn = folder / PICTURE, _machines(folder)
+    with_torch = any("torch" in machine.peers for machine in drawn)
+    if with_torch and report_png.key_of(picture) != report_png.key(drawn):
+        changed.append(_name(picture))
+        if write:
+            report_png.draw(drawn, picture)
+    return changed
+
+
+def _name(path: Path) -> str:
+    root = README.parent
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+
+
+def _machines(folder: Path) -> list[report_data.Machine]:
+    """All results but the ladder's, as a report has them."""
+    paths = sorted(folder.glob("*.json"))
+    return report_data.machines([p for p in paths if facts_of(p)["kind"] in KINDS])

@@ -70,6 +70,16 @@ def prepare(case: Case, args: Sequence[Any]) -> Call | None:
     return None
 
 
+def compiled(call: Call) -> Call | None:
+    """torch.compile of a call, None where it is more than a function of tensors."""
+    if call.function is None:
+        return None
+    torch._dynamo.reset()  # each case is the first of its function: no limit of recompilations
+    function = torch.compile(call.function, fullgraph=True, dynamic=False)
+    step = partial(function, *call.tensors)
+    return Call(f"torch.compile of {call.text}", step, call.comparable)
+
+
 def _tensor(a: Any) -> Any:
     """Arrays as tensors in memory of torch's own, with the same strides, on the same device."""
     if not is_array(a):

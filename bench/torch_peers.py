@@ -172,6 +172,20 @@ direct(
     "F.cross_entropy(reduction='none')",
     lambda x, t, *_: F.cross_entropy(x, t, reduction="none"),
 )
+
+
+@prepared("linear_cross_entropy", "F.linear, F.cross_entropy(sum) and their autograd backward")
+def _(x, weight, targets, ignore_index=-100, smoothing=0.0, with_grad=True):
+    inputs = x.requires_grad_(), weight.requires_grad_()
+
+    def step():
+        with torch.enable_grad():
+            losses = F.cross_entropy(F.linear(*inputs), targets, reduction="none")
+        return losses, *torch.autograd.grad(losses.sum(), inputs)
+
+    return step
+
+
 direct("cross_entropy_grad", "dlogits * dy[:, None]", lambda dy, g: g * dy[:, None])
 direct("nll", "F.nll_loss(reduction='none')", lambda x, t: F.nll_loss(x, t, reduction="none"))
 
@@ -226,6 +240,20 @@ for _name, _backward, _options in (
 
 direct("layer_norm", "F.layer_norm", lambda x, w, b, eps=1e-5: F.layer_norm(x, w.shape, w, b, eps))
 direct("rms_norm", "F.rms_norm", lambda x, w, eps=1e-6: F.rms_norm(x, w.shape, w, eps))
+
+
+def _add_layer_norm(x, r, w, b, eps=1e-5):
+    total = x + r
+    return total, F.layer_norm(total, w.shape, w, b, eps)
+
+
+def _add_rms_norm(x, r, w, eps=1e-6):
+    total = x + r
+    return total, F.rms_norm(total, w.shape, w, eps)
+
+
+direct("add_layer_norm", "x + residual, F.layer_norm", _add_layer_norm)
+direct("add_rms_norm", "x + residual, F.rms_norm", _add_rms_norm)
 direct(
     "batch_norm",
     "F.batch_norm(training=True)",
@@ -255,6 +283,30 @@ def _(dy, x, w, rstd):
     with torch.enable_grad():
         y = F.rms_norm(x, w.shape, w, 1e-6)
     return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+
+@prepared("add_layer_norm_grad", "aten.native_layer_norm_backward, + dtotal")
+def _(dy, dtotal, x, w, mean, rstd):
+    args = dy, x, list(w.shape), mean[:, None], rstd[:, None], w, w, [True] * 3
+
+    def step():
+        dx, dw, db = aten.native_layer_norm_backward(*args)
+        return dx.add_(dtotal), dw, db
+
+    return step
+
+
+@prepared("add_rms_norm_grad", "autograd backward of F.rms_norm, + dtotal")
+def _(dy, dtotal, x, w, rstd):
+    inputs = x.requires_grad_(), w.requires_grad_()
+    with torch.enable_grad():
+        y = F.rms_norm(x, w.shape, w, 1e-6)
+
+    def step():
+        dx, dw = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+        return dx.add_(dtotal), dw
+
+    return step
 
 
 @prepared("batch_norm_grad", "aten.native_batch_norm_backward")
@@ -381,6 +433,33 @@ def _unfold_arguments(windows):
 
 direct("unfold", "F.unfold", lambda x, w: F.unfold(x, *_unfold_arguments(w)))
 direct("fold", "F.fold", lambda y, w: F.fold(y, w.sizes, *_unfold_arguments(w)))
+# Attention ----------------------------------------------------------------------------------------
+
+_SDPA = "F.scaled_dot_product_attention"
+
+
+def _attention(q, k, v, mask=None, lengths=None, slopes=None, causal=False, *_):
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
+direct("attention", _SDPA, _attention)
+
+
+@prepared("attention_grad", f"autograd backward of {_SDPA}")
+def _(dout, q, k, v, out, lse, *options):
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    with torch.enable_grad():
+        y = _attention(*inputs, *options)
+    return lambda: torch.autograd.grad(y, inputs, dout, retain_graph=True)
+
+
+def _rotary(x, cos, sin, interleaved=False):
+    a, b = x.chunk(2, -1)
+    return x * torch.cat((cos, cos), -1) + torch.cat((-b, a), -1) * torch.cat((sin, sin), -1)
+
+
+direct("rotary", "x * cos + cat(-b, a) * sin", _rotary)
+direct("rotary_grad", "the same, with -sin", lambda dy, cos, sin, *_: _rotary(dy, cos, -sin))
 
 
 # Random draws: other streams, so nothing to compare -----------------------------------------------
@@ -532,12 +611,50 @@ direct("scale_", "Tensor.mul_", lambda x, factor: x.mul_(factor))
 direct("lerp_", "Tensor.lerp_", lambda a, b, weight: a.lerp_(b, weight))
 direct("embedding", "F.embedding", lambda w, i, *_: F.embedding(i, w))
 direct(
+    "embedding_at_positions",
+    "F.embedding + positions",
+    lambda w, i, positions: F.embedding(i, w) + positions,
+)
+direct(
     "embedding_grad",
     "aten.embedding_dense_backward",
     lambda dy, i, rows, padding=None: aten.embedding_dense_backward(
         dy, i, rows, -1 if padding is None else padding, False
     ),
 )
+
+
+# Recurrent layers ---------------------------------------------------------------------------------
+
+
+def _recurrent(name: str) -> None:
+    """The peers of a layer and its gradient: torch's function for whole sequences, which keeps what
+    the gradient needs, and autograd's backward through it.
+    """
+    function = getattr(torch, "rnn_tanh" if name == "rnn" else name)
+
+    def layer(x, *weights):
+        h = x.new_zeros(1, x.shape[1], weights[1].shape[1])
+        states = (h, h) if name == "lstm" else h
+        with torch.enable_grad():
+            return function(x, states, weights, True, 1, 0.0, True, False, False)
+
+    @prepared(name, f"torch.{function.__name__}, recording for autograd")
+    def _(x, *weights):
+        leaves = [w.requires_grad_() for w in (x, *weights)]
+        return lambda: layer(*leaves)
+
+    @prepared(f"{name}_grad", f"autograd backward of torch.{function.__name__}")
+    def _(dy, *args):
+        x, weight_ih, weight_hh = args[2 if name == "lstm" else 1 :][:3]
+        biases = [x.new_zeros(weight_ih.shape[0]) for _ in range(2)]
+        leaves = [w.requires_grad_() for w in (x, weight_ih, weight_hh, *biases)]
+        y = layer(*leaves)[0]
+        return lambda: torch.autograd.grad(y, leaves[:4], dy, retain_graph=True)
+
+
+for _name in ("rnn", "lstm", "gru"):
+    _recurrent(_name)
 
 
 # Loss scaling -------------------------------------------------------------------------------------

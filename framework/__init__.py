@@ -34,6 +34,7 @@ from framework.autograd.arithmetic import (
     minimum as minimum,
     where as where,
 )
+from framework.autograd.checkpoint import checkpoint as checkpoint
 from framework.autograd.creation import (
     arange as arange,
     bernoulli as bernoulli,
@@ -73,6 +74,7 @@ from framework.backend.threads import (
     set_num_threads as set_num_threads,
 )
 from kernels.precision import (
+    exact_convolution as exact_convolution,
     get_float32_matmul_precision as get_float32_matmul_precision,
     set_float32_matmul_precision as set_float32_matmul_precision,
 )

@@ -9,7 +9,6 @@ import difflib
 import functools
 import io
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -21,7 +20,6 @@ import typer
 import typer.core
 
 from framework.planning import (
-    Plan,
     UsageError,
     damage_of,
     expect,
@@ -33,10 +31,7 @@ from framework.planning import (
 )
 
 if TYPE_CHECKING:
-    from framework.data import Splits, TokenSplits
-    from framework.layers import Module
-    from framework.trainer import Callback
-    from framework.trainer.run import Data, RunConfig
+    from models import Run as OpenedRun
 
 
 class Commands(typer.core.TyperGroup):
@@ -203,7 +198,9 @@ def train(
     else:
         only_resume(dataset, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device, epochs)
-    _train(plan, resume is not None, quiet, profile)
+    from framework.training import run_training
+
+    run_training(plan, resume is not None, quiet, profile)
 
 
 @app.command()
@@ -213,9 +210,8 @@ def evaluate(run: Run, device: Device = None, debug: Debug = False) -> None:
     from framework import screen
     from framework.trainer import ConfusionMatrix
     from framework.trainer.run import load_data, make_trainer
-    from models import open_run
 
-    opened = open_run(run, place(device))
+    opened = _opened(run, device)
     config = opened.config
     splits = splits_of(config, run)
     with damage_of(run):
@@ -226,7 +222,7 @@ def evaluate(run: Run, device: Device = None, debug: Debug = False) -> None:
         trainer.metrics.append(ConfusionMatrix(len(config.classes)))
     scores = trainer.evaluate(data.test)
     screen.show_evaluation(config, scores, config.samples[1])
-    _print_score(splits, scores)
+    screen.print_score(splits, scores)
 
 
 @app.command()
@@ -253,11 +249,10 @@ def predict(
     from framework.interop.atomic import write_bytes
     from framework.trainer.inputs import read_inputs
     from framework.trainer.run import invert, outputs_for
-    from models import open_run
 
     if out is not None:
         _check_writable(out)
-    opened = open_run(run, place(device))
+    opened = _opened(run, device)
     config = opened.config
     if opened.inputs is None or config.input_range is None:
         raise UsageError(f"{run} has learnt a language: it has generate, not predict")
@@ -360,9 +355,8 @@ def generate(
     """Write text with a trained language model, as it comes."""
     from framework import screen
     from framework.generation import generate_text
-    from models import open_run
 
-    opened = open_run(run, place(device))
+    opened = _opened(run, device)
     if opened.tokenizer is None:
         raise UsageError(f"{run} has learnt {opened.config.task}, no language: it has predict")
     pieces = expect(
@@ -405,158 +399,17 @@ def doctor(debug: Debug = False) -> None:
     examination.report()
 
 
-# Training -----------------------------------------------------------------------------------------
-
-
-def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
-    """Run what `plan` says, from the start or from the last checkpoint."""
-    import framework as fw
-    from framework import screen
-    from framework.data import TokenSplits
-    from framework.trainer import (
-        CurvePlot,
-        JSONLLog,
-        LRMonitor,
-        ModelCheckpoint,
-        NonFiniteError,
-        Profiler,
-        Progress,
-        TerminateOnNaN,
-        checkpoint,
-    )
-    from framework.trainer.run import (
-        CURVES,
-        LAST,
-        METRICS,
-        LanguageScores,
-        fitting_threads,
-        keep_state_of_complete_run,
-        make_trainer,
-        save_model,
-        save_tokenizer,
-    )
-    from models import build_model
-
-    config, folder, data = plan.config, plan.folder, plan.data
-    fw.manual_seed(config.seed)
-    fw.set_default_device(config.device)
-    model = build_model(config, folder)
-    _check_batches(model, data, config.recipe.batch_size)
-    kept = ModelCheckpoint(folder, every_seconds=10)
-    callbacks = [
-        LRMonitor(),
-        TerminateOnNaN(),
-        JSONLLog(folder / METRICS),
-        kept,
-        CurvePlot(folder / CURVES, quiet),
-    ]
-    if not quiet:
-        callbacks.insert(0, Progress(screen.console()))
-    if isinstance(plan.splits, TokenSplits):
-        callbacks[:0] = [LanguageScores(plan.splits)]  # before all that show or write records
-        if not quiet:
-            callbacks.append(_sample(plan.splits))
-    profiler = Profiler(folder)
-    if profiled:
-        callbacks.insert(0, profiler)
-    trainer = make_trainer(model, config, data, callbacks)
-    anew = resumed and not (folder / LAST).is_file()
-    if anew:
-        keep_state_of_complete_run(folder, trainer, config, data)
-    if resumed:
-        checkpoint.load_trainer(folder / LAST, trainer)
-    if not resumed or plan.epochs_before is not None:
-        config.write(folder)
-        if isinstance(plan.splits, TokenSplits):
-            save_tokenizer(folder, plan.splits.tokenizer)
-    if not quiet:
-        screen.show_training(config, plan.splits, model, trainer.epoch, plan.epochs_before, anew)
-    watched = {"validation": data.validation} if data.validation else {"test": data.test}
-    assert config.recipe.epochs is not None
-    try:
-        with fitting_threads(model, config):
-            trainer.fit(data.train, watched, config.recipe.epochs)
-        save_model(folder, model, data)
-    except KeyboardInterrupt:
-        _say_how_to_go_on(config, folder, kept.epoch or trainer.epoch)
-        raise typer.Exit(130) from None
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error}. {_save_last_good(plan, model)}") from error
-    (folder / LAST).unlink(missing_ok=True)
-    scores = trainer.evaluate(data.test)
-    if profiled and not (quiet and profiler.recorded):
-        screen.show_profile(profiler)
-    if not quiet:
-        screen.show_files(folder)
-    _print_score(plan.splits, scores)
-
-
-def _sample(splits: TokenSplits) -> Callback:
-    """Shows a little text after each epoch."""
-    from framework import screen
-    from framework.trainer import SampleText
-    from framework.trainer.run import opening
-
-    return SampleText(splits.tokenizer, opening(splits), show=screen.show_sample)
-
-
-def _check_batches(model: Module, data: Data, batch_size: int) -> None:
-    """UsageError where batch norm would see a single sample, which has no variance."""
-    from framework.layers import BatchNorm1d
-
-    samples = len(data.train.dataset)
-    if min(batch_size, samples) > 1:
-        return
-    if any(isinstance(module, BatchNorm1d) for module in model.modules()):
-        what = f"batch_size is {batch_size}" if samples > 1 else "there is 1 training sample"
-        raise UsageError(
-            f"{what}, but batch norm needs at least 2 samples in a batch: "
-            "take larger batches, or --set norm=layer"
-        )
-
-
-def _save_last_good(plan: Plan, model: Module) -> str:
-    """Keep the weights that the run ended with if they are finite; says what is kept."""
-    import numpy as np
-
-    from framework.trainer.run import LAST, MODEL, save_model
-
-    if all(np.isfinite(x.cpu().numpy()).all() for x in model.state_dict().values()):
-        save_model(plan.folder, model, plan.data)
-        return f"The last good weights are in {plan.folder / MODEL}"
-    if (plan.folder / LAST).is_file():
-        return f"The last epoch before is in {plan.folder / LAST}"
-    return "No epoch had ended, and the weights are not finite: nothing is kept"
-
-
-def _say_how_to_go_on(config: RunConfig, folder: Path, epoch: int) -> None:
-    from framework.trainer.run import LAST
-
-    if not (folder / LAST).is_file():
-        print("\nstopped before the first epoch ended: nothing to keep", file=sys.stderr)
-        return
-    print(
-        f"\nstopped; epoch {epoch} of {config.recipe.epochs} is kept in {folder / LAST}\n"
-        f"go on with: python -m framework train {config.model} --resume {shlex.quote(str(folder))}",
-        file=sys.stderr,
-    )
-
-
-def _print_score(splits: Splits, scores: dict[str, Any]) -> None:
-    """The last line of train and evaluate."""
-    from framework.data import TokenSplits
-    from framework.trainer.run import language_scores
-
-    if isinstance(splits, TokenSplits):
-        meant = language_scores(scores["loss"], splits.characters_per_token[1])
-        shown = [f"loss {scores['loss']:.4f}", *(f"{n} {value:.4f}" for n, value in meant.items())]
-        print("test", *shown, flush=True)
-        return
-    name = "r2" if splits.task == "regression" else "accuracy"
-    print(f"test {name} {scores[name]:.4f}", flush=True)
-
-
 # Using a run --------------------------------------------------------------------------------------
+
+
+def _opened(folder: Path, device: str | None) -> OpenedRun:
+    """A trained model and what belongs to it, on the device that was asked for."""
+    import framework as fw
+    from models import open_run
+
+    on = place(device)
+    fw.set_default_device(on)
+    return open_run(folder, on)
 
 
 def _say_if_elsewhere(x: Any, trained_on: tuple[float, float]) -> None:

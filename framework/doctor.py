@@ -27,7 +27,12 @@ LIBRARIES = {
     "rich": ("tables and progress", "rich"),
     "typer": ("this command line", "typer"),
     "cupy": ("arrays and kernels on CUDA", '"cupy-cuda13x[ctk]"'),
+    "nvidia-cudnn-frontend": (
+        "convolutions on CUDA; without it our own kernels",
+        "nvidia-cudnn-frontend nvidia-cudnn-cu13",
+    ),
     "matplotlib": ("curves.png", "matplotlib"),
+    "tokenizers": ("byte-level BPE and WordPiece", "tokenizers"),
     "torch": ("a peer for python -m bench", "torch"),
 }
 
@@ -85,19 +90,21 @@ def _engine() -> dict[str, str]:
 
 
 def _threading_layer(threads: int) -> str:
-    """The layer that numba chooses, by running one parallel loop."""
+    """What starts the threads: GCC's OpenMP, called directly, or what numba chooses when it runs a
+    parallel loop.
+    """
     import numba
     import numpy as np
 
     from kernels import activations
+    from kernels.cpu.team import has_team
 
     if threads == 1:
         return "one thread"
+    if has_team():
+        return f"OpenMP (libgomp), {threads} threads"
     activations.relu(np.zeros(1 << 17, np.float32))
-    try:
-        return f"{numba.threading_layer()}, {threads} threads"
-    except ValueError:  # nothing ran in parallel
-        return f"{threads} threads"
+    return f"{numba.threading_layer()}, {threads} threads"
 
 
 def devices() -> dict[str, str]:

@@ -37,6 +37,7 @@ import numpy as np
 import kernels.random
 from framework.autograd import Tensor, no_grad
 from framework.backend.device import to_device
+from framework.data.errors import DataError
 from framework.data.tokenizers import Tokenizer
 from framework.layers import Module
 
@@ -190,6 +191,8 @@ def generate_text(
         DataError: the prompt has characters outside the vocabulary, or is empty.
     """
     ids = tokenizer.encode(prompt)
+    if not len(ids):
+        raise DataError(f"the prompt {prompt!r} has no tokens, expected at least one token")
     return tokenizer.stream(generate(model, ids, tokens, **options), ids.tolist())
 
 

@@ -25,7 +25,7 @@ from framework.data import Splits, TokenSplits
 from framework.explain import Subject
 from framework.layers import Module
 from framework.trainer import Profiler
-from framework.trainer.run import RunConfig, example
+from framework.trainer.run import RunConfig, example, language_scores
 
 #: Rows of predictions in a terminal.
 ROWS = 20
@@ -173,6 +173,17 @@ def show_files(folder: Path) -> None:
 # evaluate, predict --------------------------------------------------------------------------------
 
 
+def print_score(splits: Splits, scores: dict[str, Any]) -> None:
+    """The last line of train and evaluate."""
+    if isinstance(splits, TokenSplits):
+        meant = language_scores(scores["loss"], splits.characters_per_token[1])
+        shown = [f"loss {scores['loss']:.4f}", *(f"{n} {value:.4f}" for n, value in meant.items())]
+        print("test", *shown, flush=True)
+        return
+    name = "r2" if splits.task == "regression" else "accuracy"
+    print(f"test {name} {scores[name]:.4f}", flush=True)
+
+
 def show_evaluation(config: RunConfig, scores: Mapping[str, Any], samples: int) -> None:
     """Overall scores, then precision, recall and F1 of each class and the confusion matrix."""
     what = "tokens" if config.task == "language" else "samples"
@@ -279,6 +290,9 @@ def write_text(prompt: str, pieces: Iterator[str]) -> None:
         for piece in pieces:
             print(printable(piece), end="", flush=True)
         print(flush=True)
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise
     except BrokenPipeError:  # | head has seen enough; Python's own flush at the end would fail too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

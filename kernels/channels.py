@@ -25,7 +25,7 @@ def across(parameter: Array | None, ndim: int) -> Array | None:
 def check_channels(name: str, x: Array, **parameters: Array | None) -> None:
     if x.ndim < 2:
         raise ValueError(f"{name}: x has shape {x.shape}, expected (N, C) or (N, C, *)")
-    check_parameters(name, x.shape[1], "channel", x, parameters)
+    check_parameters(name, x.shape[1], "channel", x, **parameters)
 
 
 def is_columns(x: Array) -> bool:

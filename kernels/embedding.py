@@ -102,7 +102,8 @@ def _flat_indices(name: str, indices: Array, rows: int) -> Array:
 
 
 @embedding.cuda
-def _(weight: Array, indices: Array) -> Array:
+def _on_cuda(weight: Array, indices: Array, positions: Array | None = None) -> Array:
+    """With a row of `positions` added, if there are any."""
     import cupy
 
     from kernels.cuda import launch
@@ -114,7 +115,10 @@ def _(weight: Array, indices: Array) -> Array:
     V, D = weight.shape
     out = cupy.empty((*indices.shape, D), weight.dtype)
     if out.size:
-        args = (weight, flat, out, np.int64(flat.size), np.int64(V), np.int64(D))
+        length = 1 if positions is None else positions.shape[0]
+        positions = np.uintp(0) if positions is None else cupy.ascontiguousarray(positions)
+        sizes = map(np.int64, (flat.size, V, D, length))
+        args = (weight, flat, positions, out, *sizes)
         name = f"embedding_gather<{launch.type_name(weight.dtype)}>"
         launch.run("embedding", name, launch.grid_stride(out.size, out), launch.BLOCK, args)
     return out
@@ -128,6 +132,46 @@ def _(draw, shape):
 @embedding.sample
 def matrix(draw, shape):
     return draw.normal(50, shape[1]), draw.integers(50, shape[0], 3)
+
+
+@kernel
+def embedding_at_positions(weight: Array, indices: Array, positions: Array) -> Array:
+    """weight[indices] + positions: indices (*, T), positions (T, D) -> (*, T, D)."""
+    _check_positions(weight, indices, positions)
+    return embedding.reference(weight, indices) + positions
+
+
+def _check_positions(weight: Array, indices: Array, positions: Array) -> None:
+    _check_table("embedding_at_positions", weight)
+    if indices.ndim == 0 or positions.shape != (indices.shape[-1], weight.shape[1]):
+        raise ValueError(
+            f"embedding_at_positions: indices {indices.shape}, positions {positions.shape}, weight "
+            f"{weight.shape}: expected (*, T), (T, D), (V, D)"
+        )
+
+
+@embedding_at_positions.cpu
+def _(weight: Array, indices: Array, positions: Array) -> Array:
+    from kernels.cpu.engine import numbers
+
+    _check_positions(weight, indices, positions)
+    weight, positions = np.ascontiguousarray(weight), np.ascontiguousarray(positions)
+    flat = _flat_indices("embedding_at_positions", indices, weight.shape[0])
+    out = np.empty((flat.size, weight.shape[1]), weight.dtype)
+    loops.gather_and_add(numbers(flat.size), flat, weight, positions, out, work=out.size)
+    return out.reshape(*indices.shape, weight.shape[1])
+
+
+@embedding_at_positions.cuda
+def _(weight: Array, indices: Array, positions: Array) -> Array:
+    _check_positions(weight, indices, positions)
+    return _on_cuda(weight, indices, positions)
+
+
+@embedding_at_positions.sample
+def _(draw, shape):
+    indices = draw.integers(50, 3, shape[0])
+    return draw.normal(50, shape[1]), indices, draw.normal(shape)
 
 
 @kernel

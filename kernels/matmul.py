@@ -117,6 +117,20 @@ def matmul_on_cpu(
     return out
 
 
+def add_product(out: Array, a: Array, b: Array, first: bool = False) -> None:
+    """out += a^T b, or out = a^T b if it is the `first`; out may be float32 for 16-bit a and b."""
+    if first:
+        matmul(a, b, transpose_a=True, out=out)
+    elif matmul.version("cpu") is not None and isinstance(a, np.ndarray) and a.dtype == np.float32:
+        blas, _ = _engines()
+        if blas.has_openblas() and min(a.size, b.size):
+            blas.matmul(a, b, True, False, None, out, more=True)
+        else:
+            out += matmul(a, b, transpose_a=True)
+    else:
+        out += matmul(a, b, transpose_a=True, out=array_module(out).empty_like(out))
+
+
 @cache
 def _cublas() -> Any:
     """kernels/cuda/cublas.py."""
@@ -175,7 +189,8 @@ def _through_cupy(
     a: Array, b: Array, transpose_a: bool, transpose_b: bool, bias: Any, out: Any
 ) -> Array:
     """Without cuBLASLt."""
-    if not is_half(a.dtype) or (a.ndim == 2 and bias is None):
+    narrow = out is None or out.dtype == a.dtype
+    if not is_half(a.dtype) or (a.ndim == 2 and bias is None and narrow):
         return matmul.reference(a, b, transpose_a, transpose_b, bias, out)
     # CuPy has no batched product in bfloat16 (TypeError) and none in float16 without widening; and
     # product and bias are to be rounded once.
@@ -184,7 +199,7 @@ def _through_cupy(
         y += bias.astype(np.float32)
     if out is None:
         return y.astype(a.dtype)
-    out[...] = y.astype(a.dtype)
+    out[...] = y.astype(out.dtype, copy=False)
     return out
 
 

@@ -45,7 +45,7 @@ def affine(n: Array, weight: Array | None, bias: Array | None) -> Array:
 
 
 def check_parameters(
-    name: str, size: int, what: str, x: Array, parameters: dict[str, Array | None]
+    name: str, size: int, what: str, x: Array, /, **parameters: Array | None
 ) -> None:
     for key, value in parameters.items():
         if value is not None and value.shape != (size,):

@@ -53,13 +53,22 @@ CUDA_KERNELS = (
 )
 
 
-def _check_rows(name: str, x: Array, **parameters: Array | None) -> None:
-    if x.ndim != 2:
+#: A null pointer.
+NULL: Any = np.uintp(0)
+
+
+def check_rows(
+    name: str, x: Array, weight: Array | None, bias: Array | None = None, dy: Array | None = None
+) -> None:
+    shape = x.shape
+    if len(shape) != 2:
         raise ValueError(
-            f"{name}: x has shape {x.shape}, expected (rows, columns): "
+            f"{name}: x has shape {shape}, expected (rows, columns): "
             "reshape the normalised axes into one"
         )
-    check_parameters(name, x.shape[1], "column", x, parameters)
+    check_parameters(name, shape[1], "column", x, weight=weight, bias=bias)
+    if dy is not None:
+        check_dy(name, dy, x)
 
 
 # Layer norm ---------------------------------------------------------------------------------------
@@ -71,7 +80,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
 
     Returns y (rows, D), mean (rows,) and rstd = 1 / sqrt(var + eps) (rows,).
     """
-    _check_rows("layer_norm", x, weight=weight, bias=bias)
+    check_rows("layer_norm", x, weight, bias)
     mean, var = moments(x, (1,))
     rstd = 1 / array_module(x).sqrt(var + eps)
     return affine((x - mean) * rstd, weight, bias), mean[:, 0], rstd[:, 0]
@@ -79,7 +88,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
 
 @layer_norm.cpu
 def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> Triple:
-    _check_rows("layer_norm", x, weight=weight, bias=bias)
+    check_rows("layer_norm", x, weight, bias)
     x = dense(x)
     rows, D = x.shape
     y, mean, rstd = np.empty_like(x), np.empty(rows, np.float32), np.empty(rows, np.float32)
@@ -87,7 +96,7 @@ def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> 
     return y, mean, rstd
 
 
-def _launch_rows(name: str, x: Array, args: tuple[Any, ...], centred: bool) -> None:
+def launch_rows(name: str, x: Array, args: tuple[Any, ...], centred: bool) -> None:
     """Launch <name>_warp or <name>_block over the rows of x."""
     from kernels.cuda import launch
 
@@ -103,12 +112,12 @@ def _launch_rows(name: str, x: Array, args: tuple[Any, ...], centred: bool) -> N
 
 @layer_norm.cuda
 def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> Triple:
-    _check_rows("layer_norm", x, weight=weight, bias=bias)
+    check_rows("layer_norm", x, weight, bias)
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     y, mean, rstd = xp.empty_like(x), *(xp.empty(x.shape[0], np.float32) for _ in range(2))
-    args = (x, like(weight, x), like(bias, x), np.float32(eps), y, mean, rstd)
-    _launch_rows("layer_norm", x, args, centred=True)
+    args = (x, NULL, like(weight, x), like(bias, x), np.float32(eps), NULL, y, mean, rstd)
+    launch_rows("layer_norm", x, args, centred=True)
     return y, mean, rstd
 
 
@@ -129,8 +138,7 @@ def layer_norm_grad(dy: Array, x: Array, weight: Array | None, mean: Array, rstd
     dx = rstd (g - mean(g) - n mean(g n)), dweight = sum of dy n and dbias = sum of dy over the
     rows.
     """
-    _check_rows("layer_norm_grad", x, weight=weight)
-    check_dy("layer_norm_grad", dy, x)
+    check_rows("layer_norm_grad", x, weight, dy=dy)
     rstd = rstd[:, None]
     n = (x - mean[:, None]) * rstd
     g = affine(dy, weight, None)
@@ -139,31 +147,40 @@ def layer_norm_grad(dy: Array, x: Array, weight: Array | None, mean: Array, rstd
 
 
 @layer_norm_grad.cpu
-def _(dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Triple:
-    _check_rows("layer_norm_grad", x, weight=weight)
-    check_dy("layer_norm_grad", dy, x)
+def layer_norm_grad_on_cpu(
+    dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, more: Array | None = None
+) -> Triple:
+    """With `more` (like x) added to dx: kernels/residual_norm.py."""
+    check_rows("layer_norm_grad", x, weight, dy=dy)
     dy, x, mean, rstd = dense(dy), dense(x), dense(mean), dense(rstd)
     rows, D = x.shape
     tasks = row_blocks(rows, loops.ROW_BLOCK)
     dx, parts = np.empty_like(x), np.empty((tasks.size + 1, 2 * D), np.float32)
     w = vector(weight, D, 1)
-    loops.layer_norm_grad(tasks, dy, x, w, mean, rstd, dx, parts, work=x.size)
+    more = loops.NO_MORE if more is None else dense(more).reshape(-1)
+    loops.layer_norm_grad(tasks, dy, x, w, mean, rstd, dx, parts, more, work=x.size)
     return dx, parts[0, :D], parts[0, D:]
 
 
-def _row_grads(
-    dy: Array, x: Array, weight: Array | None, mean: Array | None, rstd: Array
+def row_grads(
+    dy: Array,
+    x: Array,
+    weight: Array | None,
+    mean: Array | None,
+    rstd: Array,
+    more: Array | None = None,
 ) -> Triple:
-    """dx, dweight, dbias on CUDA; mean None for RMS norm."""
+    """dx, dweight, dbias on CUDA; mean None for RMS norm; `more` (like x) is added to dx."""
     from kernels.cuda import launch
 
     xp = array_module(x)
     dy, x, rstd = xp.ascontiguousarray(dy), xp.ascontiguousarray(x), float32(rstd)
-    m = np.uintp(0) if mean is None else float32(mean)
+    m = NULL if mean is None else float32(mean)
+    more = NULL if more is None else xp.ascontiguousarray(more)
     centred = mean is not None
     rows, D = x.shape
     dx = xp.empty_like(x)
-    _launch_rows("layer_norm_grad", x, (dy, x, like(weight, x), m, rstd, dx), centred)
+    launch_rows("layer_norm_grad", x, (dy, x, like(weight, x), m, rstd, more, dx), centred)
     stripes = -(-D // 32)
     parts, chunk = parts_of(rows, stripes, 64)
     partials = xp.empty((parts, 2 * D), np.float32)
@@ -179,9 +196,8 @@ def _row_grads(
 
 @layer_norm_grad.cuda
 def _(dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array) -> Triple:
-    _check_rows("layer_norm_grad", x, weight=weight)
-    check_dy("layer_norm_grad", dy, x)
-    return _row_grads(dy, x, weight, mean, rstd)
+    check_rows("layer_norm_grad", x, weight, dy=dy)
+    return row_grads(dy, x, weight, mean, rstd)
 
 
 @layer_norm_grad.sample
@@ -207,7 +223,7 @@ def rms_norm(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, 
 
     Returns y (rows, D) and rstd = 1 / sqrt(mean(x^2) + eps) (rows,).
     """
-    _check_rows("rms_norm", x, weight=weight)
+    check_rows("rms_norm", x, weight)
     xp = array_module(x)
     rstd = 1 / xp.sqrt(average(xp.square(x), (1,)) + eps)
     return affine(x * rstd, weight, None), rstd[:, 0]
@@ -215,7 +231,7 @@ def rms_norm(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, 
 
 @rms_norm.cpu
 def _(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, Array]:
-    _check_rows("rms_norm", x, weight=weight)
+    check_rows("rms_norm", x, weight)
     x = dense(x)
     y, rstd = np.empty_like(x), np.empty(x.shape[0], np.float32)
     loops.rms_norm(x, vector(weight, x.shape[1], 1), float(eps), y, rstd)
@@ -224,13 +240,12 @@ def _(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, Array]:
 
 @rms_norm.cuda
 def _(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, Array]:
-    _check_rows("rms_norm", x, weight=weight)
+    check_rows("rms_norm", x, weight)
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     y, rstd = xp.empty_like(x), xp.empty(x.shape[0], np.float32)
-    null = np.uintp(0)
-    args = (x, like(weight, x), null, np.float32(eps), y, null, rstd)
-    _launch_rows("layer_norm", x, args, centred=False)
+    args = (x, NULL, like(weight, x), NULL, np.float32(eps), NULL, y, NULL, rstd)
+    launch_rows("layer_norm", x, args, centred=False)
     return y, rstd
 
 
@@ -249,8 +264,7 @@ def rms_norm_grad(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tup
     """(dx, dweight), with n = x rstd and g = dy weight: dx = rstd (g - n mean(g n)), dweight = sum
     of dy n over the rows.
     """
-    _check_rows("rms_norm_grad", x, weight=weight)
-    check_dy("rms_norm_grad", dy, x)
+    check_rows("rms_norm_grad", x, weight, dy=dy)
     rstd = rstd[:, None]
     n = x * rstd
     g = affine(dy, weight, None)
@@ -258,22 +272,25 @@ def rms_norm_grad(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tup
 
 
 @rms_norm_grad.cpu
-def _(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tuple[Array, Array]:
-    _check_rows("rms_norm_grad", x, weight=weight)
-    check_dy("rms_norm_grad", dy, x)
+def rms_norm_grad_on_cpu(
+    dy: Array, x: Array, weight: Array | None, rstd: Array, more: Array | None = None
+) -> tuple[Array, Array]:
+    """With `more` (like x) added to dx: kernels/residual_norm.py."""
+    check_rows("rms_norm_grad", x, weight, dy=dy)
     dy, x, rstd = dense(dy), dense(x), dense(rstd)
     rows, D = x.shape
     tasks = row_blocks(rows, loops.ROW_BLOCK)
     dx, partials = np.empty_like(x), np.empty((tasks.size, D), np.float32)
-    loops.rms_norm_grad(tasks, dy, x, vector(weight, D, 1), rstd, dx, partials, work=x.size)
+    more = loops.NO_MORE if more is None else dense(more).reshape(-1)
+    w = vector(weight, D, 1)
+    loops.rms_norm_grad(tasks, dy, x, w, rstd, dx, partials, more, work=x.size)
     return dx, added(partials, D)[0]
 
 
 @rms_norm_grad.cuda
 def _(dy: Array, x: Array, weight: Array | None, rstd: Array) -> tuple[Array, Array]:
-    _check_rows("rms_norm_grad", x, weight=weight)
-    check_dy("rms_norm_grad", dy, x)
-    return _row_grads(dy, x, weight, None, rstd)[:2]
+    check_rows("rms_norm_grad", x, weight, dy=dy)
+    return row_grads(dy, x, weight, None, rstd)[:2]
 
 
 @rms_norm_grad.sample

@@ -433,7 +433,9 @@ def _samples(geometry: Any, columns: bool, largest: bool) -> tuple[Any, Any]:
         if not largest:
             return dy, windows
         places = max_pool.reference(x, windows)[1]
-        return dy, np.ascontiguousarray(places) if not columns else places, windows
+        if columns:  # as the forward kernel lays them out
+            places = np.moveaxis(np.ascontiguousarray(np.moveaxis(places, 1, -1)), -1, 1)
+        return dy, places, windows
 
     return forward, backward
 

@@ -71,7 +71,7 @@ def philox(counter: Any, key: tuple[int, int]) -> Any:
 
 def _words(xp: Any, n: int, seed: Any, offset: int) -> Array:
     """The first `n` words of the stream, uint32."""
-    seed, offset = _checked(seed, offset)
+    seed, offset = checked_place(seed, offset)
     c = xp.arange(-(-n // 4), dtype=np.uint64) + xp.uint64(offset)  # wraps at 2^64
     zero = xp.zeros_like(c)
     counter = (c & xp.uint64(_MASK), c >> xp.uint64(32), zero, zero)
@@ -85,7 +85,7 @@ def _long_words(xp: Any, n: int, seed: Any, offset: int) -> tuple[Array, Array]:
     return words[0::2], words[1::2]
 
 
-def _checked(seed: Any, offset: int) -> tuple[int, int]:
+def checked_place(seed: Any, offset: int) -> tuple[int, int]:
     if is_array(seed):  # a CUDA array is waited for: the kernels in random.cu read it themselves
         seed, offset = int(seed[0]), (int(seed[1]) + offset) % 2**64
     for name, value in (("seed", seed), ("offset", offset)):
@@ -264,7 +264,7 @@ def dropout(x: Array, p: float, seed: Any, offset: int) -> Array:
     `p` is rounded to a multiple of 2^-16, and the scale goes by the rounded p, so the mean of x is
     kept exactly. What is dropped is 0 even where x is infinite or NaN.
     """
-    drop, scale = _dropout_constants(p)
+    drop, scale = dropout_constants(p)
     xp = array_module(x)
     words = _words(xp, -(-x.size // 2), seed, offset)
     halves = words.view(np.uint16)[: x.size].reshape(x.shape)
@@ -277,7 +277,7 @@ def dropout_grad(dy: Array, p: float, seed: Any, offset: int) -> Array:
     return dropout.reference(dy, p, seed, offset)
 
 
-def _dropout_constants(p: float) -> tuple[np.int32, float]:
+def dropout_constants(p: float) -> tuple[np.int32, float]:
     """How many of the 65536 half-words drop, and what the rest is multiplied by."""
     _is_probability(p)
     drop = _threshold(p, 16)
@@ -291,7 +291,7 @@ def _fill(loop: str, out: Array, seed: Any, offset: int, *scalars: Any) -> Array
     from kernels.cpu import random as loops
 
     flat = out.reshape(-1) if out.flags.c_contiguous else np.empty(out.size, out.dtype)
-    loops.run(getattr(loops, loop), flat, *_checked(seed, offset), *scalars)
+    loops.run(getattr(loops, loop), flat, *checked_place(seed, offset), *scalars)
     if not out.flags.c_contiguous:
         out[...] = flat.reshape(out.shape)
     return out
@@ -332,10 +332,10 @@ def _(out: Array, seed: Any, offset: int) -> Array:
 def _dropout_cpu(x: Array, p: float, seed: Any, offset: int) -> Array:
     from kernels.cpu import random as loops
 
-    drop, scale = _dropout_constants(p)
+    drop, scale = dropout_constants(p)
     out = np.empty(x.shape, x.dtype)
     flat = np.ascontiguousarray(x).reshape(-1)
-    seed, offset = _checked(seed, offset)
+    seed, offset = checked_place(seed, offset)
     loops.run(loops.dropout, out.reshape(-1), seed, offset, flat, drop, np.float32(scale))
     return out
 
@@ -356,7 +356,7 @@ def _launch(template: str, out: Array, seed: Any, offset: int, *args: Any) -> Ar
     place: Any = np.uint64(0)  # a null pointer
     if is_array(seed):
         place, seed = seed, 0
-    seed, offset = _checked(seed, offset)
+    seed, offset = checked_place(seed, offset)
     launch.run(
         "random",
         f"{template}<{kind or launch.type_name(out.dtype)}>",
@@ -405,7 +405,7 @@ def _(out: Array, seed: Any, offset: int) -> Array:
 
 def _dropout_cuda(x: Array, p: float, seed: Any, offset: int) -> Array:
     xp = array_module(x)
-    drop, scale = _dropout_constants(p)
+    drop, scale = dropout_constants(p)
     x = xp.ascontiguousarray(x)
     return _launch("dropout_apply", xp.empty_like(x), seed, offset, x, drop, np.float32(scale))
 

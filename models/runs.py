@@ -32,7 +32,7 @@ class Run:
 
 
 def open_run(folder: str | Path, device: str | None = None) -> Run:
-    """The model of a run folder, on `device` (None: the default device), which becomes the default.
+    """The model of a run folder, on `device` (None: the default device).
 
     Raises:
         FileError: it is no run folder, the run has not ended, or a file is damaged; one line.
@@ -40,7 +40,6 @@ def open_run(folder: str | Path, device: str | None = None) -> Run:
     folder = Path(folder)
     config = RunConfig.read(folder)
     config = replace(config, device=device or str(fw.default_device()))
-    fw.set_default_device(config.device)
     model = build_model(config, folder)
     inputs, targets = load_model(folder, model, config)
     tokenizer = None

@@ -33,6 +33,7 @@ LAYERS = [
     "framework.planning",
     "framework.screen",
     "framework.doctor",
+    "framework.training",
     "framework.cli",
     "framework.__main__",
 ]

@@ -86,7 +86,10 @@ def load(name: str, seed: int = 0, **options: float) -> Splits:
     if name not in CATALOG:
         close = difflib.get_close_matches(name, CATALOG, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise DataError(f"unknown dataset {name!r}{hint}; there are: {', '.join(names())}")
+        raise DataError(
+            f"unknown dataset {name!r}{hint}; there are: {', '.join(names())}; "
+            "texts are read by load_text"
+        )
     entry = CATALOG[name]
     for option in options:
         if option not in entry.options:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from framework.data.catalog import CATALOG, Splits
 from framework.data.errors import DataError
 from framework.data.files import RemoteFile, cache_folder, data_folder, fetch, locate
@@ -43,7 +45,8 @@ class Corpus:
         parts = {}
         for part, text in (("training", self.train), ("test", self.test)):
             try:
-                parts[part] = Windows(tokenizer.encode(text), window)
+                ids = tokenizer.encode(text).astype(np.min_scalar_type(tokenizer.size - 1))
+                parts[part] = Windows(ids, window)
             except DataError as error:
                 raise DataError(f"{self.name}, {part} part: {error}") from error
         return TokenSplits(

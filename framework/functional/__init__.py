@@ -34,6 +34,11 @@ from framework.autograd.shaping import (
     unsqueeze as unsqueeze,
 )
 from framework.functional.activations import *  # noqa: F403
+from framework.functional.attention import (
+    alibi_slopes as alibi_slopes,
+    packed_attention as packed_attention,
+    scaled_dot_product_attention as scaled_dot_product_attention,
+)
 from framework.functional.convolution import (
     conv1d as conv1d,
     conv2d as conv2d,
@@ -42,8 +47,16 @@ from framework.functional.convolution import (
     conv_transpose2d as conv_transpose2d,
     conv_transpose3d as conv_transpose3d,
 )
-from framework.functional.dropout import channel_dropout as channel_dropout, dropout as dropout
-from framework.functional.embedding import embedding as embedding, one_hot as one_hot
+from framework.functional.dropout import (
+    channel_dropout as channel_dropout,
+    dropout as dropout,
+    locked_dropout as locked_dropout,
+)
+from framework.functional.embedding import (
+    embedding as embedding,
+    embedding_at_positions as embedding_at_positions,
+    one_hot as one_hot,
+)
 from framework.functional.linear import (
     bilinear as bilinear,
     feed_forward as feed_forward,
@@ -56,11 +69,14 @@ from framework.functional.losses import (
     huber_loss as huber_loss,
     kl_div as kl_div,
     l1_loss as l1_loss,
+    linear_cross_entropy as linear_cross_entropy,
     mse_loss as mse_loss,
     nll_loss as nll_loss,
     smooth_l1_loss as smooth_l1_loss,
 )
 from framework.functional.normalization import (
+    add_layer_norm as add_layer_norm,
+    add_rms_norm as add_rms_norm,
     batch_norm as batch_norm,
     group_norm as group_norm,
     instance_norm as instance_norm,
@@ -85,6 +101,8 @@ from framework.functional.pooling import (
     max_unpool2d as max_unpool2d,
     max_unpool3d as max_unpool3d,
 )
+from framework.functional.positions import rotary as rotary, rotary_angles as rotary_angles
+from framework.functional.recurrent import gru as gru, lstm as lstm, rnn as rnn
 from framework.functional.softmax import (
     log_softmax as log_softmax,
     logsumexp as logsumexp,

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import math
+
 from framework.autograd import Tensor, record
 from framework.backend.random import Generator, default_generator
-from framework.functional.check import floating, probability
+from framework.functional.check import axis_of, floating, probability
 from kernels import random as kernels
 from kernels.arrays import Array, array_module
 
@@ -36,16 +38,43 @@ def channel_dropout(
     """
     if floating("channel_dropout", x).ndim < 3:
         raise ValueError(f"channel_dropout: input has shape {x.shape}, expected (N, C, *)")
-    probability("channel_dropout", p)
+    shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
+    return _shared("channel_dropout", x, shape, p, training, generator)
+
+
+def locked_dropout(
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    dim: int = 0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """`dropout` with the same mask all along `dim`: the steps of a sequence (T, B, *) lose the same
+    elements (variational dropout: Gal and Ghahramani 2016).
+    """
+    floating("locked_dropout", x)
+    dim = axis_of("locked_dropout", x, dim)
+    shape = (*x.shape[:dim], 1, *x.shape[dim + 1 :])
+    return _shared("locked_dropout", x, shape, p, training, generator)
+
+
+def _shared(
+    name: str,
+    x: Tensor,
+    shape: tuple[int, ...],
+    p: float,
+    training: bool,
+    generator: Generator | None,
+) -> Tensor:
+    """x with a mask of `shape`, which is broadcast to x's."""
+    probability(name, p)
     if not training or p == 0:
         return x
-    shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
-    seed, offset = (generator or default_generator).advance(
-        kernels.counters(x.shape[0] * x.shape[1])
-    )
-    scale = kernels.dropout(array_module(x.data).ones(shape, x.dtype), p, seed, offset)
+    xp, count = array_module(x.data), math.prod(shape)
+    seed, offset = (generator or default_generator).advance(kernels.counters(count))
+    scale = kernels.dropout(xp.ones(shape, x.dtype), p, seed, offset)
 
-    def scaled(a: Array) -> Array:  # an infinite channel is dropped too, where 0 * inf would be NaN
-        return array_module(a).where(scale != 0, a * scale, a.dtype.type(0))
+    def scaled(a: Array) -> Array:  # infinities are dropped too, where 0 * inf would be NaN
+        return xp.where(scale != 0, a * scale, a.dtype.type(0))
 
     return record(scaled(x.data), [x], lambda dy: [scaled(dy)])

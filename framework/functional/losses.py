@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from framework.autograd import Tensor, is_grad_enabled, record
-from framework.autograd.casting import state, widened
+from framework.autograd.casting import lowered, state, widened
 from framework.autograd.graph import as_array
 from framework.functional.check import (
     array_of,
@@ -22,7 +22,7 @@ from framework.functional.check import (
     same_shape,
     tensor_argument,
 )
-from kernels import losses as kernels, reductions
+from kernels import linear_cross_entropy as fused_kernels, losses as kernels, reductions
 from kernels.arrays import Array, array_module, is_cuda, is_floating
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -290,6 +290,60 @@ def cross_entropy(
     return _finish(
         "cross_entropy", out, target, weight, ignore_index, probabilities, reduction, positions
     )
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``cross_entropy(linear(x, weight), target)`` without the logits: x (*, D), weight (V, D), a
+    tied embedding say, target (*) class indices below V.
+
+    Rows go by in chunks, and leave their gradients at once: nothing as large as the logits of a
+    batch exists. Only "mean" (over the targets that count) and "sum".
+    """
+    name = "linear_cross_entropy"
+    floating(name, x)
+    floating(name, tensor_argument(name, "weight", weight))
+    _check_constant(name, tensor_argument(name, "target", target))
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{name}: reduction={reduction!r}, expected 'mean' or 'sum'")
+    if not 0 <= number(name, "label_smoothing", label_smoothing) <= 1:
+        raise ValueError(f"{name}: label_smoothing={label_smoothing}, expected 0 to 1")
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1:] != weight.shape[1:]:
+        raise ValueError(f"{name}: x {x.shape}, weight {weight.shape}: expected (*, D), (V, D)")
+    if target.shape != x.shape[:-1] or target.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: target is {target.dtype.name} {target.shape}, expected integers "
+            f"{x.shape[:-1]}"
+        )
+    x, weight = lowered(x, weight)
+    if x.dtype != weight.dtype:
+        raise TypeError(f"{name}: x is {x.dtype.name}, weight {weight.dtype.name}; use .to(...)")
+    rows, t = x.data.reshape(-1, x.shape[-1]), target.data.reshape(-1)
+    want_grad = is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    losses, dx, dw = fused_kernels.linear_cross_entropy(
+        rows, weight.data, t, ignore_index, label_smoothing, want_grad
+    )
+    shape = x.shape
+
+    def backward(dy: Array) -> list[Array]:
+        # all losses have one factor: a new array each time, for it may come a second time
+        return [(g * dy).astype(g.dtype, copy=False) for g in (dx.reshape(shape), dw)]
+
+    total = record(as_array(reductions.sum(losses)), [x, weight], backward)
+    if reduction == "sum":
+        return total
+    if t.size == 0:
+        raise ValueError(f"{name}: an empty batch has no mean loss")
+    xp = array_module(losses)
+    count = xp.asarray(t.size - xp.count_nonzero(t == ignore_index), dtype=losses.dtype)
+    with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
+        return total / Tensor(as_array(count))
 
 
 def _check_class_weight(name: str, weight: Tensor | None, classes: int) -> None:

@@ -7,6 +7,7 @@ stands between convolutions, keeps its input's dtype; its statistics are float32
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from framework.autograd import Tensor, record
@@ -19,7 +20,7 @@ from framework.functional.check import (
     optional_tensor,
     tensor_argument,
 )
-from kernels import norm_relu, normalization as kernels
+from kernels import norm_relu, normalization as kernels, residual_norm as residual_kernels
 from kernels.arrays import Array, is_floating
 from kernels.pooling import avg_pool, avg_pool_grad
 from kernels.windows import neighbours
@@ -200,6 +201,110 @@ def rms_norm(
         return [dx.reshape(dy.shape), *([] if weight is None else [dw.reshape(shape)])]
 
     return record(y.reshape(x.shape), inputs, backward)
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    normalized_shape: int | tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """x + residual, and its layer norm over the last axes, in one pass, forward and backward."""
+    name = "add_layer_norm"
+    x, residual, shape, a, b = _summands(name, x, residual, normalized_shape)
+    at_least_zero(name, "eps", eps)
+    parameters = _affine(name, weight, bias, shape)
+    w = _flat(weight)
+    total, y, mean, rstd = residual_kernels.add_layer_norm(a, b, w, _flat(bias), eps)
+
+    def gradients(dy: Array, dtotal: Array | None) -> list[Array]:
+        dy = dy.reshape(a.shape)
+        dx, dw, db = residual_kernels.add_layer_norm_grad(dy, dtotal, total, w, mean, rstd)
+        return _given((dx, dw.reshape(shape), db.reshape(shape)), weight, bias)
+
+    return _sum_and_norm(x, residual, parameters, total, y, gradients)
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    normalized_shape: int | tuple[int, ...],
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """x + residual, and its RMS norm over the last axes, in one pass, forward and backward."""
+    name = "add_rms_norm"
+    x, residual, shape, a, b = _summands(name, x, residual, normalized_shape)
+    at_least_zero(name, "eps", eps)
+    parameters = _affine(name, weight, None, shape)
+    w = _flat(weight)
+    total, y, rstd = residual_kernels.add_rms_norm(a, b, w, eps)
+
+    def gradients(dy: Array, dtotal: Array | None) -> list[Array]:
+        dy = dy.reshape(a.shape)
+        dx, dw = residual_kernels.add_rms_norm_grad(dy, dtotal, total, w, rstd)
+        return [dx, *([] if weight is None else [dw.reshape(shape)])]
+
+    return _sum_and_norm(x, residual, parameters, total, y, gradients)
+
+
+def _summands(
+    name: str, x: Tensor, residual: Tensor, normalized_shape: int | tuple[int, ...]
+) -> tuple[Tensor, Tensor, tuple[int, ...], Array, Array]:
+    """Both in one dtype, the normalised shape, and both as rows."""
+    floating(name, x)
+    floating(name, tensor_argument(name, "residual", residual))
+    if residual.shape != x.shape:
+        raise ValueError(f"{name}: residual has shape {residual.shape}, the input {x.shape}")
+    if state.dtype is not None:
+        x, residual = widened(x), widened(residual)
+    if residual.dtype != x.dtype:
+        raise TypeError(
+            f"{name}: input is {x.dtype.name}, residual {residual.dtype.name}; use .to(...)"
+        )
+    shape, a = _rows(name, x, normalized_shape)
+    return x, residual, shape, a, residual.data.reshape(a.shape)
+
+
+def _sum_and_norm(
+    x: Tensor,
+    residual: Tensor,
+    parameters: list[Tensor],
+    total: Array,
+    y: Array,
+    gradients: Callable[[Array, Array | None], list[Array]],
+) -> tuple[Tensor, Tensor]:
+    """The two tensors of a sum and its norm.
+
+    Whoever uses the sum is newer than the norm, so that the norm's turn comes when the sum's
+    gradient has all the rest. Then the norm leaves its own to the sum's turn, which computes both
+    in one pass; alone, or where somebody looks at the sum's gradient, it does not.
+    """
+    shape = x.shape
+    waiting: list[tuple[Array, Array]] = []  # the norm's gradient, and the sum's when it came
+
+    def of_sum(dtotal: Array) -> list[Array | None]:
+        if waiting and waiting[0][1] is dtotal:
+            dx, *rest = gradients(waiting.pop()[0], dtotal.reshape(total.shape))
+            dx = dx.reshape(shape)
+            return [dx, dx, *rest]
+        waiting.clear()
+        return [dtotal, dtotal, *([None] * len(parameters))]
+
+    s = record(total.reshape(shape), [x, residual, *parameters], of_sum)
+    node = s.node
+
+    def of_norm(dy: Array) -> list[Array | None]:
+        waiting.clear()
+        if node is not None and node.grad is not None and not (node.hooks or node.retained):
+            waiting.append((dy, node.grad))
+            return [None] * (1 + len(parameters))
+        dx, *rest = gradients(dy, None)
+        return [dx.reshape(shape), *rest]
+
+    return s, record(y.reshape(shape), [s, *parameters], of_norm)
 
 
 def group_norm(

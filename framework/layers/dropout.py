@@ -1,4 +1,4 @@
-"""Dropout, of elements and of channels."""
+"""Dropout: of single elements, of channels, of the same elements at every step."""
 
 from __future__ import annotations
 
@@ -67,3 +67,21 @@ class Dropout3d(_ChannelDropout):
     """`Dropout` of whole channels of x (N, C, D, H, W)."""
 
     _axes = ("D", "H", "W")
+
+
+class LockedDropout(Module):
+    """In training, `Dropout` with one mask for all steps of a sequence, which are axis `dim`
+    (Gal and Ghahramani 2016): 0, or 1 where the batch comes first.
+    """
+
+    def __init__(self, p: float = 0.5, dim: int = 0) -> None:
+        super().__init__()
+        self.p, self.dim = in_range("LockedDropout", "p", p, 0, 1), dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape of x."""
+        return F.locked_dropout(x, self.p, self.training, self.dim)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"p={self.p}, dim={self.dim}"

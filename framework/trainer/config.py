@@ -26,7 +26,7 @@ class Recipe:
     """How to train. Every field is an option of ``train`` or can be given with ``--set``.
 
     Args:
-        epochs: None: as many as make about 60,000 samples, between 5 and 40.
+        epochs: None: as many as make about 60,000 samples (windows of text), between 5 and 40.
         batch_size: samples of a step.
         lr: the highest learning rate; it warms up, then falls along half a cosine to 0.
         warmup: the share of the steps in which it warms up.
@@ -348,7 +348,15 @@ def _short(value: Any) -> str:
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that decide about the numbers."""
     found = {"python": platform.python_version(), "platform": sys.platform}
-    for name in ("framework-dl", "numpy", "numba", "ml_dtypes", "safetensors", "cupy"):
+    for name in (
+        "framework-dl",
+        "numpy",
+        "numba",
+        "ml_dtypes",
+        "safetensors",
+        "tokenizers",
+        "cupy",
+    ):
         version = version_of(name)
         if version is not None:
             found[name] = version

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 
 #: Tokens of a batch in evaluation, at least one window.
-EVALUATED_TOKENS = 4096
+EVALUATED_TOKENS = 2048
 
 
 def tokenizer_for(corpus: Corpus, recipe: Recipe) -> Tokenizer:

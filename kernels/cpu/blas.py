@@ -26,6 +26,9 @@ SMALL = 262_144
 #: Multiply-adds for which a further thread is worth launching (10 us of work).
 WORTH_A_THREAD = 500_000
 
+#: In the place of the address of a bias: the product is added to what is in the result.
+_MORE = -1
+
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE = 101, 111, 112
 
 
@@ -100,7 +103,9 @@ def address(x):
 def _block(m, n, k, a_flag, a, lda, b_flag, b, ldb, bias, c, ldc):
     """One block of the result, all pointers at its corner."""
     beta = np.float32(0)
-    if bias != 0:
+    if bias == _MORE:
+        beta = np.float32(1)
+    elif bias != 0:
         # Instead of the zeros that OpenBLAS would begin with: the bias costs nothing extra.
         beta = np.float32(1)
         source = carray(_pointer(bias), (n,), np.float32)
@@ -146,7 +151,7 @@ def _task(
             a + i * a_step0 + j * a_step1 + top * a_row, lda,
             _TRANSPOSE if b_transposed else _NO_TRANSPOSE,
             b + i * b_step0 + j * b_step1 + left * b_column, ldb,
-            bias + 4 * left if bias != 0 else 0,
+            bias + 4 * left if bias > 0 else bias,
             c + i * c_step0 + j * c_step1 + 4 * (top * ldc + left), ldc,
         )  # fmt: skip
 
@@ -219,8 +224,10 @@ def matmul(
     b_transposed: bool,
     bias: np.ndarray | None,
     out: np.ndarray,
+    more: bool = False,
 ) -> None:
-    """out = a b + bias, transposed as told, float32, shapes already checked, nothing empty.
+    """out = a b + bias, transposed as told, float32, shapes already checked, nothing empty; with
+    `more` (and no bias) a b is added to what is in out.
 
     The last two axes are the matrices; `out` is C-contiguous.
     """
@@ -245,7 +252,8 @@ def matmul(
             tasks, team, batch1, row_pieces, column_pieces, m, n, k,
             a_transposed, address(a), lda, a_step0, a_step1,
             b_transposed, address(b), ldb, b_step0, b_step1,
-            0 if bias is None else address(bias), address(out), n, c_step0, c_step1,
+            (_MORE if more else 0) if bias is None else address(bias),
+            address(out), n, c_step0, c_step1,
         )  # fmt: skip
 
 

@@ -19,7 +19,11 @@ ZERO = np.float32(0)
 def _taps(start, dilation, kernel, size):
     """First and last + 1 of the taps of a place that reads from `start` on inside of an axis."""
     first = 0 if start >= 0 else (-start + dilation - 1) // dilation
-    last = kernel if start + (kernel - 1) * dilation < size else (size - start + dilation - 1) // dilation
+    last = (
+        kernel
+        if start + (kernel - 1) * dilation < size
+        else (size - start + dilation - 1) // dilation
+    )
     return first, max(first, last)
 
 
@@ -37,8 +41,16 @@ def _place(x, x0, row, column, w, w0, KW, C, top, bottom, left, right, n):
 def _line_3x3(x, x0, row, column, step, w, w0, C, b, floor, y, y0, y_step, n):
     """n places of a line, all of whose 9 taps are inside, with the weights in registers."""
     w00, w01, w02 = load(w, w0, LANES), load(w, w0 + C, LANES), load(w, w0 + 2 * C, LANES)
-    w10, w11, w12 = load(w, w0 + 3 * C, LANES), load(w, w0 + 4 * C, LANES), load(w, w0 + 5 * C, LANES)
-    w20, w21, w22 = load(w, w0 + 6 * C, LANES), load(w, w0 + 7 * C, LANES), load(w, w0 + 8 * C, LANES)
+    w10, w11, w12 = (
+        load(w, w0 + 3 * C, LANES),
+        load(w, w0 + 4 * C, LANES),
+        load(w, w0 + 5 * C, LANES),
+    )
+    w20, w21, w22 = (
+        load(w, w0 + 6 * C, LANES),
+        load(w, w0 + 7 * C, LANES),
+        load(w, w0 + 8 * C, LANES),
+    )
     for k in range(n):
         i0 = x0 + k * step
         i1, i2 = i0 + row, i0 + 2 * row
@@ -56,7 +68,9 @@ def _line_3x3(x, x0, row, column, step, w, w0, C, b, floor, y, y0, y_step, n):
 
 
 @loop("workers")
-def forward(workers, n_workers, x, N, H, W, C, w, KH, KW, sh, sw, ph, pw, dh, dw, bias, floor, y, OH, OW):
+def forward(
+    workers, n_workers, x, N, H, W, C, w, KH, KW, sh, sw, ph, pw, dh, dw, bias, floor, y, OH, OW,
+):  # fmt: skip
     """y (N, OH, OW, C) = x * w + bias, at least `floor`."""
     row, column = dh * W * C, dw * C
     # places all of whose taps are inside of the line
@@ -82,7 +96,9 @@ def forward(workers, n_workers, x, N, H, W, C, w, KH, KW, sh, sw, ph, pw, dh, dw
                     if fast and begin <= ow < end:
                         continue
                     left, right = _taps(ow * sw - pw, dw, KW, W)
-                    s = b + _place(x, x0 + ow * sw * C, row, column, w, c, KW, C, top, bottom, left, right, n)
+                    s = b + _place(
+                        x, x0 + ow * sw * C, row, column, w, c, KW, C, top, bottom, left, right, n,
+                    )  # fmt: skip
                     store(y, y0 + ow * C, n, select(s < floor, each(floor), s))
 
 
@@ -114,7 +130,9 @@ def input_grad(workers, n_workers, dy, OH, OW, C, w, KH, KW, sh, sw, ph, pw, dh,
 
 
 @loop("workers")
-def weight_grad(workers, n_workers, dy, N, OH, OW, C, x, H, W, KH, KW, sh, sw, ph, pw, dh, dw, slots, u):
+def weight_grad(
+    workers, n_workers, dy, N, OH, OW, C, x, H, W, KH, KW, sh, sw, ph, pw, dh, dw, slots, u,
+):  # fmt: skip
     """u (slots, KH * KW, C): a share of the lines of dy each, to be added up."""
     for worker in workers:
         begin, end = share(slots, worker, n_workers)

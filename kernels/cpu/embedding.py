@@ -30,6 +30,15 @@ def gather(indices, weight, out):
             target[j] = row[j]
 
 
+@loop("rows", "indices", "out")
+def gather_and_add(rows, indices, weight, positions, out):
+    """`rows` are the numbers of the indices, whose places repeat after those of positions."""
+    for i in range(indices.shape[0]):
+        row, place, target = weight[indices[i]], positions[rows[i] % positions.shape[0]], out[i]
+        for j in range(target.shape[0]):
+            target[j] = row[j] + place[j]
+
+
 @loop("stripes")
 def scatter_add(stripes, width, dy, indices, skip, out):
     """out[indices[i]] += dy[i] in the order of i, index `skip` left out.

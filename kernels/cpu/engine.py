@@ -41,7 +41,8 @@ log = logging.getLogger("framework")
 
 #: The only files of this folder whose compiled functions may be called from other files.
 SHARED = (
-    "engine.py", "lanes.py", "rows.py", "summation.py", "team.py", "tiles.py", "vectormath.py",
+    "engine.py", "lanes.py", "philox.py", "rows.py", "summation.py", "team.py", "tiles.py",
+    "vectormath.py",
 )  # fmt: skip
 
 #: Elements below which a piece of work stays on one thread: a parallel launch costs about 2 us,

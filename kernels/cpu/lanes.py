@@ -30,6 +30,7 @@ from numba.core import cgutils
 from numba.core.datamodel import models, register_default
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
+from numba.np.arrayobj import populate_array
 
 from kernels.cpu.engine import jit
 
@@ -163,6 +164,100 @@ def prefetch(context: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
+@intrinsic
+def spread(context: Any, array: Any, index: Any) -> Any:
+    """array[index] in every lane."""
+    _check_array("spread", array)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return _splat(builder, builder.load(builder.gep(data, [args[1]]), align=4))
+
+    return floats(array, types.intp), generate
+
+
+def _memory(element: Any) -> Any:
+    """An intrinsic: what begins at an address (int64) as a contiguous 1-D array without an end.
+
+    Strided arrays come as an address and strides, so that a loop is compiled once for all layouts.
+    """
+    whole = types.Array(element, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(whole)(context, builder)
+        data = builder.inttoptr(args[0], array.data.type)
+        size = context.get_constant(types.intp, 1 << 48)
+        step = context.get_constant(types.intp, element.bitwidth // 8)
+        populate_array(array, data, (size,), (step,), step, meminfo=None)
+        return array._getvalue()
+
+    @intrinsic
+    def memory(context: Any, address: Any) -> Any:
+        _expect("memory", (address, types.int64))
+        return whole(types.int64), generate
+
+    return memory
+
+
+floats_at, bytes_at, longs_at = (_memory(t) for t in (types.float32, types.uint8, types.int64))
+
+#: Each round of `turn` exchanges blocks of so many lanes between lines as far apart.
+_DISTANCES = (1, 2, 4, 8)
+
+
+def _exchange(builder: Any, lines: list[Any], distance: int) -> list[Any]:
+    lanes, out = range(LANES), list(lines)
+    first = [k if not k & distance else LANES + k - distance for k in lanes]
+    second = [k + distance if not k & distance else LANES + k for k in lanes]
+    for i in (i for i in lanes if not i & distance):
+        for j, order in ((i, first), (i + distance, second)):
+            mask = ir.Constant(_INTS, order)
+            out[j] = builder.shuffle_vector(lines[i], lines[i + distance], mask)
+    return out
+
+
+@intrinsic
+def turn(
+    context: Any, x: Any, i: Any, step: Any, rows: Any, y: Any, j: Any, y_step: Any, lines: Any
+) -> Any:
+    """y[j + a y_step + b] = x[i + b step + a] for 16 a and b: a tile transposed in registers.
+
+    Of x only the first `rows` lines are read, the others hold 0; of y the first `lines` are
+    written.
+    """
+    _check_array("turn", x)
+    _check_array("turn", y)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, i, step, rows, y, j, y_step, limit = args
+        kinds, four = signature.args, ir.Constant(_I32, 4)
+
+        def line(kind: Any, array: Any, start: Any, step: Any, k: int, count: Any) -> Any:
+            number = ir.Constant(start.type, k)
+            place = builder.add(start, builder.mul(step, number))
+            there = _splat(builder, builder.icmp_signed("<", number, count), _BITS)
+            return _address(context, builder, kind, array, place), there
+
+        values = []
+        for k in range(LANES):
+            address, there = line(kinds[0], x, i, step, k, rows)
+            to = (_FLOATS, address.type, _I32, _BITS, _FLOATS)
+            load = _llvm(builder, "masked.load.v16f32.p0", *to)
+            zeros = ir.Constant(_FLOATS, [0.0] * LANES)
+            values.append(builder.call(load, [address, four, there, zeros]))
+        for distance in _DISTANCES:
+            values = _exchange(builder, values, distance)
+        for k, value in enumerate(values):
+            address, there = line(kinds[4], y, j, y_step, k, limit)
+            to = (ir.VoidType(), _FLOATS, address.type, _I32, _BITS)
+            store = _llvm(builder, "masked.store.v16f32.p0", *to)
+            builder.call(store, [value, address, four, there])
+        return context.get_dummy_value()
+
+    one = types.intp
+    return types.void(x, one, one, one, y, one, one, one), generate
+
+
 ZERO = np.float32(0)
 
 
@@ -200,41 +295,6 @@ def load_each(context: Any, array: Any, index: Any) -> Any:
         return _splat(builder, builder.load(builder.gep(data, [args[1]])))
 
     return floats(array, types.intp), generate
-
-
-@intrinsic
-def turn(context: Any, x: Any, x0: Any, row: Any, y: Any, y0: Any, y_row: Any) -> Any:
-    """The 16 x 16 transpose: y[y0 + i * y_row + j] = x[x0 + j * row + i]."""
-    _check_array("turn", x)
-    _check_array("turn", y)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, x0, row, y, y0, y_row = args
-
-        def place(array: Any, kind: Any, start: Any, step: Any, i: int) -> Any:
-            index = builder.add(start, builder.mul(step, ir.Constant(step.type, i)))
-            return _address(context, builder, kind, array, index)
-
-        lines = [
-            builder.load(place(x, signature.args[0], x0, row, i), align=4) for i in range(LANES)
-        ]
-        # Four times, halves change places: of 1, 2, 4 and 8 elements, between lines as far apart.
-        for width in (1, 2, 4, 8):
-            low = [i for i in range(LANES) if not i & width]
-            first = [i - width + LANES if i & width else i for i in range(LANES)]
-            second = [i + LANES if i & width else i + width for i in range(LANES)]
-            for i in low:
-                a, b = lines[i], lines[i + width]
-                lines[i], lines[i + width] = (
-                    builder.shuffle_vector(a, b, ir.Constant(_INTS, order))
-                    for order in (first, second)
-                )
-        for i in range(LANES):
-            builder.store(lines[i], place(y, signature.args[3], y0, y_row, i), align=4)
-        return context.get_dummy_value()
-
-    intp = types.intp
-    return types.void(x, intp, intp, y, intp, intp), generate
 
 
 # Arithmetic ---------------------------------------------------------------------------------------

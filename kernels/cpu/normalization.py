@@ -15,6 +15,9 @@ from kernels.cpu.engine import jit, loop
 from kernels.cpu.lanes import LANES, each, load, select, store, total, totals, whole
 from kernels.cpu.summation import BLOCK, add_partials, column_sum, row_deviation, row_sum
 
+#: No gradient to add, as an array: a compiled loop takes one type only.
+NO_MORE = np.empty(0, np.float32)
+
 ZERO = np.float32(0)
 ONE = np.float32(1)
 
@@ -30,6 +33,40 @@ def column_block(columns: int) -> int:
 
 
 # Rows: layer norm, RMS norm -----------------------------------------------------------------------
+
+
+@jit
+def _added(x, residual, out):
+    for i in range(x.shape[0]):
+        out[i] = x[i] + residual[i]
+
+
+@loop("x", "residual", "total", "y", "mean", "rstd")
+def add_layer_norm(x, residual, weight, bias, eps, total, y, mean, rstd):
+    """`layer_norm` of total = x + residual, whose rows are still in L1."""
+    columns = x.shape[1]
+    for r in range(x.shape[0]):
+        row, out = total[r], y[r]
+        _added(x[r], residual[r], row)
+        m = np.float32(row_sum(row) / columns)
+        s = np.float32(1.0 / math.sqrt(row_deviation(row, m) / columns + eps))
+        for j in range(columns):
+            out[j] = (row[j] - m) * s * weight[j] + bias[j]
+        mean[r] = m
+        rstd[r] = s
+
+
+@loop("x", "residual", "total", "y", "rstd")
+def add_rms_norm(x, residual, weight, eps, total, y, rstd):
+    """`rms_norm` of total = x + residual."""
+    columns = x.shape[1]
+    for r in range(x.shape[0]):
+        row, out = total[r], y[r]
+        _added(x[r], residual[r], row)
+        s = np.float32(1.0 / math.sqrt(row_deviation(row, ZERO) / columns + eps))
+        for j in range(columns):
+            out[j] = row[j] * s * weight[j]
+        rstd[r] = s
 
 
 @loop("x", "y", "mean", "rstd")
@@ -54,9 +91,13 @@ def _row_sums(dy, x, w, m, s, i, count, sums, dw, db):
 
 
 @jit(forceinline=True)
-def _row_gradient(dy, x, w, m, s, means, i, count, dx):
+def _row_gradient(dy, x, w, m, s, means, i, count, dx, more, j):
+    """`more` is a flat array to add, j its row's start, or NO_MORE."""
     d = load(x, i, count) - m
-    store(dx, i, count, (load(dy, i, count) * w - means[0]) * s - d * means[1])
+    g = (load(dy, i, count) * w - means[0]) * s - d * means[1]
+    if more.shape[0] > 0:
+        g += load(more, j + i, count)
+    store(dx, i, count, g)
 
 
 @jit(forceinline=True)
@@ -73,12 +114,16 @@ def _four_sums(dy, x, r, weight, m, s, i, count, sums, dweight, dbias):
 
 
 @jit(forceinline=True)
-def _four_gradients(dy, x, r, weight, m, s, means, i, count, dx):
-    w = load(weight, i, count)
-    _row_gradient(dy[r], x[r], w, m[0], s[0], means[0], i, count, dx[r])
-    _row_gradient(dy[r + 1], x[r + 1], w, m[1], s[1], means[1], i, count, dx[r + 1])
-    _row_gradient(dy[r + 2], x[r + 2], w, m[2], s[2], means[2], i, count, dx[r + 2])
-    _row_gradient(dy[r + 3], x[r + 3], w, m[3], s[3], means[3], i, count, dx[r + 3])
+def _four_gradients(dy, x, r, weight, m, s, means, i, count, dx, more):
+    w, n = load(weight, i, count), x.shape[1]
+    j = r * n
+    _row_gradient(dy[r], x[r], w, m[0], s[0], means[0], i, count, dx[r], more, j)
+    r, j = r + 1, j + n
+    _row_gradient(dy[r], x[r], w, m[1], s[1], means[1], i, count, dx[r], more, j)
+    r, j = r + 1, j + n
+    _row_gradient(dy[r], x[r], w, m[2], s[2], means[2], i, count, dx[r], more, j)
+    r, j = r + 1, j + n
+    _row_gradient(dy[r], x[r], w, m[3], s[3], means[3], i, count, dx[r], more, j)
 
 
 @jit(forceinline=True)
@@ -89,7 +134,7 @@ def _means(sum_g, sum_gn, s, columns):
 
 
 @jit(forceinline=True)
-def _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias):
+def _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias, more):
     """Gradients of rows r to r + 3, side by side: one waits while another computes."""
     columns = x.shape[1]
     full = whole(columns)
@@ -110,13 +155,13 @@ def _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias):
         _means(g[3], gn[3], s[3], columns),
     )
     for i in range(0, full, LANES):
-        _four_gradients(dy, x, r, weight, m, s, means, i, LANES, dx)
+        _four_gradients(dy, x, r, weight, m, s, means, i, LANES, dx, more)
     if full < columns:
-        _four_gradients(dy, x, r, weight, m, s, means, full, columns - full, dx)
+        _four_gradients(dy, x, r, weight, m, s, means, full, columns - full, dx, more)
 
 
 @jit(forceinline=True)
-def _one_row(dy, x, weight, m, s, dx, dweight, dbias):
+def _one_row(dy, x, weight, m, s, dx, dweight, dbias, more, j):
     columns = x.shape[0]
     sums = each(ZERO), each(ZERO)
     for i in range(0, columns, LANES):
@@ -128,17 +173,20 @@ def _one_row(dy, x, weight, m, s, dx, dweight, dbias):
     means = _means(total(sums[0]), total(sums[1]), s, columns)
     for i in range(0, columns, LANES):
         count = min(LANES, columns - i)
-        _row_gradient(dy, x, load(weight, i, count), m, s, means, i, count, dx)
+        _row_gradient(dy, x, load(weight, i, count), m, s, means, i, count, dx, more, j)
 
 
 @jit
-def _add_layer_norm_parts(tasks, dy, x, weight, mean, rstd, dx, parts):
+def _add_layer_norm_parts(tasks, dy, x, weight, mean, rstd, dx, parts, more):
     add_partials(parts[1:], parts[0])
 
 
 @loop("tasks", finish=_add_layer_norm_parts)
-def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, parts):
-    """parts (1 + blocks, 2 columns): dweight and dbias of all rows, then those of each block."""
+def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, parts, more):
+    """parts (1 + blocks, 2 columns): dweight and dbias of all rows, then those of each block.
+
+    `more` (flat, like x) is added to dx, if it is not NO_MORE.
+    """
     rows, columns = x.shape
     for t in tasks:
         dweight, dbias = parts[t + 1, :columns], parts[t + 1, columns:]
@@ -147,10 +195,11 @@ def layer_norm_grad(tasks, dy, x, weight, mean, rstd, dx, parts):
             dbias[j] = ZERO
         r, stop = t * ROW_BLOCK, min((t + 1) * ROW_BLOCK, rows)
         while r + 4 <= stop:
-            _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias)
+            _four_rows(dy, x, weight, mean, rstd, r, dx, dweight, dbias, more)
             r += 4
         while r < stop:
-            _one_row(dy[r], x[r], weight, mean[r], rstd[r], dx[r], dweight, dbias)
+            m, s = mean[r], rstd[r]
+            _one_row(dy[r], x[r], weight, m, s, dx[r], dweight, dbias, more, r * columns)
             r += 1
 
 
@@ -166,8 +215,8 @@ def rms_norm(x, weight, eps, y, rstd):
 
 
 @loop("tasks")
-def rms_norm_grad(tasks, dy, x, weight, rstd, dx, partials):
-    """partials (blocks, columns): dweight of each block of rows."""
+def rms_norm_grad(tasks, dy, x, weight, rstd, dx, partials, more):
+    """partials (blocks, columns): dweight of each block of rows. `more` as in layer_norm_grad."""
     rows, columns = x.shape
     for t in tasks:
         dw = partials[t]
@@ -184,6 +233,8 @@ def rms_norm_grad(tasks, dy, x, weight, rstd, dx, partials):
             b = s1 / np.float32(columns)
             for j in range(columns):
                 out[j] = s * (drow[j] * weight[j] - row[j] * s * b)
+            if more.shape[0] > 0:
+                _added(out, more[r * columns : (r + 1) * columns], out)
 
 
 # Batch norm over planes (N, C, L): a task is a channel, whose N planes stay in L2 for all passes --

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
+from kernels.cpu.philox import LOW, SHIFT, philox
 from kernels.cpu.vectormath import from_bits, to_bits
 
 #: 32-bit words drawn at a time.
 WORDS = 1024
 _COUNTERS = WORDS // 4
 
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 _ZERO = np.uint64(0)
 
 _2_24, _2_32, _2_33 = np.float32(2.0**-24), np.float32(2.0**-32), np.float32(2.0**-33)
@@ -46,34 +44,15 @@ _COS = tuple(np.float32([-0.5, 0.04166665, -0.001388759, 2.4463838e-05]))
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 
 
-@jit(forceinline=True)
-def philox(c0, c1, c2, c3, k0, k1):
-    """One counter to four words, each in the low half of a uint64.
-
-    The high halves are left dirty: AVX's 32x32-bit multiply ignores them, which is twice as fast as
-    uint32.
-    """
-    for _ in range(10):
-        p = _M0 * (c0 & _LOW)
-        q = _M1 * (c2 & _LOW)
-        c0 = (q >> _SHIFT) ^ c1 ^ k0
-        c2 = (p >> _SHIFT) ^ c3 ^ k1
-        c1 = q
-        c3 = p
-        k0 = (k0 + _W0) & _LOW
-        k1 = (k1 + _W1) & _LOW
-    return c0, c1, c2, c3
-
-
 @jit
 def _draw(words, seed, offset, chunk):
     """The 1,024 words of the stream from word 1024 * chunk on."""
     start = offset + np.uint64(chunk) * np.uint64(_COUNTERS)
-    k0 = seed & _LOW
-    k1 = seed >> _SHIFT
+    k0 = seed & LOW
+    k1 = seed >> SHIFT
     for i in range(_COUNTERS):
         c = start + np.uint64(i)
-        w0, w1, w2, w3 = philox(c, c >> _SHIFT, _ZERO, _ZERO, k0, k1)
+        w0, w1, w2, w3 = philox(c, c >> SHIFT, _ZERO, _ZERO, k0, k1)
         words[4 * i] = np.uint32(w0)
         words[4 * i + 1] = np.uint32(w1)
         words[4 * i + 2] = np.uint32(w2)
@@ -178,8 +157,8 @@ def randint(chunks, out, seed, offset, span, low):
         _draw(words, seed, offset, chunk)
         piece = out[chunk * (WORDS // 2) : (chunk + 1) * (WORDS // 2)]
         for i in range(piece.shape[0]):
-            carried = (np.uint64(words[2 * i]) * span) >> _SHIFT
-            k = (np.uint64(words[2 * i + 1]) * span + carried) >> _SHIFT
+            carried = (np.uint64(words[2 * i]) * span) >> SHIFT
+            k = (np.uint64(words[2 * i + 1]) * span + carried) >> SHIFT
             piece[i] = np.int64(k) + low
 
 

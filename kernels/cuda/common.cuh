@@ -86,6 +86,30 @@ __device__ __forceinline__ void map_elements(F f, i64 n, T* __restrict__ out, co
     for (i64 i = done + start; i < n; i += step) out[i] = from_float<T>(f(to_float(in[i])...));
 }
 
+// --- random numbers ---------------------------------------------------------------------------------
+
+// Philox4x32-10 (Salmon et al., SC 2011): the four words of a counter, as in kernels/random.py.
+struct Words {
+    u32 at[4];
+};
+
+__device__ __forceinline__ Words philox(u64 counter, u64 seed) {
+    u32 c0 = static_cast<u32>(counter), c1 = static_cast<u32>(counter >> 32), c2 = 0, c3 = 0;
+    u32 k0 = static_cast<u32>(seed), k1 = static_cast<u32>(seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const u32 low0 = 0xD2511F53u * c0, high0 = __umulhi(0xD2511F53u, c0);
+        const u32 low1 = 0xCD9E8D57u * c2, high1 = __umulhi(0xCD9E8D57u, c2);
+        c0 = high1 ^ c1 ^ k0;
+        c2 = high0 ^ c3 ^ k1;
+        c1 = low1;
+        c3 = low0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
 // --- reductions -------------------------------------------------------------------------------------
 
 struct Sum {

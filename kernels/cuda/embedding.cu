@@ -1,16 +1,18 @@
 // Embedding: rows of a table by index, and their gradient as sorted segments.
 
-// weight (V, D), indices (n), out (n, D): out[i] = weight[indices[i]], NaN where the index is outside 0 <= i < V.
+// weight (V, D), indices (n), out (n, D): out[i] = weight[indices[i]], NaN where the index is outside 0 <= i < V; with
+// `positions` (length, D), which may be null, plus row i % length of these.
 // Grid-stride over packs of 16 bytes where D and the pointers allow, else over elements.
 // Moves n * D elements in and out and n * 8 bytes of indices; bound by memory. No arithmetic.
 template <typename T>
-__global__ void embedding_gather(const T* __restrict__ weight, const i64* __restrict__ indices, T* __restrict__ out,
-                                 i64 n, i64 V, i64 D) {
+__global__ void embedding_gather(const T* __restrict__ weight, const i64* __restrict__ indices,
+                                 const T* __restrict__ positions, T* __restrict__ out, i64 n, i64 V, i64 D,
+                                 i64 length) {
     const i64 start = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x;
     const i64 step = gridDim.x * static_cast<i64>(blockDim.x);
     constexpr int size = Pack<T>::size;
     const T nan = from_float<T>(NAN_F);
-    if (D % size == 0 && aligned(weight, out)) {
+    if (D % size == 0 && aligned(weight, out, positions)) {
         const i64 packs = D / size;
         for (i64 p = start; p < n * packs; p += step) {
             const i64 i = p / packs, j = p - i * packs;
@@ -22,6 +24,12 @@ __global__ void embedding_gather(const T* __restrict__ weight, const i64* __rest
 #pragma unroll
                 for (int e = 0; e < size; ++e) value.at[e] = nan;
             }
+            if (positions) {
+                const Pack<T> more = reinterpret_cast<const Pack<T>*>(positions)[i % length * packs + j];
+#pragma unroll
+                for (int e = 0; e < size; ++e)
+                    value.at[e] = from_float<T>(to_float(value.at[e]) + to_float(more.at[e]));
+            }
             reinterpret_cast<Pack<T>*>(out)[p] = value;
         }
         return;
@@ -29,7 +37,8 @@ __global__ void embedding_gather(const T* __restrict__ weight, const i64* __rest
     for (i64 p = start; p < n * D; p += step) {
         const i64 i = p / D, j = p - i * D;
         const i64 k = indices[i];
-        out[p] = k >= 0 && k < V ? weight[k * D + j] : nan;
+        const T value = k >= 0 && k < V ? weight[k * D + j] : nan;
+        out[p] = positions ? from_float<T>(to_float(value) + to_float(positions[i % length * D + j])) : value;
     }
 }
 

@@ -17,6 +17,10 @@ from kernels.cuda import compiler
 #: have.
 BLOCK = 256
 
+#: Bytes of dynamic shared memory that a kernel may have as it is; more (up to 163 KiB on an A100,
+#: 227 on an H100) has to be asked for.
+SHARED_WITHOUT_ASKING = 48 << 10
+
 
 @cache
 def multiprocessors(device: int) -> int:
@@ -43,7 +47,10 @@ def run(
     bare Python number as 64 bits. An empty grid is not launched.
     """
     if grid > 0:
-        compiler.function(family, expression)((grid,), (block,), _checked(args), shared_mem=shared)
+        function = compiler.function(family, expression)
+        if shared > SHARED_WITHOUT_ASKING:
+            function.max_dynamic_shared_size_bytes = shared
+        function((grid,), (block,), _checked(args), shared_mem=shared)
 
 
 def elementwise(

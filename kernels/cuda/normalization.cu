@@ -44,51 +44,73 @@ __device__ __forceinline__ void each(const Team& team, i64 D, bool packed, F f) 
     }
 }
 
-// One row of the forward: with `centred` layer norm, else RMS norm (mean 0).
+// K elements of x, or of x + residual in float, where there is one.
+template <typename T, int K> struct Terms {
+    float at[K];
+    __device__ __forceinline__ Terms(const T* x, const T* residual, i64 i) {
+        const Few<T, K> v = load<T, K>(x + i);
+#pragma unroll
+        for (int k = 0; k < K; ++k) at[k] = to_float(v.at[k]);
+        if (!residual) return;
+        const Few<T, K> w = load<T, K>(residual + i);
+#pragma unroll
+        for (int k = 0; k < K; ++k) at[k] += to_float(w.at[k]);
+    }
+};
+
+// One row of the forward: with `centred` layer norm, else RMS norm (mean 0). With a `residual` of x + residual, which is
+// written to `total` too.
 template <typename T, typename Team>
 __device__ __forceinline__ void normalise(const Team& team, i64 row, const T* __restrict__ x,
-                                          const T* __restrict__ weight, const T* __restrict__ bias, float eps,
+                                          const T* __restrict__ residual, const T* __restrict__ weight,
+                                          const T* __restrict__ bias, float eps, T* __restrict__ total,
                                           T* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd, i64 D,
                                           int centred) {
-    const bool packed = D % Pack<T>::size == 0 && aligned(x, y) && aligned(weight, bias);
+    const bool packed = D % Pack<T>::size == 0 && aligned(x, y) && aligned(weight, bias) && aligned(residual, total);
     x += row * D;
     y += row * D;
+    if (residual) {
+        residual += row * D;
+        total += row * D;
+    }
     float m = 0.0f;
     if (centred) {
         float s = 0.0f;
         each<T>(team, D, packed, [&](i64 i, auto width) {
             constexpr int K = decltype(width)::value;
-            const Few<T, K> v = load<T, K>(x + i);
+            const Terms<T, K> v(x, residual, i);
 #pragma unroll
-            for (int k = 0; k < K; ++k) s += to_float(v.at[k]);
+            for (int k = 0; k < K; ++k) s += v.at[k];
         });
         m = team.sum(s) / static_cast<float>(D);
     }
     float q = 0.0f;  // second pass: E[x^2] - E[x]^2 cancels
     each<T>(team, D, packed, [&](i64 i, auto width) {
         constexpr int K = decltype(width)::value;
-        const Few<T, K> v = load<T, K>(x + i);
+        const Terms<T, K> v(x, residual, i);
 #pragma unroll
         for (int k = 0; k < K; ++k) {
-            const float d = to_float(v.at[k]) - m;
+            const float d = v.at[k] - m;
             q += d * d;
         }
     });
     const float r = 1.0f / sqrtf(team.sum(q) / static_cast<float>(D) + eps);
     each<T>(team, D, packed, [&](i64 i, auto width) {
         constexpr int K = decltype(width)::value;
-        const Few<T, K> v = load<T, K>(x + i);
-        Few<T, K> w, b, out;
+        const Terms<T, K> v(x, residual, i);
+        Few<T, K> w, b, out, sum;
         if (weight) w = load<T, K>(weight + i);
         if (bias) b = load<T, K>(bias + i);
 #pragma unroll
         for (int k = 0; k < K; ++k) {
-            float n = (to_float(v.at[k]) - m) * r;
+            sum.at[k] = from_float<T>(v.at[k]);
+            float n = (v.at[k] - m) * r;
             if (weight) n *= to_float(w.at[k]);
             if (bias) n += to_float(b.at[k]);
             out.at[k] = from_float<T>(n);
         }
         store<T, K>(y + i, out);
+        if (residual) store<T, K>(total + i, sum);
     });
     if (team.rank() == 0) {
         if (centred) mean[row] = m;
@@ -98,29 +120,32 @@ __device__ __forceinline__ void normalise(const Team& team, i64 row, const T* __
 
 // A warp a row.
 template <typename T>
-__global__ void layer_norm_warp(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
-                                float eps, T* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd,
-                                i64 rows, i64 D, int centred) {
+__global__ void layer_norm_warp(const T* __restrict__ x, const T* __restrict__ residual, const T* __restrict__ weight,
+                                const T* __restrict__ bias, float eps, T* __restrict__ total, T* __restrict__ y,
+                                float* __restrict__ mean, float* __restrict__ rstd, i64 rows, i64 D, int centred) {
     const i64 row = blockIdx.x * static_cast<i64>(blockDim.x / WARP) + threadIdx.x / WARP;
-    if (row < rows) normalise<T>(WarpTeam(), row, x, weight, bias, eps, y, mean, rstd, D, centred);
+    if (row < rows) normalise<T>(WarpTeam(), row, x, residual, weight, bias, eps, total, y, mean, rstd, D, centred);
 }
 
 // A block a row.
 template <typename T>
-__global__ void layer_norm_block(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
-                                 float eps, T* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd,
-                                 i64 rows, i64 D, int centred) {
+__global__ void layer_norm_block(const T* __restrict__ x, const T* __restrict__ residual,
+                                 const T* __restrict__ weight, const T* __restrict__ bias, float eps,
+                                 T* __restrict__ total, T* __restrict__ y, float* __restrict__ mean,
+                                 float* __restrict__ rstd, i64 rows, i64 D, int centred) {
     __shared__ float scratch[WARP];
-    normalise<T>(BlockTeam{scratch}, blockIdx.x, x, weight, bias, eps, y, mean, rstd, D, centred);
+    normalise<T>(BlockTeam{scratch}, blockIdx.x, x, residual, weight, bias, eps, total, y, mean, rstd, D, centred);
 }
 
 // One row of dx = rstd (g - mean(g) - n mean(g n)), g = dy weight, n = (x - mean) rstd; mean(g) and mean are 0 for RMS norm.
+// `more`, if there is one, is added: the gradient that a sum has besides that of its norm.
 template <typename T, typename Team>
 __device__ __forceinline__ void normalise_grad(const Team& team, i64 row, const T* __restrict__ dy,
                                                const T* __restrict__ x, const T* __restrict__ weight,
                                                const float* __restrict__ mean, const float* __restrict__ rstd,
-                                               T* __restrict__ dx, i64 D, int centred) {
-    const bool packed = D % Pack<T>::size == 0 && aligned(dy, x, dx, weight);
+                                               const T* __restrict__ more, T* __restrict__ dx, i64 D, int centred) {
+    const bool packed = D % Pack<T>::size == 0 && aligned(dy, x, dx, weight, more);
+    if (more) more += row * D;
     dy += row * D;
     x += row * D;
     dx += row * D;
@@ -143,12 +168,14 @@ __device__ __forceinline__ void normalise_grad(const Team& team, i64 row, const 
     each<T>(team, D, packed, [&](i64 i, auto width) {
         constexpr int K = decltype(width)::value;
         const Few<T, K> d = load<T, K>(dy + i), v = load<T, K>(x + i);
-        Few<T, K> w, out;
+        Few<T, K> w, a_more, out;
         if (weight) w = load<T, K>(weight + i);
+        if (more) a_more = load<T, K>(more + i);
 #pragma unroll
         for (int k = 0; k < K; ++k) {
             const float g = weight ? to_float(d.at[k]) * to_float(w.at[k]) : to_float(d.at[k]);
-            out.at[k] = from_float<T>(r * (g - a - (to_float(v.at[k]) - m) * r * b));
+            const float d = r * (g - a - (to_float(v.at[k]) - m) * r * b);
+            out.at[k] = from_float<T>(more ? d + to_float(a_more.at[k]) : d);
         }
         store<T, K>(dx + i, out);
     });
@@ -158,18 +185,18 @@ __device__ __forceinline__ void normalise_grad(const Team& team, i64 row, const 
 template <typename T>
 __global__ void layer_norm_grad_warp(const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ weight,
                                      const float* __restrict__ mean, const float* __restrict__ rstd,
-                                     T* __restrict__ dx, i64 rows, i64 D, int centred) {
+                                     const T* __restrict__ more, T* __restrict__ dx, i64 rows, i64 D, int centred) {
     const i64 row = blockIdx.x * static_cast<i64>(blockDim.x / WARP) + threadIdx.x / WARP;
-    if (row < rows) normalise_grad<T>(WarpTeam(), row, dy, x, weight, mean, rstd, dx, D, centred);
+    if (row < rows) normalise_grad<T>(WarpTeam(), row, dy, x, weight, mean, rstd, more, dx, D, centred);
 }
 
 // A block a row.
 template <typename T>
 __global__ void layer_norm_grad_block(const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ weight,
                                       const float* __restrict__ mean, const float* __restrict__ rstd,
-                                      T* __restrict__ dx, i64 rows, i64 D, int centred) {
+                                      const T* __restrict__ more, T* __restrict__ dx, i64 rows, i64 D, int centred) {
     __shared__ float scratch[WARP];
-    normalise_grad<T>(BlockTeam{scratch}, blockIdx.x, dy, x, weight, mean, rstd, dx, D, centred);
+    normalise_grad<T>(BlockTeam{scratch}, blockIdx.x, dy, x, weight, mean, rstd, more, dx, D, centred);
 }
 
 // Weight gradients, first stage. partials (parts, 2, D) float: sums of dy n and of dy over `chunk` rows each.

@@ -8,27 +8,6 @@
 // Where `place` is not null, the seed is place[0] and place[1] is added to the offset: a captured graph is launched
 // with the same arguments every time, and finds there where its draws are to begin.
 
-struct Words {
-    u32 at[4];
-};
-
-__device__ __forceinline__ Words philox(u64 counter, u64 seed) {
-    u32 c0 = static_cast<u32>(counter), c1 = static_cast<u32>(counter >> 32), c2 = 0, c3 = 0;
-    u32 k0 = static_cast<u32>(seed), k1 = static_cast<u32>(seed >> 32);
-#pragma unroll
-    for (int round = 0; round < 10; ++round) {
-        const u32 low0 = 0xD2511F53u * c0, high0 = __umulhi(0xD2511F53u, c0);
-        const u32 low1 = 0xCD9E8D57u * c2, high1 = __umulhi(0xCD9E8D57u, c2);
-        c0 = high1 ^ c1 ^ k0;
-        c2 = high0 ^ c3 ^ k1;
-        c1 = low1;
-        c3 = low0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return {{c0, c1, c2, c3}};
-}
-
 // N adjoining elements, one or two stores of at most 16 bytes.
 template <typename T, int N> struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Group {
     T at[N];

@@ -54,6 +54,7 @@ def local(cupy, monkeypatch):
     from bench import cuda_sides, peer
 
     monkeypatch.setattr(cuda_sides, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(cuda_sides, "PEAK_SIZE", 16)
     monkeypatch.setattr(peer.gc, "freeze", lambda: None)
     flush = cuda_sides._flush_buffer
     yield Local

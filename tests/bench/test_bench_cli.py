@@ -116,9 +116,21 @@ def test_torch_compile_without_a_compiler_is_said_once(bench, monkeypatch):
     monkeypatch.setattr(machine, "has_compiler", lambda: False)
     said = []
     monkeypatch.setattr(command.typer, "echo", lambda text, err=False: said.append(text))
-    known = training.SIDES["cpu"]
-    assert command._sides("torch,torch.compile", known, "cpu") == ["torch"]
+    assert command._sides("torch,torch.compile", training.SIDES, "cpu") == ["torch"]
     assert said == [machine.COMPILER_IS_MISSING]
+
+
+def test_peers_of_cuda_are_left_out_on_the_cpu_with_a_word(monkeypatch):
+    from bench import __main__ as command, kernel_bench, machine
+
+    monkeypatch.setattr(machine, "has_torch", lambda: True)
+    monkeypatch.setattr(machine, "has_triton", lambda: False)
+    said = []
+    monkeypatch.setattr(command.typer, "echo", lambda text, err=False: said.append(text))
+    sides = kernel_bench.SIDES
+    assert command._sides("torch,cupy,triton", sides, "cpu") == ["torch"]
+    assert command._sides("cupy,reference,torch,triton", sides, "cuda") == ["reference", "torch"]
+    assert said == ["compared on cuda only, so not here: cupy, triton", machine.TRITON_IS_MISSING]
 
 
 def test_json_has_no_nan(tmp_path):
@@ -145,6 +157,8 @@ class Answers:
     def call(self, request, *args):
         if request == "warm":
             return 1e-4
+        if request == "extra_memory":
+            return 5000
         self.runs += 1
         return [(1e-4,)] * args[0]
 
@@ -194,11 +208,49 @@ def test_the_table_and_the_json_have_every_side():
     facts = row.as_dict(1e9)
     assert facts["speedup"]["torch"]["median"] == 1.0
     assert facts["share_of_copy"] == pytest.approx(32 / 1e-4 / 1e9)
+    assert facts["share_of_roof"] == facts["share_of_copy"]
+    assert facts["sides"]["torch"]["extra_memory"] == 5000
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(table([row], 1e9, ["reference", "torch"]))
     text = console.export_text()
-    for part in ("relu", "2x2", "F.relu", "1.00 (1.00-1.00)", "x torch"):
+    for part in ("relu", "2x2", "F.relu", "1.00 (1.00-1.00)", "x torch", "5 KiB (5 KiB)"):
         assert part in text
+
+
+def test_passes_add_up_and_begin_with_other_processes(monkeypatch):
+    from bench import kernel_bench
+    from bench.cases import Case
+    from bench.kernel_bench import KernelBench, Row
+    from bench.measure import Turns
+
+    relu = Case("relu", "_sample", (2, 2))
+    restarted, shown = [], []
+
+    class Pool:
+        def restart_all(self):
+            restarted.append(True)
+
+    def run(self, case):
+        turns = Turns(["ours", "torch"])
+        for _ in range(self.turns):
+            turns.add("ours", [(1.0 + len(restarted),)])
+            turns.add("torch", [(2.0,)])
+        turns.add("torch", [(9.0,)])  # without a turn of ours beside it
+        return Row(case, turns=turns)
+
+    monkeypatch.setattr(KernelBench, "run", run)
+    monkeypatch.setattr(kernel_bench, "copy_bandwidth", lambda *_: 1e9)
+    monkeypatch.setattr(kernel_bench, "Separate", lambda *_: Pool())
+    bench = KernelBench(["torch"], 0.3, 15)
+    (row,) = bench.run_all([relu], 3, shown.append)
+    assert len(restarted) == 2
+    assert shown == [relu] * 3
+    assert row.turns.totals("ours") == [1.0] * 5 + [2.0] * 5 + [3.0] * 5
+    assert row.turns.totals("torch") == [2.0] * 15
+    assert (row.turns.best["ours"], bench.turns) == (1.0, 15)
+    failed = Row(relu, problem="WRONG")
+    assert row.joined(failed) is failed
+    assert failed.joined(row) is failed
 
 
 def test_losses_that_differ_are_found():

@@ -109,6 +109,14 @@ def test_a_slower_machine_shows_in_the_columns_beside(files):
     assert change.to_torch == pytest.approx(1.0)
 
 
+def test_what_torch_went_along_with_was_the_machine():
+    before, after = Spread(1.0, 0.98, 1.02), Spread(1.5, 1.48, 1.52)
+    assert compare.judge(before, after, 1.5, 1.1, to_torch=1.5) == "slower"
+    assert compare.judge(before, after, 1.5, 1.1, to_torch=1.01) == "unclear"
+    assert compare.judge(after, before, 1 / 1.5, 1.1, to_torch=1 / 1.5) == "faster"
+    assert compare.judge(after, before, 1 / 1.5, 1.1, to_torch=0.99) == "unclear"
+
+
 def test_training_steps_are_compared_by_part(files):
     new = copy.deepcopy(TRAINING)
     new["results"][0]["seconds"]["ours"]["backward"] = spread(2e-3)

@@ -60,7 +60,10 @@ def test_an_unknown_side_lists_those_there_are(tmp_path):
     pytest.importorskip("pytest_benchmark")
     found = run(tmp_path, "bench", "--collect-only", "--bench-against", "jax")
     assert found.returncode != 0
-    assert "--bench-against jax: there are reference, torch, none" in found.stdout + found.stderr
+    assert (
+        "--bench-against jax: there are reference, torch, torch.compile, none"
+        in found.stdout + found.stderr
+    )
 
 
 def test_a_plain_run_has_no_benchmarks(pytestconfig):

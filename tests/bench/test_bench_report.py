@@ -202,6 +202,8 @@ def test_the_picture_has_the_largest_size_of_each_kernel(run, tmp_path):
     assert found.exit_code == 0, found.output
     assert png.read_bytes().startswith(b"\x89PNG")
     (machine,) = report_data.machines([tmp_path / "0.json", tmp_path / "1.json"])
+    assert report_png.key_of(png) == report_png.key([machine])
+    assert report_png.key_of(tmp_path / "0.json") is None
     labels = [str(item.entry) for item, _ in report_png.chosen(machine)]
     assert labels == [
         *("softmax[4096x1024]", "mlp step[MLP 784-10, batch 128]"),

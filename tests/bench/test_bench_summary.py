@@ -77,7 +77,7 @@ def folder(tmp_path):
 
 
 def test_readme_is_what_the_script_would_write():
-    assert not summary.update(write=False), "run python -m bench summary"
+    assert not summary.update(write=False, ladder=summary.LADDER), "run python -m bench summary"
 
 
 def test_without_results_it_says_so(folder):
@@ -93,10 +93,12 @@ def test_the_cpus_kernels_and_training(folder):
     assert lines[0] == (
         "Some CPU, 2 threads; numpy 2.4.0, torch 2.13.0; 2026-03-01, commit 0123456789:"
     )
-    assert "| kernel | size | us | x torch | x array maths | of copy | TFLOP/s |" in lines
+    assert "| kernel | size | us | x torch | x array maths | of roof | TFLOP/s |" in lines
     gelu = "| gelu | 4096x1024 | 1,234 | 2.00 (1.90-2.10) | 11.0 (10.0-12.5) | 87% |  |"
     assert gelu in lines
-    assert any(line.startswith("| matmul-nn |") and line.endswith("|  | 1.50 |") for line in lines)
+    assert any(
+        line.startswith("| matmul-nn |") and line.endswith("| 87% | 1.50 |") for line in lines
+    )
     assert "softsign" not in text
     network = "| MLP 784-512-256-10, batch 128 | ours |"
     assert f"{network} 1,234 (1,200-1,300) | 158,016 samples |  | 105 MiB | 0.0123 |" in lines
@@ -109,7 +111,7 @@ def test_a_gpu_has_its_tests_kernels_and_training(folder):
     assert "Some GPU, driver 580.1, CUDA 13.0; torch 2.13.0, triton 3.5, cupy-cuda13x 14.2" in text
     tests = "Tests on the GPU: 900 passed, 0 failed, 3 not reached."
     assert f"{tests} memcheck: 0 errors in 300 calls of kernels." in text
-    assert "| kernel | size | us | x torch.compile | of copy |" in text
+    assert "| kernel | size | us | x torch.compile | of roof |" in text
     assert "| gelu | 4096x1024 bf16 | 1,234 | 2.00 (1.90-2.10) | 87% |" in text
     assert summary.NO_GPU not in text
 
@@ -166,7 +168,7 @@ def test_the_command_writes_or_checks(folder, tmp_path, monkeypatch):
     readme.write_text(f"{summary.BEGIN}\n{summary.END}\n")
     folder = folder(a=CPU)
     update = summary.update
-    monkeypatch.setattr(summary, "update", lambda write: update(readme, folder, write))
+    monkeypatch.setattr(summary, "update", lambda write, ladder: update(readme, folder, write))
     run = CliRunner()
     result = run.invoke(app, ["summary", "--check"])
     assert (result.exit_code, result.output.strip()) == (
@@ -175,7 +177,7 @@ def test_the_command_writes_or_checks(folder, tmp_path, monkeypatch):
     )
     assert run.invoke(app, ["summary"]).output.strip() == "README.md: written"
     result = run.invoke(app, ["summary", "--check"])
-    assert (result.exit_code, result.output.strip()) == (0, "README.md: nothing to change")
+    assert (result.exit_code, result.output.strip()) == (0, "nothing to change")
     (folder / "b.json").write_text("{")
     result = run.invoke(app, ["summary"])
     assert result.exit_code == 2
@@ -188,3 +190,32 @@ def test_the_command_writes_or_checks(folder, tmp_path, monkeypatch):
 )
 def test_numbers_have_three_digits(value, text):
     assert summary._number(value) == text
+
+
+def test_the_picture_is_kept_in_step(folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    from tests.bench.results import KERNELS, kernel_row
+
+    where, readme = folder(a=KERNELS), tmp_path / "README.md"
+    readme.write_text(f"{summary.BEGIN}\n{summary.END}\n")
+    assert summary.update(readme, where) == ["README.md", summary.PICTURE]
+    assert summary.update(readme, where) == []
+    slower = kernel_row("softmax", (4096, 1024), 2e-3)
+    folder(a=KERNELS | {"rows": [*KERNELS["rows"][:2], slower]})
+    assert summary.update(readme, where, write=False) == ["README.md", summary.PICTURE]
+
+
+def test_the_ladder_has_its_gains(folder):
+    step = {"file": "cpu_2_numpy.py", "idea": "in NumPy", "seconds": 2e-3, "gain": 321.4}
+    slow = step | {"file": "cpu_1_loop.py", "gain": None, "share_of_copy": 0.0004}
+    broken = step | {"seconds": None}
+    steps = [slow, step | {"share_of_copy": 1.28}, broken]
+    result = {"operation": "softmax", "shape": [4096, 1024], "steps": steps}
+    where = folder(a=FACTS | {"kind": "ladder", "device": "cpu", "result": result})
+    lines = summary.of_ladders(where).splitlines()
+    assert lines[0].startswith("softmax, 4096x1024; Some CPU, 2 threads; numpy")
+    name = "cpu_2_numpy.py"
+    assert f"| [{name}](softmax/{name}) | in NumPy | 2.00 | 321x | 128% |" in lines
+    assert "| [cpu_1_loop.py](softmax/cpu_1_loop.py) | in NumPy | 2.00 |  | 0.04% |" in lines
+    assert f"| [{name}](softmax/{name}) | in NumPy | not timed |  |  |" in lines
+    assert summary.of_ladders(where / "none") == summary.NO_RESULTS

@@ -137,7 +137,13 @@ class _AddUfunc:
 class Device:
     """`cupy.cuda.Device`, of which there is one."""
 
-    attributes = MappingProxyType({"MultiProcessorCount": MULTIPROCESSORS, "L2CacheSize": L2_CACHE})
+    attributes = MappingProxyType(
+        {
+            "MultiProcessorCount": MULTIPROCESSORS,
+            "L2CacheSize": L2_CACHE,
+            "MaxSharedMemoryPerBlockOptin": launching.SHARED_LIMIT_RAISED,
+        }
+    )
 
     def __init__(self, device: int = 0) -> None:
         if device != 0:

@@ -40,6 +40,8 @@ ROWS = [(3, 512), (2, 1152), (2, 1101), (1, 8200), (1, 8201), (200, 40), (1, 200
 #: columns would be minutes of work: several parts, more columns than a warp has lanes.
 COLUMNS = [(70, 33), (600, 5)]
 CHANNELS = [(70, 33)]
+#: Recurrent layers of 141 units, of whose weights a part lies on chip, and of 351: step by step.
+SEQUENCES = [(3, 1120), (1, 2800)]
 
 #: One of each kind, for schedules and sanitizers.
 FEW = [(3, 5), (9, 136)]
@@ -80,6 +82,8 @@ def large(kernel: Kernel, sample: str) -> list[tuple[int, int]]:
         "matrix",
     ):
         return CHANNELS
+    if kernel.family in ("recurrent", "lstm", "gru"):
+        return SEQUENCES
     if kernel.family == "group_norm":
         return [(2, 600), (1, 7000)]
     return COLUMNS if sample in ("columns", "channels") else ROWS

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from framework.data import load_text
-from models import open_run
+from framework.planning import UsageError, plan_run
+from models import ZOO, open_run
 from tests.framework.test_cli_errors import call, error, folder  # noqa: F401  (a fixture)
 
 OPTIONS = ["train", "nplm", "--epochs", 3, "--batch-size", 8]
@@ -127,3 +129,13 @@ def test_a_text_that_has_changed(trained, folder, text):  # noqa: F811
     other.write_text(load_text("python-reference").text[:5000], encoding="utf-8")
     (run / "config.json").write_text(json.dumps(config | {"dataset": str(other)}))
     assert "is not the data of this run: samples was (5400, 600)" in error("evaluate", run)
+
+
+def test_recipes_are_the_family_s_and_then_the_user_s(folder, monkeypatch):  # noqa: F811
+    plan = plan_run("nplm", None, 0, "cpu", folder / "x", {"lr": 0.5}, ["batch_size=7"])
+    recipe = plan.config.recipe
+    assert plan.config.dataset == "python-reference"
+    assert (recipe.lr, recipe.batch_size, recipe.clip_norm) == (0.5, 7, 1.0)
+    monkeypatch.setitem(ZOO, "nplm", replace(ZOO["nplm"], carries=False))
+    with pytest.raises(UsageError, match="sampling is stream, but nplm carries no state"):
+        plan_run("nplm", None, 0, "cpu", folder / "x", {}, ["sampling=stream"])

@@ -94,7 +94,7 @@ def test_any_number_of_threads_gives_the_same_bits(kernel, sample):
     cores = threads()
     if cores == 1:
         pytest.skip("one core")
-    if kernel.family in ("matmul", "linear"):
+    if kernel.family in ("matmul", "linear", "recurrent", "lstm", "gru"):
         pytest.skip("OpenBLAS rounds by the size of a block, and blocks are cut by threads")
     args = arguments(kernel, sample, SHAPES[-1], "float32")
     many = run(kernel, laid_out(kernel, args, "as drawn"))

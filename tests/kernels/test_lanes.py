@@ -9,7 +9,19 @@ if not has_numba():
     pytest.skip("numba is not installed", allow_module_level=True)
 
 from kernels.cpu.engine import jit
-from kernels.cpu.lanes import LANES, each, load, peak, select, store, total, totals, whole
+from kernels.cpu.lanes import (
+    LANES,
+    each,
+    load,
+    load_ints,
+    peak,
+    same,
+    select,
+    store,
+    total,
+    totals,
+    whole,
+)
 from kernels.cpu.rows import row_dot, row_exp_sum, row_max, row_softmax
 from kernels.cpu.summation import add_partials
 
@@ -45,6 +57,14 @@ def choice(a, out):
     for i in range(0, whole(a.shape[0]), LANES):
         x = load(a, i, LANES)
         store(out, i, LANES, select(x < MINUS_ONE, each(TWO), select(x > MINUS_ONE, x, MINUS_ONE)))
+
+
+@jit
+def integers(a, wanted, out):
+    for i in range(0, a.shape[0], LANES):
+        n = min(LANES, a.shape[0] - i)
+        x = load_ints(a, i, n)
+        store(out, i, n, select(same(x, each(wanted)), each(np.int32(-7)), x))
 
 
 @jit
@@ -151,3 +171,13 @@ def test_partials_may_be_infinite_or_none(values):
     add_partials(partials, out)
     with np.errstate(invalid="ignore"):
         np.testing.assert_array_equal(out, partials.sum(0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_integers_are_chosen_and_nothing_beyond_is_touched(size):
+    a = np.random.default_rng(size).integers(-3, 3, size).astype(np.int32)
+    frame = np.full(size + 2 * LANES, 99, np.int32)
+    integers(a, np.int32(2), frame[LANES : LANES + size])
+    np.testing.assert_array_equal(frame[LANES:-LANES], np.where(a == 2, -7, a))
+    assert (frame[:LANES] == 99).all()
+    assert (frame[-LANES:] == 99).all()

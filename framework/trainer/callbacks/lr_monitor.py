@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 
 class LRMonitor(Callback):
-    """Adds ``lr``, the learning rate of the epoch's last step (for several groups lr0, ...)."""
+    """Adds ``lr``, the learning rate of the epoch's last step (lr0, ... where groups differ)."""
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
         record = trainer.history[-1]
-        names = ["lr"] if len(rates) == 1 else [f"lr{i}" for i in range(len(rates))]
-        record |= dict(zip(names, rates, strict=True))
+        if len(set(rates)) == 1:
+            record["lr"] = rates[0]
+        else:
+            record |= {f"lr{i}": rate for i, rate in enumerate(rates)}
