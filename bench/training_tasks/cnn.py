@@ -42,11 +42,11 @@ class LeNetTask(Task):
         return nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(1, 6, 5, padding=2),
+                pool1=pool,  # before ReLU, as ours has it: the same, and less to do
                 relu1=relu,
-                pool1=pool,
                 conv2=nn.Conv2d(6, 16, 5),
-                relu2=relu,
                 pool2=pool,
+                relu2=relu,
                 flatten=nn.Flatten(),
                 fc1=nn.Linear(features, 120),
                 relu3=relu,
