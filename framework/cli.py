@@ -31,6 +31,7 @@ from framework.planning import (
 )
 
 if TYPE_CHECKING:
+    from framework.trainer.run import RunConfig
     from models import Run as OpenedRun
 
 
