@@ -10,7 +10,7 @@ import pytest
 import framework as fw
 from framework import layers, optimizers
 from framework.functional import cross_entropy
-from kernels.convolution import exact_convolution
+from kernels.precision import exact_convolution
 from models import ConvNeXtConfig, LeNetConfig, ResNet18Config, build, entry
 
 RNG = np.random.default_rng(0)
