@@ -75,6 +75,9 @@ def test_models_of_images_refuse_other_data(capsys):
     assert "resnet18 is for classification" in capsys.readouterr().err
     call("train", "--dataset", "moons", "--set", "flip=true", "--out", "run", code=2)
     assert "flip is True, but moons has no images" in capsys.readouterr().err
+    call("train", "vgg", "--batch-size", 1, "--out", "run", code=2)
+    error = capsys.readouterr().err
+    assert error.endswith("batch norm needs at least 2 samples in a batch: take larger batches\n")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
