@@ -544,12 +544,14 @@ def _in_float32(function: Any, *args: Any) -> Any:
 
 
 # Samples ------------------------------------------------------------------------------------------
-# shape (rows, columns): about that many queries, in heads of no more than 40 columns
+# shape (rows, columns): about that many queries, in heads of no more than `widest` columns
 
 
-def _heads(draw: Any, shape: tuple[int, int], groups: int = 2) -> tuple[Array, Array, Array]:
+def _heads(
+    draw: Any, shape: tuple[int, int], groups: int = 2, widest: int = 40
+) -> tuple[Array, Array, Array]:
     """q of 2 sequences and 2 heads, k and v of `groups` heads and a few keys more than queries."""
-    T, D = -(-shape[0] // 2), min(shape[1], 40)
+    T, D = -(-shape[0] // 2), min(shape[1], widest)
     q = draw.normal(2, 2, T, D)
     k, v = (draw.normal(2, groups, T + T // 3, D) for _ in range(2))
     return q, k, v
@@ -557,7 +559,7 @@ def _heads(draw: Any, shape: tuple[int, int], groups: int = 2) -> tuple[Array, A
 
 @attention.sample
 def _(draw, shape):
-    return _heads(draw, shape)
+    return _heads(draw, shape, widest=72)
 
 
 @attention.sample
