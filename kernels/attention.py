@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.arrays import Array, array_module, is_array, is_half
+from kernels.arrays import Array, array_module, is_array, is_floating, is_half
 from kernels.lazy import Lazy
 from kernels.random import checked_place, counters, dropout, dropout_constants
 from kernels.registry import kernel
@@ -102,6 +102,10 @@ def _call(
     if G == 0 or H % G:
         raise ValueError(f"{name}: {G} heads of keys and values do not divide {H} heads of queries")
     if mask is not None:
+        if mask.dtype.kind != "b":
+            if not is_floating(mask.dtype):
+                raise TypeError(f"{name}: mask is {mask.dtype}, expected booleans or floats")
+            mask = mask.astype(q.dtype, copy=False)
         try:
             mask = array_module(q).broadcast_to(mask, (B, H, T, S))
         except ValueError:
@@ -341,7 +345,6 @@ def _prepared(c: Call) -> tuple[Call, int]:
     q, k, v = (_readable(x, D) for x in (c.q, c.k, c.v))
     mask = c.mask
     if mask is not None and mask.dtype.kind != "b":
-        mask = mask.astype(np.float32, copy=False)
         if any(s & 3 for s in mask.strides):
             mask = mask.copy()
     lengths = None if c.lengths is None else np.ascontiguousarray(c.lengths, np.int64)
