@@ -528,7 +528,7 @@ def _(
         to_q, to_k, to_v = (xp.empty((B, n, m, D), q.dtype) for n, m in ((T, H), (S, G), (S, G)))
         dense, corners = _by_position(dout), [_corner(x) for x in start.inputs]
         given = (dense, *corners, _by_position(out), lse, delta, to_q)
-        start("attention_dq", B * H * -(-T // _TILE), 4, 1, *given)
+        start("attention_dq", B * H * -(-T // _TILE), 4, 2, *given)
         given = (dense, *corners, lse, delta, to_k, to_v)
         start("attention_dkv", B * G * -(-S // _TILE), 4, 2, *given)
         made = tuple(x.swapaxes(1, 2) for x in (to_q, to_k, to_v))
