@@ -42,6 +42,7 @@ from framework.layers.losses import (
     SmoothL1Loss,
 )
 from framework.layers.module import LoadResult, Module
+from framework.layers.norm_lstm import LayerNormLSTM
 from framework.layers.normalization import (
     BatchNorm1d,
     GroupNorm,
@@ -87,6 +88,7 @@ __all__ = [
     "KLDivLoss",
     "L1Loss",
     "LayerNorm",
+    "LayerNormLSTM",
     "LeakyReLU",
     "Linear",
     "LoadResult",
