@@ -175,6 +175,13 @@ def train(
             show_default=False,
         ),
     ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            help="Save the state after so many steps, or so much time: 500, 30s, 10m.",
+            show_default="10s",
+        ),
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option(
@@ -201,7 +208,7 @@ def train(
     else:
         only_resume(dataset, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device, epochs)
-    _train(plan, resume is not None, quiet, profile)
+    _train(plan, resume is not None, quiet, profile, checkpoint_every)
 
 
 @app.command()
@@ -295,43 +302,67 @@ def doctor(debug: Debug = False) -> None:
 # Training -----------------------------------------------------------------------------------------
 
 
-def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
+def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool, every: str | None) -> None:
     """Run what `plan` says, from the start or from the last checkpoint."""
     import framework as fw
+    from framework.interop.lock import FolderLock
+    from framework.trainer.folders import make_folder
+    from framework.trainer.run import CONFIG
+
+    checkpoint_every = _every(every)
+    fw.manual_seed(plan.config.seed)
+    fw.set_default_device(plan.config.device)
+    model = _build(plan.config, plan.folder)
+    _check_batches(model, plan.data, plan.config.recipe.batch_size)
+    make_folder(plan.folder)
+    with FolderLock(plan.folder):
+        if not resumed and (plan.folder / CONFIG).exists():  # written while this one was planned
+            raise UsageError(f"{plan.folder} holds a run already: choose another --out")
+        _train_model(plan, model, resumed, quiet, profiled, checkpoint_every)
+
+
+def _train_model(
+    plan: Plan,
+    model: Module,
+    resumed: bool,
+    quiet: bool,
+    profiled: bool,
+    checkpoint_every: dict[str, Any],
+) -> None:
     from framework import screen
     from framework.trainer import (
         CurvePlot,
+        Interrupts,
         JSONLLog,
         LRMonitor,
         ModelCheckpoint,
         NonFiniteError,
         Profiler,
         Progress,
+        Stopped,
         TerminateOnNaN,
         checkpoint,
     )
     from framework.trainer.run import (
+        CHECKPOINTS,
         CURVES,
-        LAST,
         METRICS,
+        MODEL,
         fitting_threads,
         keep_state_of_complete_run,
         make_trainer,
         save_model,
     )
+    from framework.trainer.store import Store, checkpoints_in
 
     config, folder, data = plan.config, plan.folder, plan.data
-    fw.manual_seed(config.seed)
-    fw.set_default_device(config.device)
-    model = _build(config, folder)
-    _check_batches(model, data, config.recipe.batch_size)
-    kept = ModelCheckpoint(folder, every_seconds=10)
     callbacks = [
         LRMonitor(),
         TerminateOnNaN(),
+        ModelCheckpoint(folder / CHECKPOINTS, **checkpoint_every),
         JSONLLog(folder / METRICS),
-        kept,
         CurvePlot(folder / CURVES, quiet),
+        Interrupts(),
     ]
     if not quiet:
         callbacks.insert(0, Progress(screen.console()))
@@ -339,33 +370,51 @@ def _train(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
     if profiled:
         callbacks.insert(0, profiler)
     trainer = make_trainer(model, config, data, callbacks)
-    anew = resumed and not (folder / LAST).is_file()
+    anew = resumed and (folder / MODEL).is_file() and not checkpoints_in(folder / CHECKPOINTS)
     if anew:
         keep_state_of_complete_run(folder, trainer, config, data)
-    if resumed:
-        checkpoint.load_trainer(folder / LAST, trainer)
+    if resumed and checkpoints_in(folder / CHECKPOINTS):
+        checkpoint.resume(folder / CHECKPOINTS, trainer)
     if not resumed or plan.epochs_before is not None:
         config.write(folder)
     if not quiet:
-        screen.show_training(config, plan.splits, model, trainer.epoch, plan.epochs_before, anew)
+        screen.show_training(config, plan.splits, model, trainer, plan.epochs_before, anew, resumed)
     watched = {"validation": data.validation} if data.validation else {"test": data.test}
     assert config.recipe.epochs is not None
     try:
         with fitting_threads(model, config.shape, config.recipe.batch_size):
             trainer.fit(data.train, watched, config.recipe.epochs)
         save_model(folder, model, data)
-    except KeyboardInterrupt:
-        _say_how_to_go_on(config, folder, kept.epoch or trainer.epoch)
+    except KeyboardInterrupt as error:
+        _say_how_to_go_on(config, folder, trainer.step if isinstance(error, Stopped) else None)
         raise typer.Exit(130) from None
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}. {_save_last_good(plan, model)}") from error
-    (folder / LAST).unlink(missing_ok=True)
+    Store(folder / CHECKPOINTS).remove()
     scores = trainer.evaluate(data.test)
     if profiled and not (quiet and profiler.recorded):
         screen.show_profile(profiler)
     if not quiet:
         screen.show_files(folder)
     _print_score(config, scores)
+
+
+def _every(text: str | None) -> dict[str, Any]:
+    """--checkpoint-every as options of ModelCheckpoint: steps, or seconds where it ends in s, m or
+    h.
+    """
+    if text is None:
+        return {"every_seconds": 10.0}
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        number = int(text) if unit is None else float(text[:-1]) * unit
+    except ValueError:
+        number = 0
+    if not 0 < number < 1e9:
+        raise UsageError(
+            f"--checkpoint-every {text}: expected a number of steps, or a time such as 30s or 10m"
+        )
+    return {"every_steps": number} if unit is None else {"every_seconds": number}
 
 
 def _check_batches(model: Module, data: Data, batch_size: int) -> None:
@@ -387,27 +436,30 @@ def _save_last_good(plan: Plan, model: Module) -> str:
     """Keep the weights that the run ended with if they are finite; says what is kept."""
     import numpy as np
 
-    from framework.trainer.run import LAST, MODEL, save_model
+    from framework.trainer.run import CHECKPOINTS, MODEL, save_model
+    from framework.trainer.store import checkpoints_in
 
     if all(np.isfinite(x.cpu().numpy()).all() for x in model.state_dict().values()):
         save_model(plan.folder, model, plan.data)
         return f"The last good weights are in {plan.folder / MODEL}"
-    if (plan.folder / LAST).is_file():
-        return f"The last epoch before is in {plan.folder / LAST}"
+    if checkpoints_in(plan.folder / CHECKPOINTS):
+        return f"The states before are in {plan.folder / CHECKPOINTS}"
     return "No epoch had ended, and the weights are not finite: nothing is kept"
 
 
-def _say_how_to_go_on(config: RunConfig, folder: Path, epoch: int) -> None:
-    from framework.trainer.run import LAST
+def _say_how_to_go_on(config: RunConfig, folder: Path, step: int | None) -> None:
+    """`step`: where all is saved; None where the last checkpoint has to do."""
+    from framework.trainer.run import CHECKPOINTS
+    from framework.trainer.store import checkpoints_in
 
-    if not (folder / LAST).is_file():
-        print("\nstopped before the first epoch ended: nothing to keep", file=sys.stderr)
-        return
-    print(
-        f"\nstopped; epoch {epoch} of {config.recipe.epochs} is kept in {folder / LAST}\n"
-        f"go on with: python -m framework train {config.model} --resume {shlex.quote(str(folder))}",
-        file=sys.stderr,
-    )
+    if not checkpoints_in(folder / CHECKPOINTS):
+        print("\nstopped before anything was saved", file=sys.stderr)
+    elif step is None:
+        print(f"\nstopped; the last state is in {folder / CHECKPOINTS}", file=sys.stderr)
+    else:
+        print(f"\nstopped after step {step}, saved in {folder / CHECKPOINTS}", file=sys.stderr)
+    command = f"python -m framework train {config.model} --resume {shlex.quote(str(folder))}"
+    print(f"go on with: {command}", file=sys.stderr)
 
 
 def _build(config: RunConfig, folder: Path) -> Module:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -102,6 +103,7 @@ class DataLoader:
             Compose(step) if step is not None else None for step in (transform, target_transform)
         ]
         self._progress = Progress()
+        self._fingerprint: tuple[Dataset, str | None] | None = None  # read when it is asked for
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -122,6 +124,20 @@ class DataLoader:
         progress, progress.started = self._progress, True
         return self._epoch(progress, device)
 
+    def upcoming(self) -> dict[str, Any]:
+        """A `state_dict` of where the next iteration begins: after a ``break`` that is the next
+        epoch.
+        """
+        state = self.state_dict()
+        if self._progress.started:
+            state |= {"epoch": self._progress.epoch + 1, "position": 0}
+        return state
+
+    def skip(self, batches: int) -> None:
+        """Leave out the first `batches` of the next iteration; none of them is read."""
+        state = self.upcoming()
+        self.load_state_dict(state | {"position": state["position"] + batches})
+
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration epoch `epoch`, from its first batch."""
         if epoch < 0:
@@ -133,25 +149,31 @@ class DataLoader:
         """The epoch that runs or, when none does, the next one; counted from 0."""
         return self._progress.epoch
 
-    def state_dict(self) -> dict[str, int | bool]:
-        """Epoch and batches handed out in it, and the settings to which they belong."""
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and batches handed out in it, and the settings and data to which they belong."""
         return {
             "epoch": self._progress.epoch,
             "position": self._progress.position,
             **self._settings(),
         }
 
-    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`: the next iteration gives the rest of its epoch.
 
         That is nothing if the state was saved in the loop, with the last batch in hand.
 
         Raises:
-            ValueError: this loader has other settings or another number of samples, so that the
-                position means nothing in it.
+            ValueError: this loader has other settings or other data, so that the position means
+                nothing in it.
         """
         for name, here in self._settings().items():
-            if state.get(name) != here:
+            if name == "fingerprint":
+                if None not in (here, state.get(name)) and state[name] != here:
+                    raise ValueError(
+                        "the saved state is of other data: samples of this loader's data set "
+                        "have changed"
+                    )
+            elif state.get(name) != here:
                 raise ValueError(
                     f"the saved state has {name} {state.get(name)}, this loader {here}"
                 )
@@ -162,9 +184,12 @@ class DataLoader:
             )
         self._progress = Progress(epoch, position)
 
-    def _settings(self) -> dict[str, int | bool]:
+    def _settings(self) -> dict[str, Any]:
+        if self._fingerprint is None or self._fingerprint[0] is not self.dataset:
+            self._fingerprint = self.dataset, self.dataset.fingerprint()
         return {
             "samples": len(self.dataset),
+            "fingerprint": self._fingerprint[1],
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,

@@ -198,7 +198,8 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
     assert "model.safetensors is no safetensors file, or a damaged one" in says()
     (run / "model.safetensors").unlink()
     assert "model.safetensors does not exist" in says()
-    (run / "last.safetensors").write_bytes(b"")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"")
     assert f"go on with train --resume {run}" in says()
 
 
@@ -255,7 +256,8 @@ def test_a_config_that_was_edited(run, entry, value, named):
 
 
 def test_resume_notices_other_data(run):
-    (run / "last.safetensors").write_bytes(b"")
+    (run / "model.safetensors").unlink()
+    (run / "metrics.jsonl").unlink()
     file = run / "config.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"samples": [1437, 360]}))
@@ -263,15 +265,18 @@ def test_resume_notices_other_data(run):
 
 
 def test_what_resume_says_of_a_lost_checkpoint(run):
+    done = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").unlink()
-    assert "has lost its last.safetensors" in error("train", "--resume", run)
-    (run / "metrics.jsonl").write_text("")
-    assert "was interrupted before its first epoch ended" in error("train", "--resume", run)
+    assert "has lost its checkpoints" in error("train", "--resume", run)
+    (run / "metrics.jsonl").write_text("")  # killed before anything was saved
+    assert call("train", "--resume", run, "--quiet").exit_code == 0
+    assert (run / "model.safetensors").read_bytes() == done
 
 
 def test_a_damaged_checkpoint(run):
-    (run / "last.safetensors").write_bytes(b"damaged")
-    assert "last.safetensors is no safetensors file" in error("train", "--resume", run)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"damaged")
+    assert "checkpoint-000001.safetensors is no safetensors file" in error("train", "--resume", run)
 
 
 def huge_npy():

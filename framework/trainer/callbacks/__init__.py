@@ -3,6 +3,7 @@
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.callbacks.curve_plot import CurvePlot, draw_curves
 from framework.trainer.callbacks.early_stopping import EarlyStopping
+from framework.trainer.callbacks.interrupts import Interrupts, Stopped
 from framework.trainer.callbacks.log import CSVLog, JSONLLog
 from framework.trainer.callbacks.lr_monitor import LRMonitor
 from framework.trainer.callbacks.model_checkpoint import ModelCheckpoint
@@ -15,12 +16,14 @@ __all__ = [
     "Callback",
     "CurvePlot",
     "EarlyStopping",
+    "Interrupts",
     "JSONLLog",
     "LRMonitor",
     "ModelCheckpoint",
     "NonFiniteError",
     "Profiler",
     "Progress",
+    "Stopped",
     "TerminateOnNaN",
     "draw_curves",
 ]
