@@ -26,6 +26,7 @@ class Family:
     optimizer: Callable[[Module], optimizers.Optimizer] = lambda model: optimizers.AdamW(
         model.parameters(), lr=0.01
     )
+    classifies: bool = True  # outputs (N, 3) and targets (N,)
 
 
 def _points(samples: int, shape: tuple[int, ...], classes: int) -> Dataset:

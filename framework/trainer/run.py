@@ -285,7 +285,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         ]
     except FileError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FileError(f"{path} is damaged: {error}") from error
 
 

@@ -191,7 +191,9 @@ class Trainer:
             raise ValueError("the training loader has no batches")
         scores = {"loss": self.running.compute()}
         scores |= {metric.name: metric.compute() for metric in self.metrics}
-        seconds = time.perf_counter() - self._began  # now, as computing waits for a device's last step
+        seconds = (
+            time.perf_counter() - self._began
+        )  # now, as computing waits for a device's last step
         record: Record = {
             **scores,
             "seconds": seconds,
