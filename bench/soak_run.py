@@ -1,5 +1,5 @@
-"""A training process for `python -m bench soak`, to be killed: it resumes from its folder, trains to
-the end, and leaves the last checkpoint there.
+"""A training process for `python -m bench soak`, to be killed: it resumes from its folder, trains
+to the end, and leaves the last checkpoint there.
 
     python -m bench.soak_run FOLDER FAMILY SEED EPOCHS     one run
     python -m bench.soak_run --serve                       a run for each such line of standard

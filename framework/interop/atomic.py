@@ -7,7 +7,6 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-
 #: In the name of a file that is being written; what a kill leaves of one has it too.
 SCRATCH = ".writing-"
 

@@ -16,7 +16,6 @@ from framework.backend.device import Device
 from framework.data import DataLoader
 from framework.data.prefetch import batches_on
 
-
 log = logging.getLogger("framework")
 
 

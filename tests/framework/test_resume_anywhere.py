@@ -153,7 +153,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("operation", ["fsync", "replace", "unlink"])
 def test_killed_at_every_part_of_every_save(operation, tmp_path, monkeypatch):
-    """fsync, rename and removal of the n-th file for every n: what is there is whole, and enough."""
+    """fsync, rename and removal of the n-th file, for every n: what is there is enough."""
 
     def fit(folder, **options):
         callbacks = [ModelCheckpoint(folder, every_steps=3), JSONLLog(folder / "metrics.jsonl")]
