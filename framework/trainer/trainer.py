@@ -104,7 +104,8 @@ class Trainer:
 
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
-        self.skipped = 0  # steps left out because float16 gradients overflowed
+        self.skipped = 0  # steps left out, as float16 gradients overflowed or a callback said so
+        self.skip_step = False  # a callback sets it in on_gradients to leave out this step
         self.history: list[Record] = []  # a record for each epoch
         self.should_stop = False  # a callback sets it to end training after this step
         self.running = Mean()  # the loss of this epoch so far
@@ -188,7 +189,12 @@ class Trainer:
             if self.should_stop:
                 break
         if not self.samples:
-            raise ValueError("the training loader has no batches")
+            left_out = self.position.batches
+            raise ValueError(
+                f"all {left_out} batches of the epoch were left out"
+                if left_out
+                else "the training loader has no batches"
+            )
         scores = {"loss": self.running.compute()}
         scores |= {metric.name: metric.compute() for metric in self.metrics}
         seconds = (
@@ -201,26 +207,33 @@ class Trainer:
         }
         if self.precision.scaler is not None:
             record |= {"scale": self.precision.scaler.get_scale()}
+        if self.precision.scaler is not None or self.skipped > self._skipped_before:
             record |= {"skipped": self.skipped - self._skipped_before}
         return record
 
     def _train_step(self, window: list[Batch]) -> None:
         """The textbook: forward, loss, backward, clip, schedule, step."""
-        self.window, self.losses = window, []
+        self.window, self.losses, self.skip_step = window, [], False
         self._call("on_step_start")
-        if self._captured is None or not self._captured.step(window):
-            if not self.compute_gradients(window, self._observe):
-                self.skipped += 1
-                self.position.batches += len(window)
-                self._call("on_step_skipped")
-                self.precision.update()
-                return
-            self._call("on_gradients")
-            self.apply_schedule()
-            self.move_weights()
-        self.step += 1
+        moved = None if self._captured is None else self._captured.step(window)
+        if moved is None:
+            moved = self.compute_gradients(window, self._observe) and self.look()
+            if moved:
+                self.apply_schedule()
+                self.move_weights()
         self.position.batches += len(window)
-        self._call("on_step_end")
+        if moved:
+            self.step += 1
+            self._call("on_step_end")
+        else:
+            self.skipped += 1
+            self._call("on_step_skipped")
+            self.precision.update()
+
+    def look(self) -> bool:
+        """Show the gradients to the callbacks. False where one has set `skip_step`."""
+        self._call("on_gradients")
+        return not self.skip_step
 
     def compute_gradients(
         self, window: list[Batch], observe: Callable[[Tensor, Tensor, Tensor], None]

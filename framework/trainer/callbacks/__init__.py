@@ -3,6 +3,7 @@
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.callbacks.curve_plot import CurvePlot, draw_curves
 from framework.trainer.callbacks.early_stopping import EarlyStopping
+from framework.trainer.callbacks.health import Health
 from framework.trainer.callbacks.interrupts import Interrupts, Stopped
 from framework.trainer.callbacks.log import CSVLog, JSONLLog
 from framework.trainer.callbacks.lr_monitor import LRMonitor
@@ -16,6 +17,7 @@ __all__ = [
     "Callback",
     "CurvePlot",
     "EarlyStopping",
+    "Health",
     "Interrupts",
     "JSONLLog",
     "LRMonitor",
