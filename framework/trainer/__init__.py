@@ -18,6 +18,7 @@ from framework.trainer.callbacks import (
     TerminateOnNaN,
 )
 from framework.trainer.checkpoint import CheckpointError
+from framework.trainer.find_lr import LRCurve, find_lr
 from framework.trainer.metrics import (
     F1,
     R2,
@@ -45,6 +46,7 @@ __all__ = [
     "Health",
     "Interrupts",
     "JSONLLog",
+    "LRCurve",
     "LRMonitor",
     "Loss",
     "Mean",
@@ -61,4 +63,5 @@ __all__ = [
     "TopK",
     "Trainer",
     "checkpoint",
+    "find_lr",
 ]

@@ -63,13 +63,24 @@ def load_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     has changed.
     """
     _check(trainer, state)
-    before = _copied(state_of(trainer))
+    before = copied_state(trainer)
     try:
         _apply(trainer, state)
     except BaseException:
-        _apply(trainer, before)
+        put_back(trainer, before)
         raise
     _tell_of_other_versions(state.get("versions"))
+
+
+def copied_state(trainer: Trainer) -> dict[str, Any]:
+    """The state of `trainer`, which stays as it is now."""
+    state: dict[str, Any] = _copied(state_of(trainer))
+    return state
+
+
+def put_back(trainer: Trainer, state: Mapping[str, Any]) -> None:
+    """Take over an earlier state of the same trainer."""
+    _apply(trainer, state)
 
 
 def _check(trainer: Trainer, state: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from framework.trainer.metrics import Mean, Metric
 from framework.trainer.position import Position, attached
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.state import load_state, state_of
+from framework.trainer.trial import dry_run
 
 #: Inputs and, last, the target.
 Batch = Sequence[Tensor]
@@ -128,6 +129,7 @@ class Trainer:
         validation: Loader | Mapping[str, Loader] | None = None,
         epochs: int = 1,
         resume: str | Path | None = None,
+        fast_dev_run: bool | int = False,
     ) -> list[Record]:
         """Train until `epochs` epochs are done in all, also after a resume; returns the history.
 
@@ -139,19 +141,24 @@ class Trainer:
         The run goes on there, with the next batch where that is inside an epoch, and ends with the
         same bits as if it had not been interrupted.
 
+        `fast_dev_run`: one batch (or so many) of each loader goes through all of an epoch, without
+        the callbacks that write files; nothing of it stays. Does everything fit together?
+
         A record of the history has epoch, step, loss and metrics of the training batches, seconds,
         samples_per_second, and for each loader of `validation` its loss and metrics as val_loss,
         val_accuracy, ... (a mapping names them itself: ``{"test": loader}`` gives test_loss, ...).
         """
         if resume is not None:
             checkpoint.resume(resume, self)
+        loaders = validation if isinstance(validation, Mapping) else {"val": validation}
+        if fast_dev_run:
+            return dry_run(self, train_loader, dict(loaders), int(fast_dev_run))
         least = max(1, self.epoch)
         if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < least:
             raise ValueError(
                 f"epochs is {epochs!r}, expected an integer of at least {least} "
                 f"({self.epoch} epochs are done)"
             )
-        loaders = validation if isinstance(validation, Mapping) else {"val": validation}
         self.position.attach(train_loader)
         self.validation = attached(self.validation, loaders)
         self.epochs = epochs

@@ -31,6 +31,8 @@ class CurvePlot(Callback):
     `quiet`; where `path` cannot be written it logs that.
     """
 
+    writes = True
+
     def __init__(self, path: str | Path, quiet: bool = False) -> None:
         self.path, self.quiet = Path(path), quiet
 

@@ -27,6 +27,8 @@ log = logging.getLogger("framework")
 class _Log(Callback, ABC):
     """What both do; `_text` is what a subclass writes."""
 
+    writes = True
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.written = 0  # records

@@ -50,6 +50,8 @@ class ModelCheckpoint(Callback):
         FileError: at the start: `folder` cannot be made, or another run has it.
     """
 
+    writes = True
+
     def __init__(
         self,
         folder: str | Path,
