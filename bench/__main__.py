@@ -230,6 +230,23 @@ def mutate(
 
 
 @app.command()
+def safety(
+    seconds: Annotated[float, typer.Option(help="Time in all.", min=0.5)] = 25.0,
+    json: Json = None,
+) -> None:
+    """Time what checkpoints and health checks cost a training step."""
+    from bench import machine, safety as bench
+
+    with _clear_errors():
+        _check_writable(json)
+        facts = machine.describe(None, "cpu")
+        result = bench.run(seconds)
+        _show(machine.headline(facts), bench.table(result))
+        if json is not None:
+            machine.write(json, facts | result.as_dict())
+
+
+@app.command()
 def summary(
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; code 1 if README is out of date.")

@@ -95,8 +95,10 @@ def forks() -> Iterator[Start]:
     """What starts processes as forks of one that has its imports behind it: 1 s less for each."""
     command = [sys.executable, "-m", "bench.soak_run", "--serve"]
     pipe = subprocess.PIPE
+    # a fork has none of the threads that its kernels would wait for: one thread, none to miss
+    single = {"NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, env=environment(), stdin=pipe, stdout=pipe, text=True, bufsize=1
+        command, env=environment() | single, stdin=pipe, stdout=pipe, text=True, bufsize=1
     ) as server:
         assert server.stdin is not None and server.stdout is not None
         server.stdout.readline()

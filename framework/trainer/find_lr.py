@@ -16,6 +16,7 @@ import numpy as np
 from framework.data.prefetch import batches_on
 from framework.interop.atomic import write_bytes
 from framework.trainer.callbacks.curve_plot import GRID, INK, INSTALL, MUTED
+from framework.trainer.mean import Mean
 from framework.trainer.trial import trial
 
 if TYPE_CHECKING:
@@ -108,11 +109,13 @@ def find_lr(
         windows = _windows(trainer, loader)
         for step, window in enumerate(islice(windows, steps)):
             lr = start * (end / start) ** (step / (steps - 1))
-            found: list[Any] = []
-            whole = trainer.compute_gradients(
-                window, lambda output, target, loss, found=found: found.append((loss, len(target)))
-            )
-            loss = sum(x.item() * n for x, n in found) / sum(n for _, n in found)
+            observed = Mean()
+
+            def observe(_: Any, target: Any, loss: Any, observed: Mean = observed) -> None:
+                observed.update(loss.detach(), len(target))
+
+            whole = trainer.compute_gradients(window, observe)
+            loss = observed.compute()
             mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
             smooth = mean / (1 - SMOOTHING ** (len(smoothed) + 1))
             if not math.isfinite(loss) or (smoothed and smooth > DIVERGED * abs(min(smoothed))):

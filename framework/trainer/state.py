@@ -96,8 +96,8 @@ def _check(trainer: Trainer, state: Mapping[str, Any]) -> None:
             has, other = ("one", "none") if mine else ("none", "one")
             raise ValueError(f"this run has {has} for {name!r}, the saved one {other}")
     then, now = state.get("config"), trainer.config
-    for name in SAME if then and now else ():
-        if _plain(then[name]) != _plain(now[name]):
+    for name in SAME:
+        if then and now and _plain(then[name]) != _plain(now[name]):
             raise ValueError(f"the saved run has {name} {then[name]!r}, this one {now[name]!r}")
 
 

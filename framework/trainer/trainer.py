@@ -150,9 +150,11 @@ class Trainer:
         """
         if resume is not None:
             checkpoint.resume(resume, self)
-        loaders = validation if isinstance(validation, Mapping) else {"val": validation}
+        loaders: Mapping[str, Loader | None] = (
+            validation if isinstance(validation, Mapping) else {"val": validation}
+        )
         if fast_dev_run:
-            return dry_run(self, train_loader, dict(loaders), int(fast_dev_run))
+            return dry_run(self, train_loader, loaders, int(fast_dev_run))
         least = max(1, self.epoch)
         if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < least:
             raise ValueError(

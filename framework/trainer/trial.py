@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def trial(trainer: Trainer, *loaders: Any) -> Iterator[None]:
 
 
 def dry_run(
-    trainer: Trainer, train_loader: Loader, loaders: dict[str, Loader], batches: int
+    trainer: Trainer, train_loader: Loader, loaders: Mapping[str, Loader | None], batches: int
 ) -> list[Record]:
     """`batches` of each loader through all of an epoch, without the callbacks that write files;
     nothing of it stays. Returns the history that it would have made.

@@ -34,13 +34,8 @@ def test_the_soak_finds_a_difference(tmp_path, monkeypatch):
     )
     with soak.forks() as start:
         tallies = soak.Soak(1, start=start, epochs=2, startup=0.1).run()
-    assert (
-        soak.failed(tallies)
-        == ["mlp: run 1: generator"]
-        + [f"{name}: run 1: generator" for name in soak.FAMILIES if name != "mlp"][
-            : len(tallies) - 1
-        ]
-    )
+    assert soak.failed(tallies)
+    assert all(what.endswith(": generator") for what in soak.failed(tallies))
 
 
 @linux
@@ -58,12 +53,12 @@ def test_the_mutator_finds_what_is_wrong(tmp_path):
         if len(data) > 100:
             raise KeyError("not the framework's own")
         if len(data) < 100:
-            raise mutate.FileError("of no file")
+            raise mutate.FileError("somewhere")
         return data
 
     def write(folder):
-        (folder / "f").write_bytes(bytes(range(100)))
-        return folder / "f"
+        (folder / "file").write_bytes(bytes(range(100)))
+        return folder / "file"
 
     (tally,) = mutate.run(200, [mutate.Target("f", write, read, checked=True)])
     found = "\n".join(mutate.failed([tally]))

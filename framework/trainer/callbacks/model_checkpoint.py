@@ -24,8 +24,8 @@ log = logging.getLogger("framework")
 
 BEST = "best.safetensors"
 
-#: Seconds between saves, at least, for each second that a save takes: saving costs below 2%.
-REST = 50
+#: Seconds between saves, at least, for each second that a save takes: saving costs below 1%.
+REST = 100
 
 
 class ModelCheckpoint(Callback):
@@ -37,7 +37,7 @@ class ModelCheckpoint(Callback):
     neither is given, after epochs only. `every_seconds` also spares the disk where epochs are
     short: then the first state is written at once, later ones so many seconds apart, and in between
     the last epoch's is kept in memory (one copy), and written when the run ends, also by an error.
-    These times grow with what a save takes, so that saving costs below 2%. After Ctrl-C or SIGTERM
+    These times grow with what a save takes, so that saving costs below 1%. After Ctrl-C or SIGTERM
     (with `Interrupts`) the state where the run stopped is written.
 
     Where a file cannot be written (disk full, folder gone) that is logged once, training goes on,

@@ -48,7 +48,9 @@ class TerminateOnNaN(Callback):
         if skip and every != 1:
             raise ValueError(f"every is {every}, expected 1 with skip: no step may go unseen")
         self.every, self.skip = every, skip
-        self.buffers: list[tuple[Tensor, Array]] = []
+        self.others: list[Tensor] = []  # parameters that the optimizer does not hold
+        self._buffers: list[Tensor] = []
+        self.buffers: list[tuple[Tensor, Array]] = []  # as they were before the step
         self.generator: dict[str, int] = {}
         self.running: dict[str, float] = {}
         self.told = False
@@ -56,15 +58,24 @@ class TerminateOnNaN(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         self.told = False
 
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        # Once an epoch: walking through a model takes longer than looking at its gradients.
+        optimizer, parameters = trainer.optimizer, list(trainer.model.parameters())
+        held = set()
+        if isinstance(optimizer, Optimizer):
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.others = [p for p in parameters if id(p) not in held]
+        self._buffers = list(trainer.model.buffers())
+
     def on_step_start(self, trainer: Trainer) -> None:
         # The forward pass moves the running statistics of batch norm, before the loss is known.
-        self.buffers = [(b, b.data.copy()) for b in trainer.model.buffers()]
+        self.buffers = [(b, b.data.copy()) for b in self._buffers]
         self.generator = default_generator.state()
         if self.skip:
             self.running = trainer.running.state_dict()
 
     def on_gradients(self, trainer: Trainer) -> None:
-        if trainer.step % self.every or _all_finite(trainer):
+        if trainer.step % self.every or _all_finite(trainer, self.others):
             return
         loss = next((float(x) for x in trainer.losses if not all_finite(x.data)), None)
         culprit = None
@@ -124,17 +135,15 @@ class TerminateOnNaN(Callback):
             buffer.data[...] = before
 
 
-def _all_finite(trainer: Trainer) -> bool:
-    """Are the losses and all gradients finite? One number says so where their sum is finite: the
-    host waits for the device once. False is a reason to look closer, no more than that.
+def _all_finite(trainer: Trainer, others: list[Tensor]) -> bool:
+    """Are the losses, the gradients that the optimizer holds and those of `others` finite? One
+    number says so where their sum is finite: the host waits for the device once. False is a reason
+    to look closer, no more than that.
     """
-    optimizer, parameters = trainer.optimizer, trainer.model.parameters()
     numbers = [x.data for x in trainer.losses]
-    if isinstance(optimizer, Optimizer):
-        numbers += map(_sum, optimizer.gradient_buffers())
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = (p for p in parameters if id(p) not in held)
-    numbers += [_sum(p.grad.data) for p in parameters if p.grad is not None]
+    if isinstance(trainer.optimizer, Optimizer):
+        numbers += map(_sum, trainer.optimizer.gradient_buffers())
+    numbers += [_sum(p.grad.data) for p in others if p.grad is not None]
     with np.errstate(all="ignore"):  # inf - inf, and finite numbers whose sum overflows
         total = numbers[0]
         for number in numbers[1:]:
