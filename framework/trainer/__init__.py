@@ -1,6 +1,7 @@
 """The trainer: loop, metrics, callbacks, checkpoints."""
 
 from framework.trainer import checkpoint
+from framework.trainer.batch_size import find_batch_size
 from framework.trainer.callbacks import (
     Callback,
     CSVLog,
@@ -63,5 +64,6 @@ __all__ = [
     "TopK",
     "Trainer",
     "checkpoint",
+    "find_batch_size",
     "find_lr",
 ]

@@ -38,6 +38,12 @@ class Position:
         elif self._start is not None and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(self._start)
 
+    @property
+    def saved_batch_size(self) -> int | None:
+        """Of the loader of a restored run, before `attach`."""
+        saved = self._start if self._waits and isinstance(self._start, dict) else {}
+        return saved.get("batch_size")
+
     def rest(self, device: Device) -> Iterator[Sequence[Tensor]]:
         """The batches of the epoch that are not done yet."""
         self._start = self._upcoming()

@@ -19,6 +19,7 @@ from framework.functional import concatenate
 from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer import checkpoint
+from framework.trainer.batch_size import set_batch_size
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.capture import captured_training
 from framework.trainer.inputs import as_input, holds_numbers
@@ -68,6 +69,8 @@ class Trainer:
             parameters and buffers, the trainer's own. Not seen is what changes inside of a list,
             dict or other object that an attribute holds, in globals or in a closure: set the
             attribute to a new object.
+        batch_size: of a DataLoader that `fit` trains on, in place of its own. "auto": the largest
+            that fits into memory, see `find_batch_size`. None: the loader's.
     """
 
     def __init__(
@@ -85,12 +88,20 @@ class Trainer:
         ema: EMA | None = None,
         precision: str = "float32",
         capture: bool | str = "auto",
+        batch_size: int | str | None = None,
     ) -> None:
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise ValueError(f"accumulate is {accumulate!r}, expected an integer of at least 1")
         for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name} is {limit!r}, expected a positive number or None")
+        if batch_size not in (None, "auto") and (
+            not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
+        ):
+            raise ValueError(
+                f"batch_size is {batch_size!r}, expected an integer of at least 1, 'auto' or None"
+            )
+        self.batch_size = batch_size
         names = [metric.name for metric in metrics]
         if len({"loss", *names}) <= len(names):
             raise ValueError(f"metrics are named {', '.join(names)}; names differ, and from 'loss'")
@@ -161,6 +172,8 @@ class Trainer:
                 f"epochs is {epochs!r}, expected an integer of at least {least} "
                 f"({self.epoch} epochs are done)"
             )
+        if self.batch_size is not None:
+            set_batch_size(self, train_loader)
         self.position.attach(train_loader)
         self.validation = attached(self.validation, loaders)
         self.epochs = epochs
