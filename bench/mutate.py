@@ -126,6 +126,14 @@ def _write_weights(folder: Path) -> Path:
     return folder / "w.safetensors"
 
 
+def _read_weights(path: Path) -> Any:
+    """As a run's model.safetensors are read."""
+    arrays, metadata = safetensors.load_with_metadata(path)
+    if safetensors.CHECKSUM not in metadata:  # by which others' files are known
+        raise FileError(f"{path} is damaged: its checksum is missing")
+    return arrays
+
+
 def _write_config(folder: Path) -> Path:
     config = RunConfig(
         model="mlp", model_config={"inputs": 64, "hidden": [32]}, dataset="digits", seed=0,
@@ -214,7 +222,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     # a hash that is not the file's leads to the checkpoint before, which holds the same
     Target("manifest.json", _write_manifest, lambda p: store.newest(p.parent)[1], checked=True),
-    Target("weights", _write_weights, safetensors.load, checked=True),
+    Target("model.safetensors", _write_weights, _read_weights, checked=True),
     Target(CONFIG, _write_config, _read_config),
     Target("metrics.jsonl", _bytes("metrics.jsonl", _history()), read_history),
     Target("IDX images", _bytes("images", _idx((20, 8, 8))), read_idx),

@@ -237,7 +237,9 @@ def load_model(
     path = folder / MODEL
     if not path.is_file() and checkpoints_in(folder / CHECKPOINTS):
         raise FileError(f"{folder} has not ended its training: go on with train --resume {folder}")
-    arrays = safetensors.load(path)
+    arrays, metadata = safetensors.load_with_metadata(path)
+    if safetensors.CHECKSUM not in metadata:
+        raise FileError(f"{path} is damaged: its checksum is missing")
     try:
         inputs = _transform(config.input_transform, arrays, INPUT)
         targets = None
