@@ -182,6 +182,12 @@ def train(
             show_default="10s",
         ),
     ] = None,
+    fast_dev_run: Annotated[
+        bool,
+        typer.Option(
+            "--fast-dev-run", help="One batch through everything, and nothing written: does it fit?"
+        ),
+    ] = False,
     profile: Annotated[
         bool,
         typer.Option(
@@ -208,6 +214,9 @@ def train(
     else:
         only_resume(dataset, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device, epochs)
+    if fast_dev_run:
+        _dry_run(plan)
+        return
     _train(plan, resume is not None, quiet, profile, checkpoint_every)
 
 
@@ -397,6 +406,24 @@ def _train_model(
     if not quiet:
         screen.show_files(folder)
     _print_score(config, scores)
+
+
+def _dry_run(plan: Plan) -> None:
+    """One batch of each loader, through everything but files."""
+    import framework as fw
+    from framework.trainer import TerminateOnNaN
+    from framework.trainer.run import make_trainer
+
+    config, data = plan.config, plan.data
+    fw.manual_seed(config.seed)
+    fw.set_default_device(config.device)
+    model = _build(config, plan.folder)
+    _check_batches(model, data, config.recipe.batch_size)
+    trainer = make_trainer(model, config, data, [TerminateOnNaN()])
+    watched = {"validation": data.validation} if data.validation else {"test": data.test}
+    (record,) = trainer.fit(data.train, watched, fast_dev_run=True)
+    shown = "  ".join(f"{k} {v:.4f}" for k, v in record.items() if k.endswith("loss"))
+    print(f"one batch went through everything: {shown}")
 
 
 def _every(text: str | None) -> dict[str, Any]:

@@ -50,11 +50,15 @@ def newest(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     names = {path.name for path in checkpoints_in(folder)} | set(entries)
     if not names:
         raise checkpoint.CheckpointError("; ".join([*problems, f"{folder} holds no checkpoint"]))
-    for path in sorted((folder / name for name in names), key=_number, reverse=True):
+    paths = sorted((folder / name for name in names), key=_number, reverse=True)
+    # Where the manifest speaks against all of them, it is what is damaged: then their own checksums
+    # decide.
+    for path, entry in [(p, entries.get(p.name)) for p in paths] + [(p, None) for p in paths]:
         try:
-            state = checkpoint.from_bytes(_checked(path, entries.get(path.name)), path)
+            state = checkpoint.from_bytes(_checked(path, entry), path)
         except FileError as error:
-            problems.append(str(error))
+            if str(error) not in problems:
+                problems.append(str(error))
             continue
         for problem in problems:
             log.warning("%s; going on from %s", problem, path.name)

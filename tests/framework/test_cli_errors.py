@@ -412,6 +412,38 @@ def test_a_single_training_sample(monkeypatch, folder):
     assert not (folder / "one").exists()
 
 
+def test_a_fast_dev_run_writes_nothing(folder):
+    result = call("train", "--fast-dev-run")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("one batch went through everything: loss 2.")
+    assert "validation_loss" in call("train", "--fast-dev-run", "--set", "validation=0.1").stdout
+    assert "--set, " not in error("train", "--fast-dev-run", "--lr", "nan")
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("every", ["0", "-3", "soon", "m", "1x", "1.5"])
+def test_checkpoint_every(folder, every):
+    assert f"--checkpoint-every {every}: expected a number of steps, or a time" in error(
+        "train", f"--checkpoint-every={every}", "--epochs", 1
+    )
+
+
+@pytest.mark.parametrize("every", ["7", "0.01s", "10m", "2h"])
+def test_checkpoint_every_steps_or_time(folder, every, monkeypatch):
+    from framework.trainer.callbacks import model_checkpoint
+
+    saves = []
+    monkeypatch.setattr(
+        model_checkpoint.Store, "save", lambda self, data, **about: saves.append(about["batch"])
+    )
+    args = ("train", "--checkpoint-every", every, "--epochs", 1, "--out", "r", "--quiet")
+    assert call(*args).exit_code == 0
+    if every == "7":
+        assert saves == [7, 14, 21, 0]
+    else:
+        assert saves[-1] == 0
+
+
 def test_debug_shows_the_error(trained):
     result = call("evaluate", trained / "none", "--debug")
     assert result.exit_code == 1
