@@ -92,8 +92,8 @@ def find_lr(
     The rate is the first parameter group's, others keep their proportion to it; a schedule is left
     out. It ends early where the loss has become 4 times its least, or NaN.
 
-    >>> # curve = find_lr(trainer, loader, plot="lr.png")
-    >>> # optimizer = AdamW(model.parameters(), lr=curve.suggestion)
+        curve = find_lr(trainer, loader, plot="lr.png")
+        optimizer = AdamW(model.parameters(), lr=curve.suggestion)
     """
     if not 0 < start < end < math.inf:
         raise ValueError(f"start is {start!r}, end {end!r}; expected 0 < start < end")
