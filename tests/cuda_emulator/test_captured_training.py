@@ -18,13 +18,8 @@ from framework import functional as F, layers, optimizers
 from framework.backend import cuda, graph, out_of_memory
 from framework.backend.live import CaptureError
 from framework.backend.random import Generator
-<<<<<<< HEAD
 from framework.data import DataLoader, StreamSampler, Windows, load
-from framework.trainer import Callback, Metric, TerminateOnNaN, Trainer
-=======
-from framework.data import load
 from framework.trainer import Callback, Metric, TerminateOnNaN, Trainer, checkpoint
->>>>>>> safe
 from framework.trainer.config import Recipe
 from framework.trainer.language import token_loss
 from framework.trainer.run import load_data
