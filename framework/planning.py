@@ -42,7 +42,7 @@ def plan_run(
     settings: list[str],
 ) -> Plan:
     """A new run; without a `dataset`, on the embedded one that the family is for."""
-    from framework.data import TokenSplits
+    from framework.data import CATALOG, TokenSplits
     from framework.trainer.config import sizes
     from framework.trainer.run import CONFIG, Recipe, RunConfig, load_data
     from models import entry
@@ -58,7 +58,8 @@ def plan_run(
         if name in for_recipe:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{name} is given twice: by {option} and by --set {name}=...")
-    recipe = expect(lambda: Recipe(**{**family.recipe, **for_recipe, **options}))
+    suits = CATALOG[dataset].augmentation if family.augments and dataset in CATALOG else {}
+    recipe = expect(lambda: Recipe(**{**family.recipe, **suits, **for_recipe, **options}))
     splits = expect(lambda: _splits(dataset, seed, recipe))
     _check_family(model, family, splits, recipe)
     classes = len(splits.classes) if splits.classes else None

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from framework.backend.device import Device
 from framework.data import Splits, TokenSplits
+from framework.explain import Subject
 from framework.layers import Module
 from framework.trainer import Profiler, Trainer
 from framework.trainer.run import RunConfig, example, language_scores
@@ -258,6 +259,24 @@ def _prediction(config: RunConfig, value: np.ndarray[Any, Any]) -> list[str]:
     names = config.classes or tuple(map(str, range(len(value))))
     first, second = np.argsort(-value, kind="stable")[:2]
     return [names[first], f"{value[first]:.4f}", f"{names[second]} {value[second]:.4f}"]
+
+
+# explain ------------------------------------------------------------------------------------------
+
+#: Classes in the table of an explained image.
+LIKELIEST = 5
+
+
+def show_explanation(subject: Subject, files: list[Path]) -> None:
+    """The likeliest classes of the image and their probabilities, then the pictures' files."""
+    out = table("class", "probability", "", right=(1,))
+    for label in subject.ranked()[:LIKELIEST]:
+        note = "what it is" if label == subject.truth else ""
+        cells = escape(subject.classes[label]), f"{subject.probabilities[label]:.4f}"
+        out.add_row(*cells, f"[green]{note}[/]")
+    console().print(out)
+    for file in files:
+        console().print(f"[dim]wrote[/] {escape(str(file))}", soft_wrap=True)
 
 
 # generate -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import framework as fw
 from framework import screen
 from framework.data import TokenSplits
 from framework.interop.lock import FolderLock
-from framework.layers import BatchNorm1d, Module
+from framework.layers import BatchNorm1d, BatchNorm2d, Module
 from framework.planning import Plan, UsageError
 from framework.trainer import (
     Callback,
@@ -178,11 +178,11 @@ def _check_batches(model: Module, data: Data, batch_size: int) -> None:
     samples = len(data.train.dataset)
     if min(batch_size, samples) > 1:
         return
-    if any(isinstance(module, BatchNorm1d) for module in model.modules()):
+    if any(isinstance(m, (BatchNorm1d, BatchNorm2d)) for m in model.modules()):
         what = f"batch_size is {batch_size}" if samples > 1 else "there is 1 training sample"
         raise UsageError(
-            f"{what}, but batch norm needs at least 2 samples in a batch: "
-            "take larger batches, or --set norm=layer"
+            f"{what}, but batch norm needs at least 2 samples in a batch: take larger batches"
+            + (", or --set norm=layer" if hasattr(model.config, "norm") else "")
         )
 
 

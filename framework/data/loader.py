@@ -14,8 +14,9 @@ from framework.autograd.tensor import Tensor
 from framework.backend.device import Device, choose_device, default_device, to_device
 from framework.backend.transfer import send_ahead
 from framework.data.dataset import Dataset
-from framework.data.draws import augmentation_draws, permutation
+from framework.data.draws import augmentation_draws, permutation, uniform
 from framework.data.errors import LoaderError
+from framework.data.mixing import MixUp
 from framework.data.samplers import Sampler
 from framework.data.transforms import Compose
 from framework.data.workers import in_order
@@ -55,6 +56,7 @@ class DataLoader:
         transform: applied to the first array of every batch, a `Transform` or any function of an
             array.
         target_transform: the same for the second array.
+        mix: then applied to the batch's first two arrays together, with draws: see `MixUp`.
         device: where the Tensors go; the default device if None.
         timeout: seconds to wait for a batch of the workers, None for no limit.
 
@@ -82,6 +84,7 @@ class DataLoader:
         prefetch: int = 2,
         transform: Function | None = None,
         target_transform: Function | None = None,
+        mix: MixUp | None = None,
         device: Device | str | None = None,
         timeout: float | None = 600.0,
     ) -> None:
@@ -116,6 +119,7 @@ class DataLoader:
         self.transforms = [
             Compose(step) if step is not None else None for step in (transform, target_transform)
         ]
+        self.mix = mix
         self._progress = Progress()
         self._fingerprint: tuple[Dataset, str | None] | None = None  # read when it is asked for
 
@@ -229,10 +233,13 @@ class DataLoader:
             augmentation_draws(samples, step.draws, self.seed, epoch) if step else None
             for step in self.transforms
         ]
+        mixing = None
+        if self.mix is not None:
+            mixing = uniform((samples, self.mix.draws), self.seed, "mixing", epoch)
 
         def make(number: int) -> tuple[np.ndarray, ...]:
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            return self._make(indices, draws, f"batch {number} of epoch {epoch}")
+            return self._make(indices, draws, mixing, f"batch {number} of epoch {epoch}")
 
         numbers = range(progress.position, len(self))
         with (
@@ -246,12 +253,20 @@ class DataLoader:
         progress.epoch, progress.position, progress.started = epoch + 1, 0, False
 
     def _make(
-        self, indices: np.ndarray, draws: list[np.ndarray | None], where: str
+        self,
+        indices: np.ndarray,
+        draws: list[np.ndarray | None],
+        mixing: np.ndarray | None,
+        where: str,
     ) -> tuple[np.ndarray, ...]:
         """Read and transform one batch. Runs in a worker."""
         step = [f"reading {type(self.dataset).__name__}"]
         try:
-            return self._arrays(indices, draws, step)
+            arrays = self._arrays(indices, draws, step)
+            if self.mix is not None and mixing is not None:
+                step.append(type(self.mix).__name__)
+                arrays[:2] = self.mix(*arrays[:2], mixing[indices])
+            return tuple(arrays)
         except Exception as error:
             shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
             notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
@@ -267,8 +282,8 @@ class DataLoader:
 
     def _arrays(
         self, indices: np.ndarray, draws: list[np.ndarray | None], step: list[str]
-    ) -> tuple[np.ndarray, ...]:
-        """The samples at `indices`; what is being done is added to `step`."""
+    ) -> list[np.ndarray]:
+        """The samples at `indices`, not yet mixed; what is being done is added to `step`."""
         arrays = list(self.dataset.batch(indices))
         for position, (transform, table) in enumerate(zip(self.transforms, draws, strict=True)):
             if transform is None or table is None:
@@ -279,7 +294,7 @@ class DataLoader:
                 step.append(name)
                 x = function(x)
             arrays[position] = x
-        return tuple(arrays)
+        return arrays
 
     def _culprit(
         self, indices: np.ndarray, draws: list[np.ndarray | None], error: Exception
