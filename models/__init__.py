@@ -6,17 +6,25 @@ model = build("mlp", inputs=784, hidden=(512, 256))
 
 from models.mlp import MLP, MLPConfig
 from models.nplm import NPLM, NPLMConfig
+from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
 from models.runs import Run, build_model, open_run
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.zoo import ZOO, Entry, build, configure, entry, hint
 
 __all__ = [
     "MLP",
     "NPLM",
     "ZOO",
+    "CharRNN",
+    "CharRNNConfig",
     "Entry",
     "MLPConfig",
     "NPLMConfig",
+    "RNNClassifier",
+    "RNNClassifierConfig",
     "Run",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "build",
     "build_model",
     "configure",

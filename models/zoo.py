@@ -10,6 +10,8 @@ from typing import Any
 from framework.layers import Module
 from models.mlp import MLP, MLPConfig
 from models.nplm import NPLM, NPLMConfig
+from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Entry:
             names of the fields that the data set decides.
         build: makes a model from one.
         description: one line.
-        tasks: what kinds of data it is for: classification, regression, language.
+        tasks: what kinds of data it is for: classification, regression, language; none where `train`
+            has no data for it.
         recipe: settings of the `Recipe` with which `train` begins where they differ from its
             defaults; the user's come on top.
         carries: of language: its ``forward(ids, fresh)`` carries a state over streams
@@ -37,6 +40,20 @@ class Entry:
 
 
 ZOO: dict[str, Entry] = {
+    "charlstm": Entry(
+        CharRNNConfig,
+        CharRNN,
+        "recurrent language model, of characters or words: LSTM, GRU or plain RNN",
+        tasks=("language",),
+        recipe={
+            "lr": 3e-3,
+            "batch_size": 32,
+            "epochs": 20,
+            "clip_norm": 1.0,
+            "sampling": "stream",
+        },
+        carries=True,
+    ),
     "mlp": Entry(
         MLPConfig, MLP, "multilayer perceptron: any depth, activation, norm, dropout, residual"
     ),
@@ -47,6 +64,18 @@ ZOO: dict[str, Entry] = {
         tasks=("language",),
         recipe={"lr": 2e-3, "batch_size": 32, "epochs": 5, "clip_norm": 1.0},
         carries=True,
+    ),
+    "rnnclassifier": Entry(
+        RNNClassifierConfig,
+        RNNClassifier,
+        "recurrent classifier of sequences; images are read row by row",
+        recipe={"clip_norm": 1.0},
+    ),
+    "seq2seq": Entry(
+        Seq2SeqConfig,
+        Seq2Seq,
+        "encoder-decoder with additive attention (Bahdanau et al. 2015), to be trained from Python",
+        tasks=(),
     ),
 }
 
