@@ -154,6 +154,42 @@ def training(
 
 
 @app.command()
+def adding(
+    length: Annotated[int, typer.Option(help="Steps of a sequence.", min=2)] = 100,
+    steps: Annotated[int, typer.Option(help="Training steps at most.", min=1)] = 3000,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw errors and gradients to this file.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """What LSTM, GRU and a plain network remember over many steps, and why. A minute."""
+    from bench import adding as bench, machine
+    from framework.backend.device import set_default_device
+    from kernels.registry import has_numba
+
+    with _clear_errors():
+        _check_writable(json)
+        _check_writable(png, "--png")
+        set_default_device("cpu")
+        if has_numba():  # steps this small are not worth waking a second thread
+            from kernels.cpu.engine import set_threads
+
+            set_threads(1)
+        setting = bench.Setting(length=length, steps=steps)
+        outcomes = []
+        with _progress(len(bench.NAMES)) as progress:
+            for cell in bench.NAMES:
+                outcomes.append(bench.train(cell, setting))
+                progress(cell)
+        facts = machine.describe(1, "cpu")
+        _show(machine.headline(facts), bench.table(setting, outcomes))
+        if png is not None:
+            bench.draw(setting, outcomes, png)
+        if json is not None:
+            machine.write(json, facts | bench.as_dict(setting, outcomes))
+
+
+@app.command()
 def gpu(
     out: Annotated[
         Path | None,

@@ -48,6 +48,8 @@ def plan_run(
     from models import entry
 
     family = entry(model)
+    if not family.tasks:
+        raise UsageError(f"{model} has no data to train on from here; train it from Python")
     if dataset is None:
         dataset = "digits" if "classification" in family.tasks else "python-reference"
     on = place(device)

@@ -10,7 +10,9 @@ from models.mlp import MLP, MLPConfig
 from models.mobilenet import MobileNetV2, MobileNetV2Config
 from models.nplm import NPLM, NPLMConfig
 from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
+from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
 from models.runs import Run, build_model, open_run
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.vgg import VGG, VGGConfig
 from models.zoo import ZOO, Entry, build, configure, entry, hint
 
@@ -30,10 +32,16 @@ __all__ = [
     "MLP",
     "NPLM",
     "ZOO",
+    "CharRNN",
+    "CharRNNConfig",
     "Entry",
     "MLPConfig",
     "NPLMConfig",
+    "RNNClassifier",
+    "RNNClassifierConfig",
     "Run",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "build",
     "build_model",
     "configure",
