@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from framework.layers import Module
+from models.gpt import GPT, GPTConfig
 from models.mlp import MLP, MLPConfig
 from models.nplm import NPLM, NPLMConfig
 
@@ -37,6 +38,23 @@ class Entry:
 
 
 ZOO: dict[str, Entry] = {
+    "gpt": Entry(
+        GPTConfig,
+        GPT,
+        "transformer for text: the layout of GPT-2, or Llama's by its settings",
+        tasks=("language",),
+        recipe={
+            "batch_size": 12,
+            "steps": 2000,
+            "epochs": 8,
+            "lr": 1e-3,
+            "final_lr": 0.1,
+            "beta2": 0.99,
+            "weight_decay": 0.1,
+            "decay": "matrices",
+            "clip_norm": 1.0,
+        },
+    ),
     "mlp": Entry(
         MLPConfig, MLP, "multilayer perceptron: any depth, activation, norm, dropout, residual"
     ),
