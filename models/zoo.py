@@ -9,6 +9,7 @@ from typing import Any
 
 from framework.layers import Module
 from models.convnext import ConvNeXt, ConvNeXtConfig
+from models.gpt import GPT, GPTConfig
 from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
 from models.mobilenet import MobileNetV2, MobileNetV2Config
@@ -75,6 +76,23 @@ ZOO: dict[str, Entry] = {
             "sampling": "stream",
         },
         carries=True,
+    ),
+    "gpt": Entry(
+        GPTConfig,
+        GPT,
+        "transformer for text: the layout of GPT-2, or Llama's by its settings",
+        tasks=("language",),
+        recipe={
+            "batch_size": 12,
+            "steps": 2000,
+            "epochs": 8,
+            "lr": 1e-3,
+            "final_lr": 0.1,
+            "beta2": 0.99,
+            "weight_decay": 0.1,
+            "decay": "matrices",
+            "clip_norm": 1.0,
+        },
     ),
     "mlp": Entry(
         MLPConfig, MLP, "multilayer perceptron: any depth, activation, norm, dropout, residual"
