@@ -174,14 +174,15 @@ direct(
 )
 
 
-@prepared("linear_cross_entropy", "F.linear, F.cross_entropy(sum) and their autograd backward")
+@prepared("linear_cross_entropy", "F.linear, F.cross_entropy, sum and their autograd backward")
 def _(x, weight, targets, ignore_index=-100, smoothing=0.0, with_grad=True):
     inputs = x.requires_grad_(), weight.requires_grad_()
 
     def step():
         with torch.enable_grad():
             losses = F.cross_entropy(F.linear(*inputs), targets, reduction="none")
-        return losses, *torch.autograd.grad(losses.sum(), inputs)
+            total = losses.sum()
+        return losses, *torch.autograd.grad(total, inputs)
 
     return step
 

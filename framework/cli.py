@@ -175,6 +175,19 @@ def train(
             show_default=False,
         ),
     ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            help="Save the state after so many steps, or so much time: 500, 30s, 10m.",
+            show_default="10s",
+        ),
+    ] = None,
+    fast_dev_run: Annotated[
+        bool,
+        typer.Option(
+            "--fast-dev-run", help="One batch through everything, and nothing written: does it fit?"
+        ),
+    ] = False,
     profile: Annotated[
         bool,
         typer.Option(
@@ -199,9 +212,12 @@ def train(
     else:
         only_resume(dataset, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device, epochs)
-    from framework.training import run_training
+    from framework.training import dry_run, run_training
 
-    run_training(plan, resume is not None, quiet, profile)
+    if fast_dev_run:
+        dry_run(plan)
+    else:
+        run_training(plan, resume is not None, quiet, profile, checkpoint_every)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from framework.backend.device import Device
 from framework.data import Splits, TokenSplits
 from framework.explain import Subject
 from framework.layers import Module
-from framework.trainer import Profiler
+from framework.trainer import Profiler, Trainer
 from framework.trainer.run import RunConfig, example, language_scores
 
 #: Rows of predictions in a terminal.
@@ -71,9 +71,10 @@ def show_training(
     config: RunConfig,
     splits: Splits,
     model: Module,
-    epochs_done: int,
+    trainer: Trainer,
     epochs_before: int | None = None,
     anew: bool = False,
+    resumed: bool = False,
 ) -> None:
     """Device, data, recipe and model, before training begins. `epochs_before`: what a run that gets
     more epochs was to have; `anew`: its optimizer has lost its state.
@@ -109,12 +110,17 @@ def show_training(
         )
     )
     show_summary(model, example(config))
-    if epochs_done:
+    if resumed and not trainer.step:
+        console().print("nothing was saved yet: starting at the beginning\n")
+    elif trainer.step:
         note = ""
         if epochs_before is not None:
             note = f"; the learning rate follows the schedule of {recipe.epochs} epochs now"
             note += f", not of {epochs_before}" + (f", and {optimizer} starts anew" if anew else "")
-        console().print(f"going on after epoch {epochs_done}{note}\n")
+        done = f"epoch {trainer.epoch}"
+        if trainer.position.batches:
+            done = f"step {trainer.step}, in epoch {trainer.epoch + 1}"
+        console().print(f"going on after {done}{note}\n")
 
 
 def show_summary(model: Module, inputs: Any) -> None:

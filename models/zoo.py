@@ -9,11 +9,14 @@ from typing import Any
 
 from framework.layers import Module
 from models.convnext import ConvNeXt, ConvNeXtConfig
+from models.gpt import GPT, GPTConfig
 from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
 from models.mobilenet import MobileNetV2, MobileNetV2Config
 from models.nplm import NPLM, NPLMConfig
 from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
+from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.vgg import VGG, VGGConfig
 
 
@@ -26,7 +29,8 @@ class Entry:
             names of the fields that the data set decides.
         build: makes a model from one.
         description: one line.
-        tasks: what kinds of data it is for: classification, regression, language.
+        tasks: what kinds of data it is for: classification, regression, language; none where `train`
+            has no data for it.
         recipe: settings of the `Recipe` with which `train` begins where they differ from its
             defaults; the user's come on top.
         augments: of images: it begins with the augmentation that suits the data set, too.
@@ -59,6 +63,37 @@ def _for_images(config: type[Any], build: Any, description: str, **recipe: Any) 
 
 
 ZOO: dict[str, Entry] = {
+    "charlstm": Entry(
+        CharRNNConfig,
+        CharRNN,
+        "recurrent language model, of characters or words: LSTM, GRU or plain RNN",
+        tasks=("language",),
+        recipe={
+            "lr": 3e-3,
+            "batch_size": 32,
+            "epochs": 20,
+            "clip_norm": 1.0,
+            "sampling": "stream",
+        },
+        carries=True,
+    ),
+    "gpt": Entry(
+        GPTConfig,
+        GPT,
+        "transformer for text: the layout of GPT-2, or Llama's by its settings",
+        tasks=("language",),
+        recipe={
+            "batch_size": 12,
+            "steps": 2000,
+            "epochs": 8,
+            "lr": 1e-3,
+            "final_lr": 0.1,
+            "beta2": 0.99,
+            "weight_decay": 0.1,
+            "decay": "matrices",
+            "clip_norm": 1.0,
+        },
+    ),
     "mlp": Entry(
         MLPConfig, MLP, "multilayer perceptron: any depth, activation, norm, dropout, residual"
     ),
@@ -98,6 +133,18 @@ ZOO: dict[str, Entry] = {
         "ConvNeXt-Tiny (Liu et al. 2022)",
         **PHOTOGRAPHS
         | {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "decay": "matrices"},
+    ),
+    "rnnclassifier": Entry(
+        RNNClassifierConfig,
+        RNNClassifier,
+        "recurrent classifier of sequences; images are read row by row",
+        recipe={"clip_norm": 1.0},
+    ),
+    "seq2seq": Entry(
+        Seq2SeqConfig,
+        Seq2Seq,
+        "encoder-decoder with additive attention (Bahdanau et al. 2015), to be trained from Python",
+        tasks=(),
     ),
 }
 

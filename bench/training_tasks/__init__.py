@@ -5,6 +5,7 @@ A family's file imports neither models nor torch at its top: each side imports i
 
 from bench.training_tasks.cnn import LeNetTask, ResNet18Task
 from bench.training_tasks.mlp import MLPTask
+from bench.training_tasks.rnn import CharLSTMTask
 from bench.training_tasks.task import BadSetting, Task
 
 __all__ = ["TASKS", "BadSetting", "Task"]
@@ -14,4 +15,5 @@ TASKS: dict[str, Task] = {
     "mlp": MLPTask(),
     "lenet": LeNetTask(),
     "resnet18": ResNet18Task(),
+    "charlstm": CharLSTMTask(),
 }

@@ -53,6 +53,7 @@ from framework.layers.losses import (
     SmoothL1Loss,
 )
 from framework.layers.module import LoadResult, Module
+from framework.layers.norm_lstm import LayerNormLSTM
 from framework.layers.normalization import (
     BatchNorm1d,
     BatchNorm2d,
@@ -153,6 +154,7 @@ __all__ = [
     "KVCache",
     "L1Loss",
     "LayerNorm",
+    "LayerNormLSTM",
     "LeakyReLU",
     "LearnedPositions",
     "Linear",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -16,6 +13,7 @@ from framework.data import Splits, TokenSplits
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.trainer.folders import make_folder
 from framework.trainer.precision import check_precision
+from framework.trainer.versions import versions
 
 CONFIG = "config.json"
 FORMAT = 1
@@ -205,7 +203,7 @@ class RunConfig:
     classes: tuple[str, ...] | None
     shape: tuple[int, ...]
     samples: tuple[int, int]
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=versions)
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -343,33 +341,3 @@ NOT_OF_TEXT = ("input_transform", "input_range")
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide about the numbers."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
-    for name in (
-        "framework-dl",
-        "numpy",
-        "numba",
-        "ml_dtypes",
-        "safetensors",
-        "tokenizers",
-        "cupy",
-    ):
-        version = version_of(name)
-        if version is not None:
-            found[name] = version
-    return found
-
-
-def version_of(name: str) -> str | None:
-    """The installed version of a distribution, None where there is none. CuPy has a name for each
-    CUDA.
-    """
-    for distribution in [name] if name != "cupy" else ["cupy", "cupy-cuda12x", "cupy-cuda13x"]:
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None

@@ -166,11 +166,12 @@ __global__ void arrive(const T* __restrict__ a, const T* __restrict__ b, const i
 // --- persistent -------------------------------------------------------------------------------------------------------
 
 #define ROWS 4
+#define THREADS 512
 
 // Blocks of ROWS rows, all steps. g (T, B, gates H), saved and y (T, B, H), h and c (B, H) in and out; weights
 // (H, products H) is W_hh transposed, of which `held` lines stay in shared memory. saved and c may be null.
 template <typename Cell>
-__global__ void sweep(float* g, const float* __restrict__ weights, const float* __restrict__ aux,
+__global__ void __launch_bounds__(THREADS) sweep(float* g, const float* __restrict__ weights, const float* __restrict__ aux,
                       const i64* __restrict__ lengths, float* saved, float* c, float* h, float* y, i64 T, i64 B, i64 H,
                       i64 held, int reverse, int kind) {
     SHARED_MEMORY(float, shared);
@@ -231,7 +232,7 @@ __global__ void sweep(float* g, const float* __restrict__ weights, const float* 
 // in and out. `weights` (products H, H) is W_hh with its lines in the order of d; of them `held` stay in shared memory.
 // Threads come in Cell::products parts of H: each adds up one gate's share of the product.
 template <typename Cell>
-__global__ void sweep_grad(const float* __restrict__ dy, const float* __restrict__ g, const float* __restrict__ weights,
+__global__ void __launch_bounds__(THREADS) sweep_grad(const float* __restrict__ dy, const float* __restrict__ g, const float* __restrict__ weights,
                            const float* __restrict__ aux, const i64* __restrict__ lengths,
                            const float* __restrict__ saved, const float* __restrict__ states,
                            const float* __restrict__ before_first, float* d, float* dh, float* dc, i64 T, i64 B, i64 H,

@@ -23,7 +23,7 @@ NULL = np.uintp(0)
 #: Rows of the batch that a block of a persistent kernel takes (ROWS in recurrent.cu).
 ROWS = 4
 
-#: Most threads of such a block: up to 128 registers each.
+#: Most threads of such a block (THREADS there): up to 128 registers each.
 THREADS = 512
 
 

@@ -84,6 +84,8 @@ def large(kernel: Kernel, sample: str) -> list[tuple[int, int]]:
         return CHANNELS
     if kernel.family in ("recurrent", "lstm", "gru"):
         return SEQUENCES
+    if kernel.family == "attention":  # two tiles of queries, three of keys
+        return [(200, 40)]
     if kernel.family == "group_norm":
         return [(2, 600), (1, 7000)]
     return COLUMNS if sample in ("columns", "channels") else ROWS

@@ -179,7 +179,7 @@ def test_a_loss_of_the_last_state_alone_reaches_all_weights():
 # --- sequences ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU", "LayerNormLSTM"])
 def test_lengths_give_what_each_row_gives_alone(kind):
     net = getattr(L, kind)(D, H, num_layers=2, bidirectional=True).to("float64")
     x = values(T, B, D)
@@ -283,6 +283,33 @@ def test_peepholes_of_zeros_are_none():
     np.testing.assert_array_equal(peeping(x)[0].data, plain(x)[0].data)
     peeping.weight_peephole_l0.data[...] = 0.5
     assert not np.allclose(peeping(x)[0].data, plain(x)[0].data)
+
+
+def layer_norm(x, scale=1.0, shift=0.0):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(
+        x.var(-1, keepdims=True) + 1e-5
+    ) * scale + shift
+
+
+def test_layer_norm_lstm_is_its_formula():
+    net = L.LayerNormLSTM(D, H).to("float64")
+    for p in net.parameters():
+        p.data[...] += rng.standard_normal(p.shape) * 0.1
+    w = {name.removesuffix("_l0"): p.data for name, p in net.named_parameters()}
+    x, h, c = rng.standard_normal((T, B, D)), np.zeros((B, H)), np.zeros((B, H))
+    y, (hn, cn) = net(fw.tensor(x))
+    for t in range(T):
+        z = layer_norm(x[t] @ w["weight_ih"].T, w["norm_ih"], w["bias_ih"] + w["bias_hh"])
+        z = z + layer_norm(h @ w["weight_hh"].T, w["norm_hh"])
+        i, f, g, o = np.split(z, 4, 1)
+        i, f, o = (1 / (1 + np.exp(-a)) for a in (i, f, o))
+        c = f * c + i * np.tanh(g)
+        h = o * np.tanh(layer_norm(c, w["norm_c"], w["norm_c_bias"]))
+        np.testing.assert_allclose(y.data[t], h, rtol=1e-10)
+    np.testing.assert_allclose(hn.data[0], h, rtol=1e-10)
+    np.testing.assert_allclose(cn.data[0], c, rtol=1e-10)
+    y.sum().backward()
+    assert all(np.isfinite(p.grad.data).all() for p in net.parameters())
 
 
 # --- dropout --------------------------------------------------------------------------------------

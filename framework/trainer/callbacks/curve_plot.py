@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from framework.interop.atomic import FileError
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.drawing import (
     COLOURS,
@@ -30,8 +31,10 @@ class CurvePlot(Callback):
 
     A panel for the loss and one for each metric; a line for the training and one for each
     validation. Without matplotlib it logs one line that says how to install it, unless it is
-    `quiet`.
+    `quiet`; where `path` cannot be written it logs that.
     """
+
+    writes = True
 
     def __init__(self, path: str | Path, quiet: bool = False) -> None:
         self.path, self.quiet = Path(path), quiet
@@ -49,7 +52,10 @@ class CurvePlot(Callback):
             if not self.quiet:
                 log.warning("no %s: matplotlib is not installed (%s)", self.path.name, INSTALL)
             return
-        draw_curves(trainer.history, self.path, [metric.name for metric in trainer.metrics])
+        try:
+            draw_curves(trainer.history, self.path, [metric.name for metric in trainer.metrics])
+        except FileError as error:  # a picture is no reason to lose what comes after training
+            log.warning("%s", error)
 
 
 def draw_curves(history: list[dict[str, Any]], path: str | Path, metrics: list[str]) -> None:
