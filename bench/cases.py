@@ -50,7 +50,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 #: Parameters that stay float32 when the others have 16 bits: statistics, as forward kernels return
 #: them.
-_STATISTICS = ("mean", "var", "rstd")
+_STATISTICS = ("mean", "var", "rstd", "lse")
 
 #: Families of matrix products.
 PRODUCTS = ("matmul", "linear")

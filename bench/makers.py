@@ -83,6 +83,20 @@ def _(draw, N, C, H, W, variant):
     return _image(draw, N, C, H, W, variant), draw.normal(C), draw.normal(C), mean, var
 
 
+@maker("batch_norm_relu", *_LAYOUTS, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    x, residual = (_image(draw, N, C, H, W, variant) for _ in range(2))
+    return x + 1.0, draw.normal(C), draw.normal(C), residual
+
+
+@maker("batch_norm_relu_grad", *_LAYOUTS, sizes=IMAGES)
+def _(draw, N, C, H, W, variant):
+    x, y = (_image(draw, N, C, H, W, variant) for _ in range(2))
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    dy = _image(draw, N, C, H, W, variant)
+    return dy, x, np.maximum(y, 0), draw.normal(C), mean, var, 1e-5
+
+
 @maker("group_norm", "nchw", sizes=IMAGES)
 def _(draw, N, C, H, W):
     return draw.normal(N, C, H, W), _groups(C), draw.normal(C), draw.normal(C)
@@ -174,7 +188,9 @@ def _(draw, N, C, H, W, variant):
     slide, layout = variant.split("-")
     windows = _windows(slide, H, W)
     places = max_pool.reference(_image(draw, N, C, H, W, layout), windows)[1]
-    if layout == "nchw":
+    if layout == "channels_last":  # as the forward kernel lays them out
+        places = np.moveaxis(np.ascontiguousarray(np.moveaxis(places, 1, -1)), -1, 1)
+    else:
         places = np.ascontiguousarray(places)
     return _image(draw, N, C, *windows.outputs, layout), places, windows
 
@@ -273,6 +289,8 @@ def _(draw, T, B, H):
     layer = _layer(draw, T, B, H, 3)[:3]
     y, _, gates, u = gru.gru.reference(*layer)
     return draw.normal(T, B, H), None, *layer, None, y, gates, u
+
+
 def _heads(draw: Draw, *shape: int) -> np.ndarray:
     """(B, H, T, D) that lie as (B, T, H, D)."""
     B, H, T, D = shape

@@ -174,14 +174,15 @@ direct(
 )
 
 
-@prepared("linear_cross_entropy", "F.linear, F.cross_entropy(sum) and their autograd backward")
+@prepared("linear_cross_entropy", "F.linear, F.cross_entropy, sum and their autograd backward")
 def _(x, weight, targets, ignore_index=-100, smoothing=0.0, with_grad=True):
     inputs = x.requires_grad_(), weight.requires_grad_()
 
     def step():
         with torch.enable_grad():
             losses = F.cross_entropy(F.linear(*inputs), targets, reduction="none")
-        return losses, *torch.autograd.grad(losses.sum(), inputs)
+            total = losses.sum()
+        return losses, *torch.autograd.grad(total, inputs)
 
     return step
 
@@ -313,6 +314,28 @@ def _(dy, dtotal, x, w, rstd):
 def _(dy, x, w, mean, var, eps):
     args = dy, x, w, None, None, mean, 1 / torch.sqrt(var + eps), True, eps, [True] * 3
     return lambda: aten.native_batch_norm_backward(*args)
+
+
+@prepared("batch_norm_relu", "F.batch_norm(training=True), +=, relu_ (three operations)")
+def _(x, w, b, residual=None, eps=1e-5):
+    def step():
+        y = F.batch_norm(x, None, None, w, b, True, 0.1, eps)
+        return (y if residual is None else y.add_(residual)).relu_()
+
+    return step
+
+
+@prepared("batch_norm_relu_grad", "aten.threshold_backward, aten.native_batch_norm_backward")
+def _(dy, x, y, w, mean, var, eps=1e-5, residual=True):
+    rstd = 1 / torch.sqrt(var + eps)
+
+    def step():
+        g = aten.threshold_backward(dy, y, 0)
+        args = g, x, w, None, None, mean, rstd, True, eps, [True] * 3
+        dx, dw, db = aten.native_batch_norm_backward(*args)
+        return (dx, g, dw, db) if residual else (dx, dw, db)
+
+    return step
 
 
 @prepared("batch_norm_inference_grad", "aten.native_batch_norm_backward(train=False)")

@@ -74,6 +74,7 @@ from framework.backend.threads import (
     set_num_threads as set_num_threads,
 )
 from kernels.precision import (
+    exact_convolution as exact_convolution,
     get_float32_matmul_precision as get_float32_matmul_precision,
     set_float32_matmul_precision as set_float32_matmul_precision,
 )

@@ -15,6 +15,7 @@ from kernels import (
     losses as losses,
     lstm as lstm,
     matmul as matmul,
+    norm_relu as norm_relu,
     normalization as normalization,
     optimizers as optimizers,
     pooling as pooling,

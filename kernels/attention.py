@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.arrays import Array, array_module, is_array, is_half
+from kernels.arrays import Array, array_module, is_array, is_floating, is_half
 from kernels.lazy import Lazy
 from kernels.random import checked_place, counters, dropout, dropout_constants
 from kernels.registry import kernel
@@ -102,6 +102,10 @@ def _call(
     if G == 0 or H % G:
         raise ValueError(f"{name}: {G} heads of keys and values do not divide {H} heads of queries")
     if mask is not None:
+        if mask.dtype.kind != "b":
+            if not is_floating(mask.dtype):
+                raise TypeError(f"{name}: mask is {mask.dtype}, expected booleans or floats")
+            mask = mask.astype(q.dtype, copy=False)
         try:
             mask = array_module(q).broadcast_to(mask, (B, H, T, S))
         except ValueError:
@@ -341,7 +345,6 @@ def _prepared(c: Call) -> tuple[Call, int]:
     q, k, v = (_readable(x, D) for x in (c.q, c.k, c.v))
     mask = c.mask
     if mask is not None and mask.dtype.kind != "b":
-        mask = mask.astype(np.float32, copy=False)
         if any(s & 3 for s in mask.strides):
             mask = mask.copy()
     lengths = None if c.lengths is None else np.ascontiguousarray(c.lengths, np.int64)
@@ -525,7 +528,7 @@ def _(
         to_q, to_k, to_v = (xp.empty((B, n, m, D), q.dtype) for n, m in ((T, H), (S, G), (S, G)))
         dense, corners = _by_position(dout), [_corner(x) for x in start.inputs]
         given = (dense, *corners, _by_position(out), lse, delta, to_q)
-        start("attention_dq", B * H * -(-T // _TILE), 4, 1, *given)
+        start("attention_dq", B * H * -(-T // _TILE), 4, 2, *given)
         given = (dense, *corners, lse, delta, to_k, to_v)
         start("attention_dkv", B * G * -(-S // _TILE), 4, 2, *given)
         made = tuple(x.swapaxes(1, 2) for x in (to_q, to_k, to_v))
@@ -544,12 +547,14 @@ def _in_float32(function: Any, *args: Any) -> Any:
 
 
 # Samples ------------------------------------------------------------------------------------------
-# shape (rows, columns): about that many queries, in heads of no more than 40 columns
+# shape (rows, columns): about that many queries, in heads of no more than `widest` columns
 
 
-def _heads(draw: Any, shape: tuple[int, int], groups: int = 2) -> tuple[Array, Array, Array]:
+def _heads(
+    draw: Any, shape: tuple[int, int], groups: int = 2, widest: int = 40
+) -> tuple[Array, Array, Array]:
     """q of 2 sequences and 2 heads, k and v of `groups` heads and a few keys more than queries."""
-    T, D = -(-shape[0] // 2), min(shape[1], 40)
+    T, D = -(-shape[0] // 2), min(shape[1], widest)
     q = draw.normal(2, 2, T, D)
     k, v = (draw.normal(2, groups, T + T // 3, D) for _ in range(2))
     return q, k, v
@@ -557,7 +562,7 @@ def _heads(draw: Any, shape: tuple[int, int], groups: int = 2) -> tuple[Array, A
 
 @attention.sample
 def _(draw, shape):
-    return _heads(draw, shape)
+    return _heads(draw, shape, widest=72)
 
 
 @attention.sample

@@ -15,7 +15,6 @@ norm).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> 
     loops.column_moments(tasks, columns, block, means, deviations, work=x.size)
     loops.merge_moments(rows, block, means, deviations, mean, var)
     y = np.empty_like(columns)
-    loops.affine_columns(columns, mean, _scale(w, var, eps), b, y)
+    loops.affine_columns(columns, mean, scale_of(w, var, eps), b, y)
     return from_columns(y, x.shape), mean, var
 
 
@@ -114,26 +113,30 @@ def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> 
 def _(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> Triple:
     check_channels("batch_norm", x, weight=weight, bias=bias)
     layout = Channels(x)
-    mean, var = layout.vectors(2)
-    if x.size == 0:
-        mean[...], var[...] = math.nan, math.nan
-        return layout.restored(layout.empty()), mean, var
-    partials = layout.reduce("batch_moments", (layout.x,))
-    counts = (layout.parts, layout.C, layout.chunk * layout.unit, layout.per_channel)
-    layout.each_channel("batch_merge", layout.C, (partials, mean, var, *map(np.int64, counts)))
-    return _normalised(layout, weight, bias, mean, var, eps), mean, var
+    mean, var = layout.moments()
+    return normalised(layout, weight, bias, mean, var, eps), mean, var
 
 
-def _normalised(
-    layout: Channels, weight: Array | None, bias: Array | None, mean: Array, var: Array, eps: float
+def normalised(
+    layout: Channels,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array,
+    var: Array,
+    eps: float,
+    residual: Array | None = None,
+    relu: bool = False,
 ) -> Array:
+    """x normalised, plus residual, and then rectified with `relu` (CUDA)."""
     x, y = layout.x, layout.empty()
-    args = (x, like(weight, x), like(bias, x), float32(mean), float32(var), np.float32(eps), y)
+    statistics = float32(mean), float32(var), np.float32(eps)
+    more = np.uintp(0) if residual is None else layout.arranged(residual)
+    args = (x, like(weight, x), like(bias, x), *statistics, more, np.int32(relu), y)
     layout.each_element("batch_affine", args)
     return layout.restored(y)
 
 
-def _scale(weight: Array, var: Array, eps: float) -> Array:
+def scale_of(weight: Array, var: Array, eps: float) -> Array:
     """weight / sqrt(var + eps), NaN where the variance is."""
     with np.errstate(all="ignore"):
         return weight / np.sqrt(var + np.float32(eps))
@@ -185,10 +188,10 @@ def _(
 ) -> Triple:
     check_channels("batch_norm_grad", x, weight=weight, mean=mean, var=var)
     check_dy("batch_norm_grad", dy, x)
-    return _batch_grad(dy, x, weight, mean, var, eps, training=True)
+    return batch_grad(dy, x, weight, mean, var, eps, training=True)
 
 
-def _batch_grad(
+def batch_grad(
     dy: Array, x: Array, weight: Array | None, mean: Array, var: Array, eps: float, training: bool
 ) -> Triple:
     C = x.shape[1]
@@ -221,15 +224,35 @@ def _batch_grad(
     loops.column_dy_sums(tasks, dcolumns, columns, mean, block, partials, work=x.size)
     weighted, dbias = added(partials, C)
     dx = np.empty_like(columns)
+    if training:
+        dweight = columns_grad(dcolumns, columns, w, mean, var, eps, weighted, dbias, dx)
+    else:
+        with np.errstate(all="ignore"):
+            rstd = 1 / np.sqrt(var + np.float32(eps))
+            dweight = weighted * rstd
+            loops.scale_columns(dcolumns, w * rstd, dx)
+    return from_columns(dx, x.shape), dweight, dbias
+
+
+def columns_grad(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    mean: Array,
+    var: Array,
+    eps: float,
+    weighted: Array,
+    dbias: Array,
+    dx: Array,
+) -> Array:
+    """Fill dx (rows, C) from the sums of dy (x - mean) and of dy; returns dweight (CPU)."""
+    rows = np.float32(x.shape[0])
     with np.errstate(all="ignore"):
         rstd = 1 / np.sqrt(var + np.float32(eps))
         dweight = weighted * rstd
-        if training:
-            a, b = dbias / np.float32(rows), dweight * rstd / np.float32(rows)
-            loops.batch_norm_grad_columns(dcolumns, columns, mean, w * rstd, a, b, dx)
-        else:
-            loops.scale_columns(dcolumns, w * rstd, dx)
-    return from_columns(dx, x.shape), dweight, dbias
+        a, b = dbias / rows, dweight * rstd / rows
+        loops.batch_norm_grad_columns(dy, x, mean, weight * rstd, a, b, dx)
+    return dweight
 
 
 @batch_norm_grad.cuda
@@ -238,10 +261,11 @@ def _(
 ) -> Triple:
     check_channels("batch_norm_grad", x, weight=weight, mean=mean, var=var)
     check_dy("batch_norm_grad", dy, x)
-    return _batch_grad_cuda(dy, x, weight, mean, var, eps, training=True)
+    dx, _, dweight, dbias = batch_grad_cuda(dy, x, weight, mean, var, eps, training=True)
+    return dx, dweight, dbias
 
 
-def _batch_grad_cuda(
+def batch_grad_cuda(
     dy: Array,
     x: Array,
     weight: Array | None,
@@ -249,24 +273,30 @@ def _batch_grad_cuda(
     var: Array,
     eps: float,
     training: bool,
-) -> Triple:
+    y: Array | None = None,
+) -> tuple[Array, Array, Array, Array]:
+    """dx, what dy is behind a rectifier whose output was `y` (None: dy), dweight and dbias."""
     layout = Channels(x)
     dx, sums, grads = layout.empty(), layout.vectors(2), layout.vectors(2, x.dtype)
+    g = dy if y is None else layout.empty()
     if x.size == 0:
         grads[...] = 0
-        return layout.restored(dx), grads[0], grads[1]
+        return layout.restored(dx), layout.restored(layout.empty()), grads[0], grads[1]
     x, dy, statistics = (
         layout.x,
         layout.arranged(dy),
         (float32(mean), float32(var), np.float32(eps)),
     )
-    partials = layout.reduce("batch_dy_sums", (dy, x, *statistics))
+    null = np.uintp(0)
+    rectified = (null, null) if y is None else (layout.arranged(y), g)
+    partials = layout.reduce("batch_dy_sums", (dy, x, *rectified, *statistics))
     width = 2 * layout.C
     args = (partials, sums, grads, np.int64(layout.parts), np.int64(width))
     layout.each_channel("channel_sums", width, args)
     count = np.int64(layout.per_channel if training else 0)
-    layout.each_element("batch_grad", (dy, x, like(weight, x), *statistics, sums, dx, count))
-    return layout.restored(dx), grads[0], grads[1]
+    g = dy if y is None else g
+    layout.each_element("batch_grad", (g, x, like(weight, x), *statistics, sums, dx, count))
+    return layout.restored(dx), layout.restored(g), grads[0], grads[1]
 
 
 def _grad_sample(draw: Any, x: Array, weight: Array | None) -> tuple[Any, ...]:
@@ -313,7 +343,7 @@ def _(
     if is_columns(x):
         columns = as_columns(x)
         y = np.empty_like(columns)
-        loops.affine_columns(columns, mean, _scale(w, var, eps), b, y)
+        loops.affine_columns(columns, mean, scale_of(w, var, eps), b, y)
         return from_columns(y, x.shape)
     planes = as_planes(x)
     y = np.empty_like(planes)
@@ -328,7 +358,7 @@ def _(
     x: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, eps: float = 1e-5
 ) -> Array:
     check_channels("batch_norm_inference", x, weight=weight, bias=bias, mean=mean, var=var)
-    return _normalised(Channels(x), weight, bias, mean, var, eps)
+    return normalised(Channels(x), weight, bias, mean, var, eps)
 
 
 def _statistics(draw: Any, channels: int) -> tuple[Array, Array]:
@@ -376,7 +406,7 @@ def _(
 ) -> Triple:
     check_channels("batch_norm_inference_grad", x, weight=weight, mean=mean, var=var)
     check_dy("batch_norm_inference_grad", dy, x)
-    return _batch_grad(dy, x, weight, mean, var, eps, training=False)
+    return batch_grad(dy, x, weight, mean, var, eps, training=False)
 
 
 @batch_norm_inference_grad.cuda
@@ -385,7 +415,8 @@ def _(
 ) -> Triple:
     check_channels("batch_norm_inference_grad", x, weight=weight, mean=mean, var=var)
     check_dy("batch_norm_inference_grad", dy, x)
-    return _batch_grad_cuda(dy, x, weight, mean, var, eps, training=False)
+    dx, _, dweight, dbias = batch_grad_cuda(dy, x, weight, mean, var, eps, training=False)
+    return dx, dweight, dbias
 
 
 @batch_norm_inference_grad.sample

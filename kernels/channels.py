@@ -114,6 +114,17 @@ class Channels:
         launch.run("channel_norm", expression, grid, 256, (*args, partials, *self.sizes))
         return partials
 
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and biased variance of every channel, NaN over nothing."""
+        mean, var = self.vectors(2)
+        if self.x.size == 0:
+            mean[...], var[...] = math.nan, math.nan
+            return mean, var
+        partials = self.reduce("batch_moments", (self.x,))
+        counts = (self.parts, self.C, self.chunk * self.unit, self.per_channel)
+        self.each_channel("batch_merge", self.C, (partials, mean, var, *map(np.int64, counts)))
+        return mean, var
+
     def each_channel(self, name: str, width: int, args: tuple[Any, ...]) -> None:
         """Second stage: a thread for each of `width` sums."""
         from kernels.cuda import launch

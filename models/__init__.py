@@ -4,14 +4,31 @@ from models import MLP, MLPConfig, build
 model = build("mlp", inputs=784, hidden=(512, 256))
 """
 
+from models.convnext import ConvNeXt, ConvNeXtConfig
+from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
+from models.mobilenet import MobileNetV2, MobileNetV2Config
 from models.nplm import NPLM, NPLMConfig
+from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
 from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
 from models.runs import Run, build_model, open_run
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from models.vgg import VGG, VGGConfig
 from models.zoo import ZOO, Entry, build, configure, entry, hint
 
 __all__ = [
+    "ConvNeXt",
+    "ConvNeXtConfig",
+    "LeNet",
+    "LeNetConfig",
+    "MobileNetV2",
+    "MobileNetV2Config",
+    "ResNet",
+    "ResNet18Config",
+    "ResNet34Config",
+    "ResNet50Config",
+    "VGG",
+    "VGGConfig",
     "MLP",
     "NPLM",
     "ZOO",

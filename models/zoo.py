@@ -8,10 +8,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from framework.layers import Module
+from models.convnext import ConvNeXt, ConvNeXtConfig
+from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
+from models.mobilenet import MobileNetV2, MobileNetV2Config
 from models.nplm import NPLM, NPLMConfig
+from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
 from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from models.vgg import VGG, VGGConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Entry:
             has no data for it.
         recipe: settings of the `Recipe` with which `train` begins where they differ from its
             defaults; the user's come on top.
+        augments: of images: it begins with the augmentation that suits the data set, too.
         carries: of language: its ``forward(ids, fresh)`` carries a state over streams
             (``sampling=stream``).
     """
@@ -36,7 +42,23 @@ class Entry:
     description: str
     tasks: tuple[str, ...] = ("classification", "regression")
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    augments: bool = False
     carries: bool = False
+
+
+#: How networks for photographs are trained from scratch.
+PHOTOGRAPHS = {
+    "batch_size": 128,
+    "epochs": 30,
+    "lr": 0.1,
+    "optimizer": "sgd",
+    "weight_decay": 5e-4,
+    "warmup": 0.2,
+}
+
+
+def _for_images(config: type[Any], build: Any, description: str, **recipe: Any) -> Entry:
+    return Entry(config, build, description, ("classification",), recipe, augments=True)
 
 
 ZOO: dict[str, Entry] = {
@@ -76,6 +98,35 @@ ZOO: dict[str, Entry] = {
         Seq2Seq,
         "encoder-decoder with additive attention (Bahdanau et al. 2015), to be trained from Python",
         tasks=(),
+    ),
+    "lenet": _for_images(
+        LeNetConfig, LeNet, "LeNet-5 (LeCun et al. 1998)", epochs=15, lr=5e-3, warmup=0.2
+    ),
+    "vgg": _for_images(
+        VGGConfig, VGG, "a small VGG (Simonyan & Zisserman 2015), batch norm", **PHOTOGRAPHS
+    ),
+    "resnet18": _for_images(
+        ResNet18Config,
+        ResNet,
+        "ResNet-18 (He et al. 2016): 18 layers, 11.2 M weights",
+        **PHOTOGRAPHS,
+    ),
+    "resnet34": _for_images(ResNet34Config, ResNet, "ResNet-34 (He et al. 2016)", **PHOTOGRAPHS),
+    "resnet50": _for_images(
+        ResNet50Config, ResNet, "ResNet-50 (He et al. 2016): bottlenecks", **PHOTOGRAPHS
+    ),
+    "mobilenetv2": _for_images(
+        MobileNetV2Config,
+        MobileNetV2,
+        "MobileNetV2 (Sandler et al. 2018): depthwise",
+        **PHOTOGRAPHS,
+    ),
+    "convnext": _for_images(
+        ConvNeXtConfig,
+        ConvNeXt,
+        "ConvNeXt-Tiny (Liu et al. 2022)",
+        **PHOTOGRAPHS
+        | {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "decay": "matrices"},
     ),
 }
 

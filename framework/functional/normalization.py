@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from framework.autograd import Tensor, record
 from framework.autograd.casting import state, widened
+from framework.functional.activations import relu
 from framework.functional.check import (
     array_of,
     at_least_zero,
@@ -18,7 +20,7 @@ from framework.functional.check import (
     optional_tensor,
     tensor_argument,
 )
-from kernels import normalization as kernels, residual_norm as residual_kernels
+from kernels import norm_relu, normalization as kernels, residual_norm as residual_kernels
 from kernels.arrays import Array, is_floating
 from kernels.pooling import avg_pool, avg_pool_grad
 from kernels.windows import neighbours
@@ -49,9 +51,12 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Normalise each channel (axis 1 of x: (N, C) or (N, C, *)) over all other axes (Ioffe &
-    Szegedy 2015).
+    Szegedy 2015); then add `residual`, and with `activation` "relu" that, in training in one
+    kernel.
 
     In training by the batch's own mean and (biased) variance, moving the running statistics in
     place by `momentum` (the running variance unbiased, as in PyTorch); otherwise by the running
@@ -61,6 +66,7 @@ def batch_norm(
     if x.ndim < 2:
         raise ValueError(f"batch_norm: input has shape {x.shape}, expected (N, C) or (N, C, ...)")
     at_least_zero("batch_norm", "eps", eps)
+    _check_behind(x, activation, residual)
     inputs = [x, *_affine("batch_norm", weight, bias, (x.shape[1],))]
     for what, statistic in (("running_mean", running_mean), ("running_var", running_var)):
         _check_running(what, statistic, x.shape[1])
@@ -72,23 +78,63 @@ def batch_norm(
                 f"batch_norm: one value per channel in training (input shape {x.shape}) has no "
                 "variance; use a batch of at least 2, or eval()"
             )
-        y, mean, var = kernels.batch_norm(a, w, b, eps)
+        fused = activation == "relu"
+        if fused:
+            y, mean, var = norm_relu.batch_norm_relu(a, w, b, array_of(residual), eps)
+        else:
+            y, mean, var = kernels.batch_norm(a, w, b, eps)
         if training and running_mean is not None and running_var is not None:
             _move(running_mean, mean, momentum)
             _move(running_var, var * (count / (count - 1)), momentum)
-        return record(
+        if fused:
+            return _record_fused(y, inputs, residual, (a, w, mean, var, eps), weight, bias)
+        out = record(
             y,
             inputs,
             lambda dy: _given(kernels.batch_norm_grad(dy, a, w, mean, var, eps), weight, bias),
         )
+        return out if residual is None else out + residual
     mean, var = running_mean.data, running_var.data
-    return record(
+    out = record(
         kernels.batch_norm_inference(a, w, b, mean, var, eps),
         inputs,
         lambda dy: _given(
             kernels.batch_norm_inference_grad(dy, a, w, mean, var, eps), weight, bias
         ),
     )
+    out = out if residual is None else out + residual
+    return out if activation is None else relu(out)
+
+
+def _check_behind(x: Tensor, activation: str | None, residual: Tensor | None) -> None:
+    if activation not in (None, "relu"):
+        raise ValueError(f"batch_norm: activation={activation!r}, expected 'relu' or None")
+    if optional_tensor("batch_norm", "residual", residual) is None:
+        return
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"batch_norm: residual is {residual.dtype.name} of shape {residual.shape}, input "
+            f"{x.dtype.name} of {x.shape}: expected the same"
+        )
+
+
+def _record_fused(
+    y: Array,
+    inputs: list[Tensor],
+    residual: Tensor | None,
+    saved: tuple[Any, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """The result of batch_norm_relu, and how it is differentiated."""
+    x, w, mean, var, eps = saved
+    added = residual is not None
+
+    def backward(dy: Array) -> list[Array]:
+        dx, dr, dw, db = norm_relu.batch_norm_relu_grad(dy, x, y, w, mean, var, eps, added)
+        return [*_given((dx, dw, db), weight, bias), *([dr] if added else [])]
+
+    return record(y, inputs if residual is None else [*inputs, residual], backward)
 
 
 def _check_running(what: str, statistic: Tensor | None, channels: int) -> None:

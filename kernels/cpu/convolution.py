@@ -1,7 +1,7 @@
 """Which loops compute a convolution on the CPU, and with what tables.
 
-3x3 with stride 1: Winograd's algorithm (winograd.py). Everything else, and everything where the
-exact path is asked for: products of gathered rows (gather.py).
+3x3 with stride 1: Winograd's algorithm (winograd_plans.py). Few channels: planes.py. Depthwise:
+depthwise.py. Everything else: products of gathered rows (gather.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels.channels import channel_axis_last
 from kernels.convolution_shapes import Geometry
-from kernels.cpu import depthwise, gather, planes, winograd
+from kernels.cpu import depthwise, gather, planes, winograd_plans as winograd
 from kernels.cpu.lanes import LANES
 from kernels.cpu.teams import padded_to, workers
 from kernels.cpu.tiles import P, R
@@ -94,6 +94,8 @@ class Pass(NamedTuple):
     chunks: np.ndarray
     run_chunk: np.ndarray
     taps: np.ndarray
+    #: Where each tap is among them, -1 for none.
+    tap_places: np.ndarray
     #: Columns of a gathered row, all chunks, and of the longest chunk (in taps).
     widest: int
 
@@ -158,12 +160,15 @@ def _tables(g: Geometry, axes: tuple[_Axis, ...], limit: int, split: bool) -> Pa
             row = chunks[-1][4] + padded_to(chunks[-1][3] * C, R) if chunks else 0
             chunks.append([i, i + 1, run[4], run[3], row])
         run_chunk.append(len(chunks) - 1)
+    tap_places = np.full(math.prod(kernel), -1)
+    tap_places[taps] = range(len(taps))
     return Pass(
         *(_ints([getattr(a, name) for a in axes]) for name in _Axis._fields[:4]),
         _ints(runs).reshape(-1, 5),
         _ints(chunks).reshape(-1, 5),
         _ints(run_chunk),
         _ints(taps),
+        _ints(tap_places),
         max((c[3] for c in chunks), default=0),
     )
 
@@ -200,7 +205,7 @@ def _gradient_pass(g: Geometry) -> Pass:
 def convolution(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, g: Geometry, relu: bool, exact: bool
 ) -> np.ndarray:
-    """y (N, O, *output), channels-last."""
+    """y (N, OC, *output), channels-last."""
     y = empty_last(g.y_shape)
     x, w = last(x), np.ascontiguousarray(w)
     if y.size == 0:
@@ -222,7 +227,10 @@ def convolution(
         taps = math.prod(g.kernel)
         C = g.channels // g.groups
         strides = g.out_channels // g.groups * C * taps, C * taps, taps
-        _products(x, g.size, w, strides, C, g.out_channels // g.groups, g, _forward_pass(g), bias, relu, y, g.output)
+        _products(
+            x, g.size, w, strides, C, g.out_channels // g.groups, g, _forward_pass(g), bias, relu,
+            y, g.output,
+        )  # fmt: skip
     return first(y)
 
 
@@ -243,19 +251,24 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
             dx.reshape(-1), g.batch, *size, work=dx.size * math.prod(g.kernel),
         )  # fmt: skip
         return first(dx)
-    before = [d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)]
+    before = [
+        d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)
+    ]
     if suits_planes(g) and min(before) >= 0:
         turned = np.ascontiguousarray(w[:, :, ::-1, ::-1].swapaxes(0, 1))
         planes.convolve(dy, turned, tuple(before), g.dilation, dx, None, False)
         return first(dx)
     passes = _backward_passes(g)
     if not all(p.taps.size for p in passes):
-        dx[...] = 0
-    taps, O = math.prod(g.kernel), g.out_channels // g.groups
+        gather.clear_all(workers(), len(workers()), dx.reshape(-1), work=dx.size)
+    taps, OC = math.prod(g.kernel), g.out_channels // g.groups
     C = g.channels // g.groups
     for each in passes:
         if each.taps.size:
-            _products(dy, g.output, w, (O * C * taps, taps, C * taps), O, C, g, each, None, False, dx, g.size)
+            _products(
+                dy, g.output, w, (OC * C * taps, taps, C * taps), OC, C, g, each, None, False, dx,
+                g.size,
+            )  # fmt: skip
     return first(dx)
 
 
@@ -281,9 +294,13 @@ def _products(
         b[: bias.size] = bias
     rows = g.batch * int(tables.places.prod())
     work = rows * K * n_out * g.groups
-    gather.pack(team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, tables.taps, u, work=work)
+    turned = np.empty(len(team) * LANES * LANES, np.float32)
+    gather.pack(
+        team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, math.prod(g.kernel),
+        tables.tap_places, K, u, turned, work=work,
+    )  # fmt: skip
     tasks = -(-rows // gather.BLOCK) * g.groups
-    parts = min(panels, max(1, 8 // tasks))
+    parts = min(panels, max(1, 24 // tasks))
     room = gather.BLOCK * (tables.widest * n_in + -(-panels // parts) * P)
     gather.products(
         team, len(team), x.reshape(-1), _sizes(size), g.groups * n_in, n_in, u, g.groups, n_out,
@@ -297,7 +314,7 @@ def _products(
 def weight_grad(
     dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray | None, exact: bool
 ) -> np.ndarray:
-    """dw (O, C / groups, *kernel)."""
+    """dw (OC, C / groups, *kernel)."""
     own = out is not None and out.flags.c_contiguous and out.dtype == np.float32
     dw = out if own else np.empty(g.weight_shape, np.float32)
     dy, x = last(dy), last(x)
@@ -319,23 +336,23 @@ def weight_grad(
 
 def _weight_products(dy: np.ndarray, x: np.ndarray, g: Geometry, dw: np.ndarray) -> None:
     tables, team = _gradient_pass(g), workers()
-    C, O = g.channels // g.groups, g.out_channels // g.groups
+    C, OC = g.channels // g.groups, g.out_channels // g.groups
     chunks = tables.chunks
     K = int(chunks[-1, 4]) + padded_to(int(chunks[-1, 3]) * C, R)
     rows = g.batch * int(tables.places.prod())
     # At least 12 tasks: of the output channels where there are many, of the places otherwise.
-    parts = min(max(1, O // (4 * P)), -(-12 // (g.groups * len(chunks))))
+    parts = min(max(1, OC // (4 * P)), -(-12 // (g.groups * len(chunks))))
     slots = min(-(-rows // gather.BLOCK), -(-12 // (g.groups * len(chunks) * parts)))
-    u = np.empty(slots * g.groups * K * padded_to(O, P), np.float32)
-    room = gather.BLOCK * (padded_to(tables.widest * C, R) + padded_to(O, P))
-    work = rows * K * O * g.groups
+    u = np.empty(slots * g.groups * K * padded_to(OC, P), np.float32)
+    room = gather.BLOCK * (padded_to(tables.widest * C, R) + padded_to(OC, P))
+    work = rows * K * OC * g.groups
     gather.weight_products(
         team, len(team), x.reshape(-1), _sizes(g.size), g.channels, C, dy.reshape(-1),
-        g.out_channels, g.groups, O, tables.runs, chunks, tables.places, tables.steps, g.batch,
+        g.out_channels, g.groups, OC, tables.runs, chunks, tables.places, tables.steps, g.batch,
         slots, parts, u, K, np.empty(len(team) * room + R, np.float32), room, work=work,
     )  # fmt: skip
     gather.unpack(
-        team, len(team), u, slots, g.groups, O, C, K, tables.runs, chunks, tables.run_chunk,
+        team, len(team), u, slots, g.groups, OC, C, K, tables.runs, chunks, tables.run_chunk,
         tables.taps, math.prod(g.kernel), dw.reshape(-1),
         np.empty(len(team) * LANES * LANES, np.float32), work=work,
     )  # fmt: skip

@@ -19,7 +19,11 @@ ZERO = np.float32(0)
 def _taps(start, dilation, kernel, size):
     """First and last + 1 of the taps of a place that reads from `start` on inside of an axis."""
     first = 0 if start >= 0 else (-start + dilation - 1) // dilation
-    last = kernel if start + (kernel - 1) * dilation < size else (size - start + dilation - 1) // dilation
+    last = (
+        kernel
+        if start + (kernel - 1) * dilation < size
+        else (size - start + dilation - 1) // dilation
+    )
     return first, max(first, last)
 
 
@@ -33,9 +37,45 @@ def _place(x, x0, row, column, w, w0, KW, C, top, bottom, left, right, n):
     return s
 
 
+@jit
+def _line_3x3(x, x0, row, column, step, w, w0, C, b, floor, y, y0, y_step, n):
+    """n places of a line, all of whose 9 taps are inside, with the weights in registers."""
+    w00, w01, w02 = load(w, w0, LANES), load(w, w0 + C, LANES), load(w, w0 + 2 * C, LANES)
+    w10, w11, w12 = (
+        load(w, w0 + 3 * C, LANES),
+        load(w, w0 + 4 * C, LANES),
+        load(w, w0 + 5 * C, LANES),
+    )
+    w20, w21, w22 = (
+        load(w, w0 + 6 * C, LANES),
+        load(w, w0 + 7 * C, LANES),
+        load(w, w0 + 8 * C, LANES),
+    )
+    for k in range(n):
+        i0 = x0 + k * step
+        i1, i2 = i0 + row, i0 + 2 * row
+        s0 = b + load(x, i0, LANES) * w00
+        s1 = load(x, i1, LANES) * w10
+        s2 = load(x, i2, LANES) * w20
+        s0 += load(x, i0 + column, LANES) * w01
+        s1 += load(x, i1 + column, LANES) * w11
+        s2 += load(x, i2 + column, LANES) * w21
+        s0 += load(x, i0 + 2 * column, LANES) * w02
+        s1 += load(x, i1 + 2 * column, LANES) * w12
+        s2 += load(x, i2 + 2 * column, LANES) * w22
+        s = s0 + s1 + s2
+        store(y, y0 + k * y_step, LANES, select(s < floor, each(floor), s))
+
+
 @loop("workers")
-def forward(workers, n_workers, x, N, H, W, C, w, KH, KW, sh, sw, ph, pw, dh, dw, bias, floor, y, OH, OW):
+def forward(
+    workers, n_workers, x, N, H, W, C, w, KH, KW, sh, sw, ph, pw, dh, dw, bias, floor, y, OH, OW,
+):  # fmt: skip
     """y (N, OH, OW, C) = x * w + bias, at least `floor`."""
+    row, column = dh * W * C, dw * C
+    # places all of whose taps are inside of the line
+    begin = min(OW, (pw + sw - 1) // sw)
+    end = max(begin, min(OW, (W - 1 + pw - (KW - 1) * dw) // sw + 1))
     for worker in workers:
         first, last = share(N * OH, worker, n_workers)
         for line in range(first, last):
@@ -45,16 +85,21 @@ def forward(workers, n_workers, x, N, H, W, C, w, KH, KW, sh, sw, ph, pw, dh, dw
             for c in range(0, C, LANES):
                 n = min(LANES, C - c)
                 b = load(bias, c, n)
+                x0, y0 = ((image * H + h) * W - pw) * C + c, line * OW * C + c
+                fast = n == LANES and KH == 3 and KW == 3 and bottom - top == 3
+                if fast:
+                    _line_3x3(
+                        x, x0 + begin * sw * C, row, column, sw * C, w, c, C, b, floor,
+                        y, y0 + begin * C, C, end - begin,
+                    )  # fmt: skip
                 for ow in range(OW):
-                    left_w = ow * sw - pw
-                    left, right = _taps(left_w, dw, KW, W)
-                    x0 = ((image * H + h) * W + left_w) * C + c
-                    if n == LANES and KH == 3 and KW == 3 and right - left == 3 and bottom - top == 3:
-                        s = _place(x, x0, dh * W * C, dw * C, w, c, 3, C, 0, 3, 0, 3, LANES)
-                    else:
-                        s = _place(x, x0, dh * W * C, dw * C, w, c, KW, C, top, bottom, left, right, n)
-                    s += b
-                    store(y, (line * OW + ow) * C + c, n, select(s < floor, each(floor), s))
+                    if fast and begin <= ow < end:
+                        continue
+                    left, right = _taps(ow * sw - pw, dw, KW, W)
+                    s = b + _place(
+                        x, x0 + ow * sw * C, row, column, w, c, KW, C, top, bottom, left, right, n,
+                    )  # fmt: skip
+                    store(y, y0 + ow * C, n, select(s < floor, each(floor), s))
 
 
 @loop("workers")
@@ -85,7 +130,9 @@ def input_grad(workers, n_workers, dy, OH, OW, C, w, KH, KW, sh, sw, ph, pw, dh,
 
 
 @loop("workers")
-def weight_grad(workers, n_workers, dy, N, OH, OW, C, x, H, W, KH, KW, sh, sw, ph, pw, dh, dw, slots, u):
+def weight_grad(
+    workers, n_workers, dy, N, OH, OW, C, x, H, W, KH, KW, sh, sw, ph, pw, dh, dw, slots, u,
+):  # fmt: skip
     """u (slots, KH * KW, C): a share of the lines of dy each, to be added up."""
     for worker in workers:
         begin, end = share(slots, worker, n_workers)

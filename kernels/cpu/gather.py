@@ -15,11 +15,13 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
-from kernels.cpu.lanes import LANES, each, load, select, store
+from kernels.cpu.lanes import LANES, each, load, select, store, turn
 from kernels.cpu.tiles import P, R, clear, copy, multiply, padded, share
 
 #: Places in a block: whole tiles, and enough for the weights to be read from L3 once for several.
-BLOCK = 4 * R
+BLOCK = 8 * R
+
+ZERO = np.float32(0)
 
 
 @jit(forceinline=True)
@@ -69,7 +71,9 @@ def _gather(x, sizes, channels, first_c, C, image, d, h, w, runs, first, last, a
 
 
 @jit
-def _gather_block(x, sizes, channels, first_c, C, places, steps, block, n, runs, first, last, a, a0, lda):
+def _gather_block(
+    x, sizes, channels, first_c, C, places, steps, block, n, runs, first, last, a, a0, lda,
+):  # fmt: skip
     """Rows of a for n places from number `block` on."""
     image, d, h, w = _place(block, places)
     for r in range(n):
@@ -80,28 +84,72 @@ def _gather_block(x, sizes, channels, first_c, C, places, steps, block, n, runs,
         image, d, h, w = _next(image, d, h, w, places)
 
 
+@jit
+def _pack_columns(w, base, row, n, n_o, c, n_taps, places, n_in, u, u0, buffer, b0):
+    """n columns of w, numbers that lie together, for 16 output channels `row` apart: column k is
+    tap ``k % n_taps`` of input channel ``c + k // n_taps``. Output channels beyond n_o are 0.
+    """
+    tap = 0
+    for k in range(0, n, LANES):
+        if n_o >= LANES and base + k + (LANES - 1) * row + LANES <= w.shape[0]:
+            turn(w, base + k, row, LANES, buffer, b0, LANES, LANES)
+        else:
+            for i in range(min(LANES, n - k)):
+                for lane in range(LANES):
+                    inside = lane < n_o
+                    buffer[b0 + i * LANES + lane] = w[base + k + lane * row + i] if inside else ZERO
+        for i in range(min(LANES, n - k)):
+            if places[tap] >= 0:
+                value = load(buffer, b0 + i * LANES, LANES)
+                store(u, u0 + (places[tap] * n_in + c) * P, LANES, value)
+            tap += 1
+            if tap == n_taps:
+                tap, c = 0, c + 1
+
+
 @loop("workers")
-def pack(workers, n_workers, w, groups, n_out, n_in, s_group, s_out, s_in, taps, u):
-    """u (groups, panels, taps * in, P): the weights of `taps`, tap after tap, for `multiply`."""
-    panels, K = padded(n_out, P) // P, taps.shape[0] * n_in
+def pack(
+    workers, n_workers, w, groups, n_out, n_in, s_group, s_out, s_in, n_taps, places, K, u, scratch,
+):  # fmt: skip
+    """u (groups, panels, K, P) for `multiply`: the weights of tap t in rows ``places[t] * n_in``
+    on, or nowhere. w's outputs are s_out apart, its inputs s_in, its taps lie together.
+    """
+    panels = padded(n_out, P) // P
     for worker in workers:
+        b0 = worker * LANES * LANES
         first, last = share(groups * panels, worker, n_workers)
         for task in range(first, last):
-            group, o = task // panels, task % panels * P
-            for l in range(P):
-                base = group * s_group + (o + l) * s_out
-                to = task * K * P + l
-                for t in range(taps.shape[0]):
-                    for c in range(n_in):
-                        value = np.float32(0)
-                        if o + l < n_out:
-                            value = w[base + c * s_in + taps[t]]
-                        u[to + (t * n_in + c) * P] = value
+            group = task // panels
+            for lane in range(0, P, LANES):
+                o = task % panels * P + lane
+                base, u0 = group * s_group + o * s_out, task * K * P + lane
+                if s_in == n_taps:  # all inputs of an output lie together
+                    _pack_columns(
+                        w, base, s_out, n_in * n_taps, n_out - o, 0, n_taps, places, n_in, u, u0,
+                        scratch, b0,
+                    )  # fmt: skip
+                    continue
+                for c in range(n_in):
+                    _pack_columns(
+                        w, base + c * s_in, s_out, n_taps, n_out - o, c, n_taps, places, n_in, u,
+                        u0, scratch, b0,
+                    )  # fmt: skip
+
+
+@loop("workers")
+def clear_all(workers, n_workers, y):
+    """y = 0."""
+    for worker in workers:
+        first, last = share(y.shape[0] // LANES, worker, n_workers)
+        if worker == n_workers - 1:
+            clear(y, first * LANES, y.shape[0] - first * LANES)
+        else:
+            clear(y, first * LANES, (last - first) * LANES)
 
 
 @loop("workers")
 def products(
-    workers, n_workers, x, sizes, channels, C, u, groups, O, parts, runs, chunks, places, steps,
+    workers, n_workers, x, sizes, channels, C, u, groups, OC, parts, runs, chunks, places, steps,
     images, bias, floor, y, out_sizes, out_channels, out_steps, out_starts, scratch, room,
 ):  # fmt: skip
     """y at ``place * out_steps + out_starts`` = products of what the places read with u, plus bias.
@@ -109,7 +157,7 @@ def products(
     A task is a block of places, a group, and one of `parts` of its output channels. A chunk is a
     few runs: (first run, last + 1, first column, columns).
     """
-    panels = padded(O, P) // P
+    panels = padded(OC, P) // P
     per_part = padded(panels, parts) // parts
     total = images * places[0] * places[1] * places[2]
     K = chunks[-1, 2] + chunks[-1, 3]
@@ -125,11 +173,16 @@ def products(
             block = task // (groups * parts) * BLOCK
             group, part = task // parts % groups, task % parts
             panel = part * per_part
-            n, wide = min(BLOCK, total - block), min(O - panel * P, ldc)
+            n, wide = min(BLOCK, total - block), min(OC - panel * P, ldc)
             if wide <= 0:
                 continue
             for i in range(chunks.shape[0]):
-                first, last, column, columns = chunks[i, 0], chunks[i, 1], chunks[i, 2], chunks[i, 3]
+                first, last, column, columns = (
+                    chunks[i, 0],
+                    chunks[i, 1],
+                    chunks[i, 2],
+                    chunks[i, 3],
+                )
                 lda = columns * C
                 _gather_block(
                     x, sizes, channels, group * C, C, places, steps, block, n, runs, first, last,
@@ -140,12 +193,17 @@ def products(
                     (group * panels + panel) * K * C * P + column * C * P, P, K * C * P, lda, wide,
                     scratch, c0, ldc, i > 0,
                 )  # fmt: skip
-            first_o = group * O + panel * P
-            _put(scratch, c0, ldc, block, n, wide, first_o, bias, floor, places, y, out_sizes, out_channels, out_steps, out_starts)
+            first_o = group * OC + panel * P
+            _put(
+                scratch, c0, ldc, block, n, wide, first_o, bias, floor, places, y, out_sizes,
+                out_channels, out_steps, out_starts,
+            )  # fmt: skip
 
 
 @jit
-def _put(c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, channels, steps, starts):
+def _put(
+    c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, channels, steps, starts,
+):  # fmt: skip
     """Rows of c to their places in y."""
     image, d, h, w = _place(block, places)
     for r in range(n):
@@ -166,16 +224,16 @@ def _put(c, c0, ldc, block, n, wide, first_o, bias, floor, places, y, sizes, cha
 
 @loop("workers")
 def weight_products(
-    workers, n_workers, x, sizes, channels, C, dy, out_channels, groups, O, runs, chunks, places,
+    workers, n_workers, x, sizes, channels, C, dy, out_channels, groups, OC, runs, chunks, places,
     steps, images, slots, parts, u, K, scratch, room,
 ):  # fmt: skip
-    """u (slots, groups, K, padded O) = what places read, transposed, times their dy: K counts taps
+    """u (slots, groups, K, padded OC) = what places read, transposed, times their dy: K counts taps
     times C, padded for each chunk.
 
     A task is a share of the blocks of places (a slot), a group, a chunk, whose rows of u are its
     own, and one of `parts` of the output channels.
     """
-    ldz = padded(O, P)
+    ldz = padded(OC, P)
     per_part = padded(padded(ldz // P, parts) // parts * P, P)
     total = images * places[0] * places[1] * places[2]
     blocks = padded(total, BLOCK) // BLOCK
@@ -193,7 +251,7 @@ def weight_products(
             slot, group = rest // groups, rest % groups
             column, columns = chunks[i, 2], chunks[i, 3] * C
             first_o, wide = part * per_part, padded(columns, R)
-            n_o = min(per_part, O - first_o)
+            n_o = min(per_part, OC - first_o)
             to = ((slot * groups + group) * K + chunks[i, 4]) * ldz + first_o
             first, last = share(blocks, slot, slots)
             if n_o <= 0:
@@ -205,7 +263,7 @@ def weight_products(
                     chunks[i, 0], chunks[i, 1], scratch, a0 - column * C, wide,
                 )  # fmt: skip
                 for r in range(n):
-                    from_o = (b * BLOCK + r) * out_channels + group * O + first_o
+                    from_o = (b * BLOCK + r) * out_channels + group * OC + first_o
                     copy(dy, from_o, scratch, z0 + r * per_part, n_o)
                 multiply(
                     scratch, a0, 1, wide, wide, scratch, z0, per_part, P, n, n_o, u, to, ldz,
@@ -214,15 +272,18 @@ def weight_products(
 
 
 @loop("workers")
-def unpack(workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chunk, taps, n_taps, dw, scratch):
-    """dw (groups * O, C, n_taps): the sum of the slots."""
-    ldz, panels = padded(O, P), padded(O, LANES) // LANES
+def unpack(
+    workers, n_workers, u, slots, groups, OC, C, K, runs, chunks, run_chunk, taps, n_taps, dw,
+    scratch,
+):  # fmt: skip
+    """dw (groups * OC, C, n_taps): the sum of the slots."""
+    ldz, panels = padded(OC, P), padded(OC, LANES) // LANES
     for worker in workers:
         s0 = worker * LANES * LANES
         begin, end = share(groups * panels, worker, n_workers)
         for task in range(begin, end):
             group, o = task // panels, task % panels * LANES
-            n_o = min(LANES, O - o)
+            n_o = min(LANES, OC - o)
             for i in range(runs.shape[0]):
                 chunk = run_chunk[i]
                 for t in range(runs[i, 3]):
@@ -231,12 +292,12 @@ def unpack(workers, n_workers, u, slots, groups, O, C, K, runs, chunks, run_chun
                     for c in range(0, C, LANES):
                         n_c = min(LANES, C - c)
                         for k in range(n_c):
-                            sums = each(np.float32(0))
+                            sums = each(ZERO)
                             for slot in range(slots):
                                 place = ((slot * groups + group) * K + at + c + k) * ldz + o
                                 sums += load(u, place, LANES)
                             store(scratch, s0 + k * LANES, LANES, sums)
-                        for l in range(n_o):
-                            to = ((group * O + o + l) * C + c) * n_taps + tap
+                        for lane in range(n_o):
+                            to = ((group * OC + o + lane) * C + c) * n_taps + tap
                             for k in range(n_c):
-                                dw[to + k * n_taps] = scratch[s0 + k * LANES + l]
+                                dw[to + k * n_taps] = scratch[s0 + k * LANES + lane]

@@ -11,7 +11,8 @@ vectorisation spends more on checks before and remainders after the loop than in
 
 Arrays are 1-D, contiguous, float32; or int32, for places (`load_ints`). Indices are not checked.
 Lanes past `count` are 0 when loaded, or what is given as `fill`. A number and lanes together in
-arithmetic means the number in each lane. CPUs with narrower registers use several for one value: LLVM splits them.
+arithmetic means the number in each lane. CPUs with narrower registers use several for one value:
+LLVM splits them.
 
 Arithmetic may fuse a multiplication with an addition (`contract`) and nothing else.
 """
@@ -294,41 +295,6 @@ def load_each(context: Any, array: Any, index: Any) -> Any:
         return _splat(builder, builder.load(builder.gep(data, [args[1]])))
 
     return floats(array, types.intp), generate
-
-
-@intrinsic
-def turn(context: Any, x: Any, x0: Any, row: Any, y: Any, y0: Any, y_row: Any) -> Any:
-    """The 16 x 16 transpose: y[y0 + i * y_row + j] = x[x0 + j * row + i]."""
-    _check_array("turn", x)
-    _check_array("turn", y)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, x0, row, y, y0, y_row = args
-
-        def place(array: Any, kind: Any, start: Any, step: Any, i: int) -> Any:
-            index = builder.add(start, builder.mul(step, ir.Constant(step.type, i)))
-            return _address(context, builder, kind, array, index)
-
-        lines = [
-            builder.load(place(x, signature.args[0], x0, row, i), align=4) for i in range(LANES)
-        ]
-        # Four times, halves change places: of 1, 2, 4 and 8 elements, between lines as far apart.
-        for width in (1, 2, 4, 8):
-            low = [i for i in range(LANES) if not i & width]
-            first = [i - width + LANES if i & width else i for i in range(LANES)]
-            second = [i + LANES if i & width else i + width for i in range(LANES)]
-            for i in low:
-                a, b = lines[i], lines[i + width]
-                lines[i], lines[i + width] = (
-                    builder.shuffle_vector(a, b, ir.Constant(_INTS, order))
-                    for order in (first, second)
-                )
-        for i in range(LANES):
-            builder.store(lines[i], place(y, signature.args[3], y0, y_row, i), align=4)
-        return context.get_dummy_value()
-
-    intp = types.intp
-    return types.void(x, intp, intp, y, intp, intp), generate
 
 
 # Arithmetic ---------------------------------------------------------------------------------------

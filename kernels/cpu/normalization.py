@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from kernels.cpu.engine import jit, loop
-from kernels.cpu.lanes import LANES, each, load, store, total, totals, whole
+from kernels.cpu.lanes import LANES, each, load, select, store, total, totals, whole
 from kernels.cpu.summation import BLOCK, add_partials, column_sum, row_deviation, row_sum
 
 #: No gradient to add, as an array: a compiled loop takes one type only.
@@ -335,6 +335,45 @@ def batch_norm_grad_planes(channels, dy, x, weight, mean, var, eps, training, dx
                     out[i] = scale * drow[i]
 
 
+_batch_norm_planes = batch_norm_planes.serial
+_batch_norm_grad_planes = batch_norm_grad_planes.serial
+
+
+@jit(forceinline=True)
+def _positive(dy, y, g):
+    for i in range(g.shape[0]):
+        g[i] = dy[i] if y[i] > ZERO else ZERO
+
+
+@jit(forceinline=True)
+def _rectified(row, residual, added):
+    for i in range(row.shape[0]):
+        v = row[i] + residual[i] if added else row[i]
+        row[i] = v if (v > ZERO) | (v != v) else ZERO
+
+
+@loop("channels")
+def batch_norm_relu_planes(channels, x, weight, bias, eps, residual, added, y, mean, var):
+    """`batch_norm_planes`, and then relu(y + residual), or relu(y), channel by channel in L2."""
+    for k in range(channels.shape[0]):
+        _batch_norm_planes(channels[k : k + 1], x, weight, bias, eps, y, mean, var)
+        for n in range(x.shape[0]):
+            _rectified(y[n, channels[k]], residual[n, channels[k]], added)
+
+
+@loop("channels")
+def batch_norm_relu_grad_planes(channels, dy, y, x, weight, mean, var, eps, g, dx, dweight, dbias):
+    """`batch_norm_grad_planes` of g = dy where y is positive, else 0, which is written; dx may be
+    g.
+    """
+    for k in range(channels.shape[0]):
+        for n in range(x.shape[0]):
+            _positive(dy[n, channels[k]], y[n, channels[k]], g[n, channels[k]])
+        _batch_norm_grad_planes(
+            channels[k : k + 1], g, x, weight, mean, var, eps, True, dx, dweight, dbias
+        )
+
+
 # Batch norm over columns (rows, C): channels-last images and plain features -----------------------
 
 
@@ -396,41 +435,125 @@ def affine_columns(x, mean, scale, bias, y):
             out[j] = (row[j] - mean[j]) * scale[j] + bias[j]
 
 
+@loop("x", "residual", "y")
+def affine_relu_columns(x, mean, scale, bias, residual, added, y):
+    """relu(y + residual), or relu(y), of `affine_columns`."""
+    for r in range(x.shape[0]):
+        row, more, out = x[r], residual[r], y[r]
+        if added:
+            for j in range(row.shape[0]):
+                v = (row[j] - mean[j]) * scale[j] + bias[j] + more[j]
+                out[j] = v if (v > ZERO) | (v != v) else ZERO
+        else:
+            for j in range(row.shape[0]):
+                v = (row[j] - mean[j]) * scale[j] + bias[j]
+                out[j] = v if (v > ZERO) | (v != v) else ZERO
+
+
+@jit(forceinline=True)
+def _incoming(dy, y, g, c, count, rectified):
+    """dy, or if `rectified` g = dy where y is positive, else 0, which is written."""
+    d = load(dy, c, count)
+    if rectified:
+        d = select(load(y, c, count) > ZERO, d, each(ZERO))
+        store(g, c, count, d)
+    return d
+
+
+@jit(forceinline=True)
+def _stripe(dy, y, g, rectified, x, mean, start, stop, c, count, s0, s1):
+    """Sums of dy and of dy (x - mean) over rows start to stop, for `count` channels from c."""
+    m = load(mean, c, count)
+    a = b = each(ZERO)
+    for r in range(start, stop):
+        d = _incoming(dy[r], y[r], g[r], c, count, rectified)
+        a += d
+        b += d * (load(x[r], c, count) - m)
+    store(s0, c, count, a)
+    store(s1, c, count, b)
+
+
+@jit(forceinline=True)
+def _four_stripes(dy, y, g, rectified, x, mean, start, stop, c, s0, s1):
+    """`_stripe` of 64 channels: reads memory in its order; one sum waits while another adds."""
+    i, j, k = c + LANES, c + 2 * LANES, c + 3 * LANES
+    m0, m1 = load(mean, c, LANES), load(mean, i, LANES)
+    m2, m3 = load(mean, j, LANES), load(mean, k, LANES)
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = each(ZERO)
+    for r in range(start, stop):
+        drow, yrow, grow, row = dy[r], y[r], g[r], x[r]
+        d0 = _incoming(drow, yrow, grow, c, LANES, rectified)
+        d1 = _incoming(drow, yrow, grow, i, LANES, rectified)
+        d2 = _incoming(drow, yrow, grow, j, LANES, rectified)
+        d3 = _incoming(drow, yrow, grow, k, LANES, rectified)
+        a0 += d0
+        a1 += d1
+        a2 += d2
+        a3 += d3
+        b0 += d0 * (load(row, c, LANES) - m0)
+        b1 += d1 * (load(row, i, LANES) - m1)
+        b2 += d2 * (load(row, j, LANES) - m2)
+        b3 += d3 * (load(row, k, LANES) - m3)
+    store(s0, c, LANES, a0)
+    store(s0, i, LANES, a1)
+    store(s0, j, LANES, a2)
+    store(s0, k, LANES, a3)
+    store(s1, c, LANES, b0)
+    store(s1, i, LANES, b1)
+    store(s1, j, LANES, b2)
+    store(s1, k, LANES, b3)
+
+
+@jit(forceinline=True)
+def _dy_block(dy, y, g, rectified, x, mean, start, stop, s0, s1):
+    C = x.shape[1]
+    full, fours = whole(C), C // (4 * LANES) * (4 * LANES)
+    for c in range(0, fours, 4 * LANES):
+        _four_stripes(dy, y, g, rectified, x, mean, start, stop, c, s0, s1)
+    for c in range(fours, full, LANES):
+        _stripe(dy, y, g, rectified, x, mean, start, stop, c, LANES, s0, s1)
+    if full < C:
+        _stripe(dy, y, g, rectified, x, mean, start, stop, full, C - full, s0, s1)
+
+
 @loop("tasks")
 def column_dy_sums(tasks, dy, x, mean, block, partials):
     """partials (blocks, 2 C): sums of dy (x - mean) and of dy of each block of rows."""
     rows, C = x.shape
     for t in tasks:
+        stop = min((t + 1) * block, rows)
         s1, s0 = partials[t, :C], partials[t, C:]
-        for j in range(C):
-            s0[j] = ZERO
-            s1[j] = ZERO
-        start, stop = t * block, min((t + 1) * block, rows)
-        i = start
-        while i + 4 <= stop:
-            r0, r1, r2, r3 = x[i], x[i + 1], x[i + 2], x[i + 3]
-            d0, d1, d2, d3 = dy[i], dy[i + 1], dy[i + 2], dy[i + 3]
-            for j in range(C):
-                m = mean[j]
-                s0[j] += (d0[j] + d1[j]) + (d2[j] + d3[j])
-                s1[j] += (d0[j] * (r0[j] - m) + d1[j] * (r1[j] - m)) + (
-                    d2[j] * (r2[j] - m) + d3[j] * (r3[j] - m)
-                )
-            i += 4
-        while i < stop:
-            r0, d0 = x[i], dy[i]
-            for j in range(C):
-                s0[j] += d0[j]
-                s1[j] += d0[j] * (r0[j] - mean[j])
-            i += 1
+        _dy_block(dy, dy, dy, False, x, mean, t * block, stop, s0, s1)
+
+
+@loop("tasks")
+def column_relu_dy_sums(tasks, dy, y, x, mean, block, g, partials):
+    """The same of g = dy where y is positive, else 0, which is written."""
+    rows, C = x.shape
+    for t in tasks:
+        stop = min((t + 1) * block, rows)
+        s1, s0 = partials[t, :C], partials[t, C:]
+        _dy_block(dy, y, g, True, x, mean, t * block, stop, s0, s1)
+
+
+@jit(forceinline=True)
+def _grad_lanes(dy, x, mean, scale, a, b, c, count, dx):
+    n = load(x, c, count) - load(mean, c, count)
+    v = load(dy, c, count) - load(a, c, count) - n * load(b, c, count)
+    store(dx, c, count, v * load(scale, c, count))
 
 
 @loop("dy", "x", "dx")
 def batch_norm_grad_columns(dy, x, mean, scale, a, b, dx):
+    """dx may be dy."""
+    C = x.shape[1]
+    full = whole(C)
     for r in range(x.shape[0]):
         drow, row, out = dy[r], x[r], dx[r]
-        for j in range(row.shape[0]):
-            out[j] = scale[j] * (drow[j] - a[j] - (row[j] - mean[j]) * b[j])
+        for c in range(0, full, LANES):
+            _grad_lanes(drow, row, mean, scale, a, b, c, LANES, out)
+        if full < C:
+            _grad_lanes(drow, row, mean, scale, a, b, full, C - full, out)
 
 
 @loop("dy", "dx")

@@ -148,12 +148,37 @@ def _claims(dy, places, base, c, count, C, row, d, h, w, place, dx, out):
     store(dx, out + c, count, s)
 
 
+@jit(forceinline=True)
+def _claim(dy, places, at, here):
+    return select(same(load_ints(places, at, LANES), here), load(dy, at, LANES), each(ZERO))
+
+
+@jit(forceinline=True)
+def _four_claims(dy, places, base, c, C, row, d, h, w, place, dx, out):
+    """`_claims` of four registers side by side."""
+    OH, OW = row
+    here = each(np.int32(place))
+    s0 = s1 = s2 = s3 = each(ZERO)
+    for i in range(d[0], d[1]):
+        for j in range(h[0], h[1]):
+            for k in range(w[0], w[1]):
+                at = base + ((i * OH + j) * OW + k) * C + c
+                s0 += _claim(dy, places, at, here)
+                s1 += _claim(dy, places, at + LANES, here)
+                s2 += _claim(dy, places, at + 2 * LANES, here)
+                s3 += _claim(dy, places, at + 3 * LANES, here)
+    store(dx, out + c, LANES, s0)
+    store(dx, out + c + LANES, LANES, s1)
+    store(dx, out + c + 2 * LANES, LANES, s2)
+    store(dx, out + c + 3 * LANES, LANES, s3)
+
+
 @loop("tasks")
 def max_pool_grad_columns(tasks, dy, places, dx, sizes, di, hi, wi):
     """`sizes` (OD, OH, OW, C) are those of dy."""
     OD, OH, OW, C = sizes
     D, H, W = di.shape[0], hi.shape[0], wi.shape[0]
-    full = whole(C)
+    full, fours = whole(C), C // (4 * LANES) * (4 * LANES)
     row = OH, OW
     for t in tasks:
         n, i, j = _row_of(t, D, H)
@@ -163,7 +188,9 @@ def max_pool_grad_columns(tasks, dy, places, dx, sizes, di, hi, wi):
         for k in range(W):
             ws = wi[k, 0], wi[k, 1]
             place = (i * H + j) * W + k
-            for c in range(0, full, LANES):
+            for c in range(0, fours, 4 * LANES):
+                _four_claims(dy, places, base, c, C, row, ds, hs, ws, place, dx, out)
+            for c in range(fours, full, LANES):
                 _claims(dy, places, base, c, LANES, C, row, ds, hs, ws, place, dx, out)
             if full < C:
                 _claims(dy, places, base, full, C - full, C, row, ds, hs, ws, place, dx, out)

@@ -2,7 +2,8 @@
 one channel. A row is first made of the rows around it, then its pixels of the pixels around them.
 
 `dw`, `hw`, `ww` are the weights of low and high, (samples, 2): LLVM makes y - w y of a (1 - w) y
-that it sees, which is NaN for infinite y. A task writes ROWS rows. `scratch` has a row for each task.
+that it sees, which is NaN for infinite y. A task writes ROWS rows. `scratch` has a row for each
+task.
 """
 
 from __future__ import annotations

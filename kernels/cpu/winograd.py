@@ -20,7 +20,6 @@ import numpy as np
 
 from kernels.cpu.engine import define, jit, loop
 from kernels.cpu.lanes import LANES, each, load, select, store, turn
-from kernels.cpu.teams import padded_to, workers
 from kernels.cpu.tiles import P, R, clear, copy, multiply, padded, share, spaced
 
 #: Results of a tile and what they read, each way; products of a tile.
@@ -79,7 +78,7 @@ def _to_weights(u0, u1, u2, u3, u4, u5):
     return u0 + s1 + s2, d1 * A1 + d2 * B1, s1 * A2 + s2 * B2 + u5
 
 
-# ... and of squares of them ------------------------------------------------------------------------
+# ... and of squares of them -----------------------------------------------------------------------
 
 
 def _two_ways(one: Any, n_in: int, n_out: int, finish: str = "{}") -> Any:
@@ -125,19 +124,21 @@ def _patch_to_products(x, x0, row, column, C, v, v0, apart, spread):
     """A patch of C channels from x[x0] on to its 36 products, `apart` from each other in v."""
     for c in range(0, C, LANES):
         n = min(LANES, C - c)
-        if spread:
-            if n == LANES:
-                _square_spread(x, x0 + c, row, column, v, v0 + c, IN * apart, apart, LANES, x, 0, ZERO)
-            else:
-                _square_spread(x, x0 + c, row, column, v, v0 + c, IN * apart, apart, n, x, 0, ZERO)
-        elif n == LANES:
-            _square_into(x, x0 + c, row, column, v, v0 + c, IN * apart, apart, LANES, x, 0, ZERO)
+        v1 = v0 + c
+        if spread and n == LANES:
+            _square_spread(x, x0 + c, row, column, v, v1, IN * apart, apart, LANES, x, 0, ZERO)
+        elif spread:
+            _square_spread(x, x0 + c, row, column, v, v1, IN * apart, apart, n, x, 0, ZERO)
+        elif n == LANES:  # a constant: plain loads and stores
+            _square_into(x, x0 + c, row, column, v, v1, IN * apart, apart, LANES, x, 0, ZERO)
         else:
-            _square_into(x, x0 + c, row, column, v, v0 + c, IN * apart, apart, n, x, 0, ZERO)
+            _square_into(x, x0 + c, row, column, v, v1, IN * apart, apart, n, x, 0, ZERO)
 
 
 @jit
-def _to_products(x, H, W, C, before_h, before_w, down, across, first, last, spread, v, v0, ldv, apart, patch, p0):
+def _to_products(
+    x, H, W, C, before_h, before_w, down, across, first, last, spread, v, v0, ldv, apart, patch, p0,
+):  # fmt: skip
     """Tiles `first` to `last` of x (N, H, W, C): tile t goes to row t - first of each product's
     matrix, whose rows are `ldv` apart. Patches that reach beyond x are made up in `patch`.
 
@@ -164,7 +165,9 @@ def _to_products(x, H, W, C, before_h, before_w, down, across, first, last, spre
 
 
 @jit
-def _from_products(m, m0, ldm, apart, y, H, W, C, first_c, n_c, down, across, first, last, bias, floor, patch, p0):
+def _from_products(
+    m, m0, ldm, apart, y, H, W, C, first_c, n_c, down, across, first, last, bias, floor, patch, p0,
+):  # fmt: skip
     """The inverse, plus bias: channels first_c to first_c + n_c of y (N, H, W, C)."""
     for t in range(first, last):
         image, i, j = t // (down * across), t // across % down, t % across
@@ -175,9 +178,15 @@ def _from_products(m, m0, ldm, apart, y, H, W, C, first_c, n_c, down, across, fi
         for c in range(0, n_c, LANES):
             n = min(LANES, n_c - c)
             if whole and n == LANES:
-                _square_out_of(m, source + c, IN * apart, apart, y, y0 + c, W * C, C, LANES, bias, first_c + c, floor)
+                _square_out_of(
+                    m, source + c, IN * apart, apart, y, y0 + c, W * C, C, LANES, bias, first_c +
+                    c, floor,
+                )  # fmt: skip
             else:
-                _square_out_of(m, source + c, IN * apart, apart, patch, p0, OUT * LANES, LANES, LANES, bias, first_c + c, floor)
+                _square_out_of(
+                    m, source + c, IN * apart, apart, patch, p0, OUT * LANES, LANES, LANES, bias,
+                    first_c + c, floor,
+                )  # fmt: skip
                 for a in range(min(OUT, H - top)):
                     for b in range(min(OUT, W - left)):
                         value = load(patch, p0 + (a * OUT + b) * LANES, LANES)
@@ -196,17 +205,20 @@ def _taps_of(w, s_out, s_in, flip, o, n_o, c, n_c, taps, t0):
     base = o * s_out + c * s_in
     if n_o >= LANES and n_c == LANES and s_in == 9:
         for j in range(9):  # 16 output channels times 144 numbers that lie together
-            turn(w, base + j * LANES, s_out, taps, t0 + j * LANES * LANES, LANES)
+            turn(w, base + j * LANES, s_out, LANES, taps, t0 + j * LANES * LANES, LANES, LANES)
         return
     for i in range(n_c):
         start = base + i * s_in
         if n_o >= LANES and start + (LANES - 1) * s_out + LANES <= w.shape[0] and i + 1 < n_c:
-            turn(w, start, s_out, taps, t0 + i * 9 * LANES, LANES)  # the next one overwrites 10-16
+            # the next one overwrites lines 10 to 16
+            turn(w, start, s_out, LANES, taps, t0 + i * 9 * LANES, LANES, LANES)
             continue
         for t in range(9):
-            for l in range(LANES):
-                inside = l < n_o
-                taps[t0 + (i * 9 + t) * LANES + l] = w[start + l * s_out + t] if inside else ZERO
+            for lane in range(LANES):
+                inside = lane < n_o
+                taps[t0 + (i * 9 + t) * LANES + lane] = (
+                    w[start + lane * s_out + t] if inside else ZERO
+                )
 
 
 @jit
@@ -245,10 +257,13 @@ def weights_to_products(workers, n_workers, w, s_out, s_in, flip, n_out, n_in, u
 
 
 @loop("workers")
-def by_tiles(workers, n_workers, x, H, W, C, before_h, before_w, u, bias, floor, y, OH, OW, O, N, block, scratch, room):
+def by_tiles(
+    workers, n_workers, x, H, W, C, before_h, before_w, u, bias, floor, y, OH, OW, OC, N, block,
+    scratch, room,
+):  # fmt: skip
     """Blocks of tiles, each from x to y. scratch: `room` for each worker."""
     down, across = padded(OH, OUT) // OUT, padded(OW, OUT) // OUT
-    tiles, panels = N * down * across, padded(O, P) // P
+    tiles, panels = N * down * across, padded(OC, P) // P
     ldm = panels * P
     v_apart, m_apart = spaced(block * C), spaced(block * ldm)
     blocks = padded(tiles, block) // block
@@ -259,31 +274,46 @@ def by_tiles(workers, n_workers, x, H, W, C, before_h, before_w, u, bias, floor,
         begin, end = share(blocks, worker, n_workers)
         for b in range(begin, end):
             first, last = b * block, min(tiles, (b + 1) * block)
-            _to_products(x, H, W, C, before_h, before_w, down, across, first, last, False, scratch, v0, C, v_apart, scratch, p0)
+            _to_products(
+                x, H, W, C, before_h, before_w, down, across, first, last, False, scratch, v0, C,
+                v_apart, scratch, p0,
+            )  # fmt: skip
             rows = padded(last - first, R)
             for e in range(PRODUCTS):
                 multiply(
-                    scratch, v0 + e * v_apart, C, 1, rows, u, e * panels * P * C, P, P * C, C, O,
+                    scratch, v0 + e * v_apart, C, 1, rows, u, e * panels * P * C, P, P * C, C, OC,
                     scratch, m0 + e * m_apart, ldm, False,
                 )  # fmt: skip
-            _from_products(scratch, m0, ldm, m_apart, y, OH, OW, O, 0, O, down, across, first, last, bias, floor, scratch, p0)
+            _from_products(
+                scratch, m0, ldm, m_apart, y, OH, OW, OC, 0, OC, down, across, first, last, bias,
+                floor, scratch, p0,
+            )  # fmt: skip
 
 
 @loop("workers")
-def images_to_products(workers, n_workers, x, H, W, C, before_h, before_w, down, across, first, last, spread, v, ldv, apart, scratch, room):
+def images_to_products(
+    workers, n_workers, x, H, W, C, before_h, before_w, down, across, first, last, spread, v, ldv,
+    apart, scratch, room,
+):  # fmt: skip
     """Tiles `first` to `last` into v (36, tiles, ldv)."""
     for worker in workers:
         begin, end = share(last - first, worker, n_workers)
-        _to_products(x, H, W, C, before_h, before_w, down, across, first + begin, first + end, spread, v, begin * ldv, ldv, apart, scratch, worker * room)
+        _to_products(
+            x, H, W, C, before_h, before_w, down, across, first + begin, first + end, spread, v,
+            begin * ldv, ldv, apart, scratch, worker * room,
+        )  # fmt: skip
 
 
 @loop("workers")
-def by_panels(workers, n_workers, v, C, tiles, w, s_out, s_in, flip, chunk, bias, floor, y, OH, OW, O, first, scratch, room):
+def by_panels(
+    workers, n_workers, v, C, tiles, w, s_out, s_in, flip, chunk, bias, floor, y, OH, OW, OC, first,
+    scratch, room,
+):  # fmt: skip
     """Panels of output channels for a few tiles, given their products v (36, tiles, C): the weights
     are transformed where they are used, for they are larger than the images.
     """
     down, across = padded(OH, OUT) // OUT, padded(OW, OUT) // OUT
-    rows, panels = padded(tiles, R), padded(O, P) // P
+    rows, panels = padded(tiles, R), padded(OC, P) // P
     v_apart, u_apart, m_apart = spaced(rows * C), spaced(chunk * P), spaced(rows * P)
     for worker in workers:
         u0 = worker * room
@@ -292,24 +322,29 @@ def by_panels(workers, n_workers, v, C, tiles, w, s_out, s_in, flip, chunk, bias
         begin, end = share(panels, worker, n_workers)
         for panel in range(begin, end):
             o = panel * P
-            n_o = min(P, O - o)
+            n_o = min(P, OC - o)
             for c in range(0, C, chunk):
                 n_c = min(chunk, C - c)
-                _weights_to_products(w, s_out, s_in, flip, o, n_o, c, n_c, scratch, u0, u_apart, scratch, p0)
+                _weights_to_products(
+                    w, s_out, s_in, flip, o, n_o, c, n_c, scratch, u0, u_apart, scratch, p0,
+                )  # fmt: skip
                 for e in range(PRODUCTS):
                     multiply(
                         v, e * v_apart + c, C, 1, rows, scratch, u0 + e * u_apart, P, 0, n_c, n_o,
                         scratch, m0 + e * m_apart, P, c > 0,
                     )  # fmt: skip
-            _from_products(scratch, m0, P, m_apart, y, OH, OW, O, o, n_o, down, across, first, first + tiles, bias, floor, scratch, p0)
+            _from_products(
+                scratch, m0, P, m_apart, y, OH, OW, OC, o, n_o, down, across, first, first + tiles,
+                bias, floor, scratch, p0,
+            )  # fmt: skip
 
 
 # The gradient of the weights ----------------------------------------------------------------------
 
 
 @jit
-def _products_to_weights(u, u0, ldu, apart, dw, O, C, o, n_o, c, n_c, taps, t0):
-    """G^T u G of input channels c to c + n_c and output channels o to o + n_o into dw (O, C, 3,
+def _products_to_weights(u, u0, ldu, apart, dw, OC, C, o, n_o, c, n_c, taps, t0):
+    """G^T u G of input channels c to c + n_c and output channels o to o + n_o into dw (OC, C, 3,
     3).
     """
     for i in range(0, n_c, LANES):
@@ -323,15 +358,17 @@ def _products_to_weights(u, u0, ldu, apart, dw, O, C, o, n_o, c, n_c, taps, t0):
             to = ((o + j) * C + c + i) * 9
             if n == LANES and n_o - j >= LANES:
                 for k in range(9):
-                    turn(taps, t0 + k * LANES * LANES, LANES, dw, to + k * LANES, C * 9)
+                    turn(
+                        taps, t0 + k * LANES * LANES, LANES, LANES, dw, to + k * LANES, C * 9, LANES
+                    )
                 continue
-            for l in range(min(LANES, n_o - j)):
+            for lane in range(min(LANES, n_o - j)):
                 for k in range(9 * n):
-                    dw[to + l * C * 9 + k] = taps[t0 + k * LANES + l]
+                    dw[to + lane * C * 9 + k] = taps[t0 + k * LANES + lane]
 
 
 @loop("workers")
-def weight_products(workers, n_workers, v, ldv, z, ldz, rows, tiles, C, O, u, add):
+def weight_products(workers, n_workers, v, ldv, z, ldz, rows, tiles, C, OC, u, add):
     """u (36, C, ldz) (+)= v^T z of v (36, rows, ldv) and z (36, rows, ldz), product by product."""
     wide = padded(C, R)
     v_apart, z_apart, u_apart = spaced(rows * ldv), spaced(rows * ldz), spaced(wide * ldz)
@@ -339,29 +376,34 @@ def weight_products(workers, n_workers, v, ldv, z, ldz, rows, tiles, C, O, u, ad
         first, last = share(PRODUCTS, worker, n_workers)
         for e in range(first, last):
             multiply(
-                v, e * v_apart, 1, ldv, wide, z, e * z_apart, ldz, P, tiles, O,
+                v, e * v_apart, 1, ldv, wide, z, e * z_apart, ldz, P, tiles, OC,
                 u, e * u_apart, ldz, add,
             )  # fmt: skip
 
 
 @loop("workers")
-def products_to_weights(workers, n_workers, u, ldu, O, C, dw, scratch):
-    """dw (O, C, 3, 3) of u (36, C, ldu)."""
+def products_to_weights(workers, n_workers, u, ldu, OC, C, dw, scratch):
+    """dw (OC, C, 3, 3) of u (36, C, ldu)."""
     apart = spaced(padded(C, R) * ldu)
-    panels = padded(O, LANES) // LANES
+    panels = padded(OC, LANES) // LANES
     for worker in workers:
         first, last = share(panels, worker, n_workers)
         for panel in range(first, last):
             o = panel * LANES
-            _products_to_weights(u, o, ldu, apart, dw, O, C, o, min(LANES, O - o), 0, C, scratch, worker * TAPS_ROOM)
+            _products_to_weights(
+                u, o, ldu, apart, dw, OC, C, o, min(LANES, OC - o), 0, C,
+                scratch, worker * TAPS_ROOM,
+            )  # fmt: skip
 
 
 @loop("workers")
-def weights_by_blocks(workers, n_workers, v, ldv, z, ldz, rows, tiles, C, O, block, dw, scratch, room):
+def weights_by_blocks(
+    workers, n_workers, v, ldv, z, ldz, rows, tiles, C, OC, block, dw, scratch, room,
+):  # fmt: skip
     """dw of few tiles, in blocks of input channels and panels of output channels: its products
     never leave the cache.
     """
-    panels, blocks = padded(O, P) // P, padded(C, block) // block
+    panels, blocks = padded(OC, P) // P, padded(C, block) // block
     v_apart, z_apart, u_apart = spaced(rows * ldv), spaced(rows * ldz), spaced(block * P)
     for worker in workers:
         u0 = worker * room
@@ -369,120 +411,11 @@ def weights_by_blocks(workers, n_workers, v, ldv, z, ldz, rows, tiles, C, O, blo
         first, last = share(panels * blocks, worker, n_workers)
         for task in range(first, last):
             o, c = task // blocks * P, task % blocks * block
-            n_o, n_c = min(P, O - o), min(block, C - c)
+            n_o, n_c = min(P, OC - o), min(block, C - c)
             for e in range(PRODUCTS):
                 multiply(
-                    v, e * v_apart + c, 1, ldv, padded(n_c, R), z, e * z_apart + o, ldz, P, tiles, n_o,
+                    v, e * v_apart + c, 1, ldv, padded(n_c, R), z, e * z_apart + o, ldz, P, tiles,
+                    n_o,
                     scratch, u0 + e * u_apart, P, False,
                 )  # fmt: skip
-            _products_to_weights(scratch, u0, P, u_apart, dw, O, C, o, n_o, c, n_c, scratch, p0)
-
-
-# From Python: flat arrays, channels-last ----------------------------------------------------------
-
-#: Bytes of products that a block of tiles may take: they have to stay in a core's L2 cache.
-BLOCK_BYTES = 600_000
-
-#: Bytes of transformed weights up to which they are kept in memory; beyond, `by_panels`.
-KEPT_WEIGHTS = 5_000_000
-
-#: Tiles times channels whose products are in memory at a time (2.4 MB), and at least how many tiles.
-MOST_PRODUCTS, MOST_TILES = 16_384, 256
-
-
-def _tiles(size: tuple[int, int]) -> tuple[int, int]:
-    return -(-size[0] // OUT), -(-size[1] // OUT)
-
-
-def convolve(
-    x: np.ndarray,
-    w: np.ndarray,
-    turned: bool,
-    before: tuple[int, int],
-    y: np.ndarray,
-    bias: np.ndarray | None,
-    relu: bool,
-) -> None:
-    """y (N, OH, OW, O) = x (N, H, W, C) * w (O, C, 3, 3) + bias, all C-contiguous.
-
-    `turned`: w is (C, O, 3, 3) and its taps are in the opposite order, for the gradient of the
-    input.
-    """
-    N, H, W, C = x.shape
-    _, OH, OW, O = y.shape
-    s_out, s_in = (9, 9 * O) if turned else (9 * C, 9)
-    floor = ZERO if relu else _F(-np.inf)
-    wide = padded_to(O, P)
-    b = np.zeros(wide, np.float32)
-    if bias is not None:
-        b[:O] = bias
-    down, across = _tiles((OH, OW))
-    tiles, team = N * down * across, workers()
-    flat_x, flat_w, flat_y = x.reshape(-1), w.reshape(-1), y.reshape(-1)
-    work = tiles * C * O
-    if PRODUCTS * 4 * C * wide <= KEPT_WEIGHTS or tiles < R:
-        block = max(R, min(8 * R, BLOCK_BYTES // (PRODUCTS * 4 * (C + wide)) // R * R))
-        u = np.empty(PRODUCTS * C * wide, np.float32)
-        room = PRODUCTS * (spaced(block * C) + spaced(block * wide) + C)
-        scratch = np.empty(len(team) * max(room, TAPS_ROOM), np.float32)
-        weights_to_products(team, len(team), flat_w, s_out, s_in, turned, O, C, u, scratch, work=work)
-        by_tiles(
-            team, len(team), flat_x, H, W, C, *before, u, b, floor, flat_y, OH, OW, O, N, block,
-            scratch, room, work=work,
-        )  # fmt: skip
-        return
-    most = min(MOST_TILES, tiles)
-    rows = padded_to(most, R)
-    chunk = min(C, 64)
-    v = np.empty(PRODUCTS * spaced(rows * C), np.float32)
-    room = PRODUCTS * (spaced(chunk * P) + spaced(rows * P)) + TAPS_ROOM
-    scratch = np.empty(len(team) * max(room, PRODUCTS * C), np.float32)
-    for first in range(0, tiles, most):
-        n = min(most, tiles - first)
-        images_to_products(
-            team, len(team), flat_x, H, W, C, *before, down, across, first, first + n, False, v, C,
-            spaced(padded_to(n, R) * C), scratch, PRODUCTS * C, work=work,
-        )  # fmt: skip
-        by_panels(
-            team, len(team), v, C, n, flat_w, s_out, s_in, turned, chunk, b, floor, flat_y, OH, OW,
-            O, first, scratch, room, work=work,
-        )  # fmt: skip
-
-
-def weight_grad(dy: np.ndarray, x: np.ndarray, before: tuple[int, int], dw: np.ndarray) -> None:
-    """dw (O, C, 3, 3) of dy (N, OH, OW, O) and x (N, H, W, C), all C-contiguous."""
-    N, H, W, C = x.shape
-    _, OH, OW, O = dy.shape
-    down, across = _tiles((OH, OW))
-    tiles, team = N * down * across, workers()
-    most = min(max(MOST_TILES, MOST_PRODUCTS // max(C, O)), tiles)
-    ldz, wide = padded_to(O, P), padded_to(C, R)
-    v = np.empty(PRODUCTS * spaced(most * C) + R, np.float32)
-    z = np.empty(PRODUCTS * spaced(most * ldz), np.float32)
-    scratch = np.empty(len(team) * max(PRODUCTS * max(C, O), TAPS_ROOM), np.float32)
-    flat_x, flat_dy, flat_dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
-    work = tiles * C * O
-    together = tiles > most or PRODUCTS * wide * ldz * 4 <= KEPT_WEIGHTS
-    u = np.empty(PRODUCTS * spaced(wide * ldz) if together else 0, np.float32)
-    for first in range(0, tiles, most):
-        n = min(most, tiles - first)
-        for array, sizes, starts, spread, out, ld in (
-            (flat_x, (H, W, C), before, False, v, C),
-            (flat_dy, (OH, OW, O), (0, 0), True, z, ldz),
-        ):
-            images_to_products(
-                team, len(team), array, *sizes, *starts, down, across, first, first + n, spread,
-                out, ld, spaced(most * ld), scratch, PRODUCTS * max(C, O), work=work,
-            )  # fmt: skip
-        if together:
-            weight_products(team, len(team), v, C, z, ldz, most, n, C, O, u, first > 0, work=work)
-    if together:
-        products_to_weights(team, len(team), u, ldz, O, C, flat_dw, scratch, work=work)
-    else:
-        block = 4 * R
-        room = PRODUCTS * spaced(block * P) + TAPS_ROOM
-        scratch = np.empty(len(team) * room, np.float32)
-        weights_by_blocks(
-            team, len(team), v, C, z, ldz, most, tiles, C, O, block, flat_dw, scratch, room,
-            work=work,
-        )  # fmt: skip
+            _products_to_weights(scratch, u0, P, u_apart, dw, OC, C, o, n_o, c, n_c, scratch, p0)

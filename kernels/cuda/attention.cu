@@ -189,22 +189,25 @@ __global__ void __launch_bounds__(256, 1)
         for (int i = 0; i < 4; ++i) {
             const i64 t = t0 + ty + 16 * i;
             float top = m[i], total = 0.0f;
+            float* own = ps + (ty + 16 * i) * ROW + tx;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                s[i][j] = see.score(s[i][j], b, h, t, s0 + tx + 16 * j, last);
-                top = maximum(top, s[i][j]);
+            for (int j = 0; j < 4; ++j) own[16 * j] = s[i][j];
+#pragma unroll 1
+            for (int j = 0; j < 64; j += 16) {  // through memory, not unrolled: 16 copies take long to compile
+                own[j] = see.score(own[j], b, h, t, s0 + tx + j, last);
+                top = maximum(top, own[j]);
             }
             top = row_reduce<Max>(top);
             const float safe = top == -INFINITY_F ? 0.0f : top, factor = expf(m[i] - safe);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                float weight = expf(s[i][j] - safe);
+#pragma unroll 1
+            for (int j = 0; j < 64; j += 16) {
+                float weight = expf(own[j] - safe);
                 total += weight;
                 if (drop >= 0) {
-                    const float keep = see.keep(b, h, t, s0 + tx + 16 * j);
+                    const float keep = see.keep(b, h, t, s0 + tx + j);
                     weight = keep == 0.0f ? 0.0f : weight * keep;
                 }
-                ps[(ty + 16 * i) * ROW + tx + 16 * j] = weight;
+                own[j] = weight;
             }
             l[i] = l[i] * factor + row_reduce<Sum>(total);
             m[i] = top;
@@ -227,28 +230,36 @@ __global__ void __launch_bounds__(256, 1)
     write<T, W>(out + b * length * H * D + h * D, H * D, t0, length, D, sum, tx, ty);
 }
 
-// Weights p of a tile and the gradients ds of its scores, times the scale; of 4 queries the lse and delta.
+// Weights ps of a tile and the gradients ds of its scores, times the scale, (query, key) with rows of 65, out of the
+// products p and slope; of 4 queries the lse and delta.
 template <typename T>
-__device__ __forceinline__ void slopes_of(float (&p)[4][4], float (&ds)[4][4], const Pattern<T>& see, const float (&lse)[4],
-                                          const float (&delta)[4], i64 b, i64 h, i64 t0, i64 s0, i64 last, int tx,
-                                          int ty) {
+__device__ __forceinline__ void slopes_of(float* ps, float* ds, const float (&p)[4][4], const float (&slopes)[4][4],
+                                          const Pattern<T>& see, const float (&lse)[4], const float (&delta)[4], i64 b,
+                                          i64 h, i64 t0, i64 s0, i64 last, int tx, int ty) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 4; ++i) {
+        const int own = (ty + 16 * i) * ROW + tx;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const i64 t = t0 + ty + 16 * i, s = s0 + tx + 16 * j;
-            const float x = see.score(p[i][j], b, h, t, s, last);
+            ps[own + 16 * j] = p[i][j];
+            ds[own + 16 * j] = slopes[i][j];
+        }
+#pragma unroll 1
+        for (int j = 0; j < 64; j += 16) {  // as in attention_forward
+            const i64 t = t0 + ty + 16 * i, s = s0 + tx + j;
+            const float x = see.score(ps[own + j], b, h, t, s, last);
             const bool none = x == -INFINITY_F || lse[i] == -INFINITY_F;
             const float weight = none ? 0.0f : expf(x - lse[i]);
-            float kept = weight, slope = ds[i][j];
+            float kept = weight, slope = ds[own + j];
             if (see.drop >= 0) {
                 const float keep = see.keep(b, h, t, s);
                 kept = keep == 0.0f ? 0.0f : weight * keep;
                 slope = keep == 0.0f ? 0.0f : slope * keep;
             }
-            p[i][j] = kept;
-            ds[i][j] = none ? 0.0f : weight * (slope - delta[i]) * see.scale;
+            ps[own + j] = kept;
+            ds[own + j] = none ? 0.0f : weight * (slope - delta[i]) * see.scale;
         }
+    }
 }
 
 // Numbers of queries ty + 16 i, and what stands for them beyond the last.
@@ -270,7 +281,7 @@ __global__ void __launch_bounds__(256, 1)
                  PATTERN_PARAMETERS) {
     SHARED_MEMORY(float, shared);
     constexpr int size = 16 * W * ROW;
-    float *qs = shared, *gs = qs + size, *ks = gs + size, *vs = ks + size, *ds = vs + size;
+    float *qs = shared, *gs = qs + size, *ks = gs + size, *vs = ks + size, *ps = vs + size, *ds = ps + TILE * ROW;
     const Pattern<T> see = PATTERN;
     const i64 tiles = (length + TILE - 1) / TILE;
     const i64 t0 = blockIdx.x % tiles * TILE, h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -304,11 +315,7 @@ __global__ void __launch_bounds__(256, 1)
         __syncthreads();
         multiply(p, qs, ks, 16 * W, tx, ty);
         multiply(slope, gs, vs, 16 * W, tx, ty);
-        slopes_of(p, slope, see, top, mean, b, h, t0, s0, last, tx, ty);
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) ds[(ty + 16 * i) * ROW + tx + 16 * j] = slope[i][j];
+        slopes_of(ps, ds, p, slope, see, top, mean, b, h, t0, s0, last, tx, ty);
         __syncthreads();
         accumulate<W>(sum, ds, 1, ROW, ks, tx, ty);
     }
@@ -347,14 +354,7 @@ __global__ void __launch_bounds__(256, 1)
             __syncthreads();
             multiply(p, qs, ks, 16 * W, tx, ty);
             multiply(slope, gs, vs, 16 * W, tx, ty);
-            slopes_of(p, slope, see, top, mean, b, h, t0, s0, last, tx, ty);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    ps[(ty + 16 * i) * ROW + tx + 16 * j] = p[i][j];
-                    ds[(ty + 16 * i) * ROW + tx + 16 * j] = slope[i][j];
-                }
+            slopes_of(ps, ds, p, slope, see, top, mean, b, h, t0, s0, last, tx, ty);
             __syncthreads();
             accumulate<W>(to_v, ps, ROW, 1, gs, tx, ty);
             accumulate<W>(to_k, ds, ROW, 1, qs, tx, ty);

@@ -105,42 +105,56 @@ __device__ __forceinline__ i64 channel_of(i64 i, i64 inner, i64 C, bool small) {
     return (i / inner) % C;
 }
 
-// y = (x - mean) / sqrt(var + eps) * weight + bias for n elements; inner = L for planes, 1 for columns.
-// Grid-stride, 16 bytes at a time where a pack lies in one plane (or within one row of columns). One read, one write.
+// y = (x - mean) / sqrt(var + eps) * weight + bias for n elements, plus `residual` where that is not null, and then, with
+// `relu`, 0 where it is negative; inner = L for planes, 1 for columns. Grid-stride, 16 bytes at a time where a pack lies in
+// one plane (or within one row of columns). One read, or two, and one write.
 template <typename T>
 __global__ void batch_affine(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
                              const float* __restrict__ mean, const float* __restrict__ var, float eps,
-                             T* __restrict__ y, i64 n, i64 inner, i64 C) {
+                             const T* __restrict__ residual, int relu, T* __restrict__ y, i64 n, i64 inner, i64 C) {
     const i64 start = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x;
     const i64 step = gridDim.x * static_cast<i64>(blockDim.x);
     constexpr int size = Pack<T>::size;
     const bool small = n < (1ll << 31);
-    const auto value = [&](float v, i64 c) {
+    const auto value = [&](float v, float more, i64 c) {
         v = (v - mean[c]) * (1.0f / sqrtf(var[c] + eps));
         if (weight) v *= to_float(weight[c]);
         if (bias) v += to_float(bias[c]);
-        return from_float<T>(v);
+        if (residual) v += more;
+        return from_float<T>(relu ? maximum(v, 0.0f) : v);
     };
-    if (aligned(x, y) && (inner == 1 ? C : inner) % size == 0) {
+    if (aligned(x, y, residual) && (inner == 1 ? C : inner) % size == 0) {
         for (i64 p = start; p < n / size; p += step) {
             const Pack<T> v = reinterpret_cast<const Pack<T>*>(x)[p];
+            Pack<T> more = v, out;
+            if (residual) more = reinterpret_cast<const Pack<T>*>(residual)[p];
             const i64 c = channel_of(p * size, inner, C, small);
-            Pack<T> out;
 #pragma unroll
-            for (int k = 0; k < size; ++k) out.at[k] = value(to_float(v.at[k]), inner == 1 ? c + k : c);
+            for (int k = 0; k < size; ++k)
+                out.at[k] = value(to_float(v.at[k]), to_float(more.at[k]), inner == 1 ? c + k : c);
             reinterpret_cast<Pack<T>*>(y)[p] = out;
         }
         return;
     }
-    for (i64 i = start; i < n; i += step) y[i] = value(to_float(x[i]), channel_of(i, inner, C, small));
+    for (i64 i = start; i < n; i += step)
+        y[i] = value(to_float(x[i]), residual ? to_float(residual[i]) : 0.0f, channel_of(i, inner, C, small));
 }
 
-// partials (parts, 2, C): sums of dy n and of dy over the planes of a part, n = (x - mean) / sqrt(var + eps).
-// A block owns one channel of one part. Reads dy and x once.
+// dy[i], or behind a rectifier whose output was y (not null): dy where y is positive, else 0, which is written to g.
 template <typename T>
-__global__ void batch_dy_sums_planes(const T* __restrict__ dy, const T* __restrict__ x, const float* __restrict__ mean,
-                                     const float* __restrict__ var, float eps, float* __restrict__ partials, i64 N,
-                                     i64 C, i64 L, i64 chunk) {
+__device__ __forceinline__ float rectified(const T* dy, const T* y, T* g, i64 i) {
+    if (y == nullptr) return to_float(dy[i]);
+    const T d = to_float(y[i]) > 0.0f ? dy[i] : from_float<T>(0.0f);
+    g[i] = d;
+    return to_float(d);
+}
+
+// partials (parts, 2, C): sums of dy n and of dy (rectified by y) over the planes of a part, n = (x - mean) / sqrt(var +
+// eps). A block owns one channel of one part. Reads dy and x once, and with y also that, and writes g.
+template <typename T>
+__global__ void batch_dy_sums_planes(const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ y,
+                                     T* __restrict__ g, const float* __restrict__ mean, const float* __restrict__ var,
+                                     float eps, float* __restrict__ partials, i64 N, i64 C, i64 L, i64 chunk) {
     __shared__ float scratch[WARP];
     const i64 part = blockIdx.x / C, c = blockIdx.x - part * C;
     const float m = mean[c], r = 1.0f / sqrtf(var[c] + eps);
@@ -148,7 +162,7 @@ __global__ void batch_dy_sums_planes(const T* __restrict__ dy, const T* __restri
     for (i64 n = part * chunk; n < min(N, (part + 1) * chunk); ++n) {
         const i64 base = (n * C + c) * L;
         for (i64 i = threadIdx.x; i < L; i += blockDim.x) {
-            const float d = to_float(dy[base + i]);
+            const float d = rectified(dy, y, g, base + i);
             s0 += d;
             s1 += d * ((to_float(x[base + i]) - m) * r);
         }
@@ -163,9 +177,9 @@ __global__ void batch_dy_sums_planes(const T* __restrict__ dy, const T* __restri
 
 // The same for columns; a block of 8 warps owns 32 columns of one part.
 template <typename T>
-__global__ void batch_dy_sums_columns(const T* __restrict__ dy, const T* __restrict__ x,
-                                      const float* __restrict__ mean, const float* __restrict__ var, float eps,
-                                      float* __restrict__ partials, i64 rows, i64 C, i64 chunk) {
+__global__ void batch_dy_sums_columns(const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ y,
+                                      T* __restrict__ g, const float* __restrict__ mean, const float* __restrict__ var,
+                                      float eps, float* __restrict__ partials, i64 rows, i64 C, i64 chunk) {
     __shared__ float scratch[8][WARP];
     const i64 stripes = (C + WARP - 1) / WARP;
     const i64 part = blockIdx.x / stripes;
@@ -175,7 +189,7 @@ __global__ void batch_dy_sums_columns(const T* __restrict__ dy, const T* __restr
     if (c < C) {
         const float m = mean[c], r = 1.0f / sqrtf(var[c] + eps);
         for (i64 row = part * chunk + threadIdx.x / WARP; row < last; row += 8) {
-            const float d = to_float(dy[row * C + c]);
+            const float d = rectified(dy, y, g, row * C + c);
             s0 += d;
             s1 += d * ((to_float(x[row * C + c]) - m) * r);
         }

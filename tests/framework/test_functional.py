@@ -121,6 +121,34 @@ CASES = {
         param(2),
         param(2),
     ),
+    "batch_norm relu residual": (
+        lambda x, r, w, b: F.batch_norm(
+            x, None, None, w, b, training=True, activation="relu", residual=r
+        ),
+        param(3, 2, 2, 3),
+        param(3, 2, 2, 3),
+        param(2),
+        param(2),
+    ),
+    "batch_norm relu": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True, activation="relu"),
+        param(6, 3),
+        param(3),
+        param(3),
+    ),
+    "batch_norm residual": (
+        lambda x, r: F.batch_norm(x, None, None, training=True, residual=r),
+        param(6, 3),
+        param(6, 3),
+    ),
+    "batch_norm running relu residual": (
+        lambda x, r, w: F.batch_norm(
+            x, fw.tensor([0.1, -1.0]), fw.tensor([2.0, 0.5]), w, activation="relu", residual=r
+        ),
+        param(3, 2),
+        param(3, 2),
+        param(2),
+    ),
     "batch_norm running": (
         lambda x, w, b: F.batch_norm(x, fw.tensor([0.1, -1.0]), fw.tensor([2.0, 0.5]), w, b),
         param(3, 2),

@@ -8,8 +8,26 @@ from kernels.registry import has_numba
 if not has_numba():
     pytest.skip("numba is not installed", allow_module_level=True)
 
+from kernels.cpu.blas import address
 from kernels.cpu.engine import jit
-from kernels.cpu.lanes import LANES, each, load, peak, select, store, total, totals, whole
+from kernels.cpu.lanes import (
+    LANES,
+    bytes_at,
+    each,
+    floats_at,
+    load,
+    load_ints,
+    longs_at,
+    peak,
+    same,
+    select,
+    spread,
+    store,
+    total,
+    totals,
+    turn,
+    whole,
+)
 from kernels.cpu.rows import row_dot, row_exp_sum, row_max, row_softmax
 from kernels.cpu.summation import add_partials
 
@@ -45,6 +63,14 @@ def choice(a, out):
     for i in range(0, whole(a.shape[0]), LANES):
         x = load(a, i, LANES)
         store(out, i, LANES, select(x < MINUS_ONE, each(TWO), select(x > MINUS_ONE, x, MINUS_ONE)))
+
+
+@jit
+def integers(a, wanted, out):
+    for i in range(0, a.shape[0], LANES):
+        n = min(LANES, a.shape[0] - i)
+        x = load_ints(a, i, n)
+        store(out, i, n, select(same(x, each(wanted)), each(np.int32(-7)), x))
 
 
 @jit
@@ -151,3 +177,45 @@ def test_partials_may_be_infinite_or_none(values):
     add_partials(partials, out)
     with np.errstate(invalid="ignore"):
         np.testing.assert_array_equal(out, partials.sum(0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_integers_are_chosen_and_nothing_beyond_is_touched(size):
+    a = np.random.default_rng(size).integers(-3, 3, size).astype(np.int32)
+    frame = np.full(size + 2 * LANES, 99, np.int32)
+    integers(a, np.int32(2), frame[LANES : LANES + size])
+    np.testing.assert_array_equal(frame[LANES:-LANES], np.where(a == 2, -7, a))
+    assert (frame[:LANES] == 99).all()
+    assert (frame[-LANES:] == 99).all()
+
+
+@jit
+def turned(x, i, step, rows, y, j, y_step, lines):
+    turn(x, i, step, rows, y, j, y_step, lines)
+
+
+@pytest.mark.parametrize(("rows", "lines"), [(16, 16), (3, 16), (16, 5), (20, 20), (0, 1)])
+def test_a_tile_is_turned_and_nothing_else_is_touched(rows, lines):
+    x = np.arange(20 * 24, dtype=np.float32)
+    y = np.full(20 * 32, np.nan, np.float32)
+    x.reshape(20, 24)[rows:] = np.nan  # not to be read
+    turned(x, 2, 24, rows, y, 7, 32, lines)
+    expected = np.full((20, 32), np.nan, np.float32)
+    tile = np.zeros((16, 16), np.float32)
+    tile[: min(rows, 16)] = x.reshape(20, 24)[: min(rows, 16), 2:18]
+    expected[: min(lines, 16), 7:23] = tile.T[: min(lines, 16)]
+    np.testing.assert_array_equal(y.reshape(20, 32), expected)
+
+
+@jit
+def at_addresses(floats, bytes_, longs, out):
+    store(out, 0, LANES, spread(floats_at(floats), 2))
+    out[1] = bytes_at(bytes_)[3]
+    out[2] = longs_at(longs)[1]
+
+
+def test_memory_by_its_address():
+    out = np.zeros(16, np.float32)
+    x, b, n = np.arange(9, dtype=np.float32)[3:], np.arange(5) > 2, np.array([4, -7])
+    at_addresses(address(x), address(b), address(n), out)
+    assert out.tolist() == [5, 1, -7, *[5] * 13]
