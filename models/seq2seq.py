@@ -99,9 +99,7 @@ class Seq2Seq(layers.Module):
         live = fw.arange(ids.shape[1], device=ids.device).unsqueeze(0) < lengths.unsqueeze(1)
         return (memory, self.attention.key(memory), live), tanh(self.first(last[1]))
 
-    def _step(
-        self, word: Tensor, state: Tensor, read: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
+    def _step(self, word: Tensor, state: Tensor, read: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """What the output is made of (B, E + 3 H), and the next state (B, H)."""
         context, _ = self.attention(state, *read)
         state = self.cell(fw.concatenate([word, context], -1), state)

@@ -28,8 +28,8 @@ class Entry:
             names of the fields that the data set decides.
         build: makes a model from one.
         description: one line.
-        tasks: what kinds of data it is for: classification, regression, language; none where `train`
-            has no data for it.
+        tasks: what kinds of data it is for: classification, regression, language; none where
+            `train` has no data for it.
         recipe: settings of the `Recipe` with which `train` begins where they differ from its
             defaults; the user's come on top.
         augments: of images: it begins with the augmentation that suits the data set, too.
