@@ -5,6 +5,7 @@ model = build("mlp", inputs=784, hidden=(512, 256))
 """
 
 from models.convnext import ConvNeXt, ConvNeXtConfig
+from models.gpt import GPT, GPTConfig
 from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
 from models.mobilenet import MobileNetV2, MobileNetV2Config
@@ -29,12 +30,14 @@ __all__ = [
     "ResNet50Config",
     "VGG",
     "VGGConfig",
+    "GPT",
     "MLP",
     "NPLM",
     "ZOO",
     "CharRNN",
     "CharRNNConfig",
     "Entry",
+    "GPTConfig",
     "MLPConfig",
     "NPLMConfig",
     "RNNClassifier",

@@ -9,6 +9,7 @@ from typing import Any
 
 from framework.layers import Module
 from models.convnext import ConvNeXt, ConvNeXtConfig
+from models.gpt import GPT, GPTConfig
 from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
 from models.mobilenet import MobileNetV2, MobileNetV2Config
@@ -76,6 +77,23 @@ ZOO: dict[str, Entry] = {
         },
         carries=True,
     ),
+    "gpt": Entry(
+        GPTConfig,
+        GPT,
+        "transformer for text: the layout of GPT-2, or Llama's by its settings",
+        tasks=("language",),
+        recipe={
+            "batch_size": 12,
+            "steps": 2000,
+            "epochs": 8,
+            "lr": 1e-3,
+            "final_lr": 0.1,
+            "beta2": 0.99,
+            "weight_decay": 0.1,
+            "decay": "matrices",
+            "clip_norm": 1.0,
+        },
+    ),
     "mlp": Entry(
         MLPConfig, MLP, "multilayer perceptron: any depth, activation, norm, dropout, residual"
     ),
@@ -86,18 +104,6 @@ ZOO: dict[str, Entry] = {
         tasks=("language",),
         recipe={"lr": 2e-3, "batch_size": 32, "epochs": 5, "clip_norm": 1.0},
         carries=True,
-    ),
-    "rnnclassifier": Entry(
-        RNNClassifierConfig,
-        RNNClassifier,
-        "recurrent classifier of sequences; images are read row by row",
-        recipe={"clip_norm": 1.0},
-    ),
-    "seq2seq": Entry(
-        Seq2SeqConfig,
-        Seq2Seq,
-        "encoder-decoder with additive attention (Bahdanau et al. 2015), to be trained from Python",
-        tasks=(),
     ),
     "lenet": _for_images(
         LeNetConfig, LeNet, "LeNet-5 (LeCun et al. 1998)", epochs=15, lr=5e-3, warmup=0.2
@@ -127,6 +133,18 @@ ZOO: dict[str, Entry] = {
         "ConvNeXt-Tiny (Liu et al. 2022)",
         **PHOTOGRAPHS
         | {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "decay": "matrices"},
+    ),
+    "rnnclassifier": Entry(
+        RNNClassifierConfig,
+        RNNClassifier,
+        "recurrent classifier of sequences; images are read row by row",
+        recipe={"clip_norm": 1.0},
+    ),
+    "seq2seq": Entry(
+        Seq2SeqConfig,
+        Seq2Seq,
+        "encoder-decoder with additive attention (Bahdanau et al. 2015), to be trained from Python",
+        tasks=(),
     ),
 }
 

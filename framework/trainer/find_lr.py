@@ -15,7 +15,7 @@ import numpy as np
 
 from framework.data.prefetch import batches_on
 from framework.interop.atomic import write_bytes
-from framework.trainer.callbacks.curve_plot import GRID, INK, INSTALL, MUTED
+from framework.trainer.drawing import GRID, INK, INSTALL, MUTED
 from framework.trainer.mean import Mean
 from framework.trainer.trial import trial
 

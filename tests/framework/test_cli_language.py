@@ -91,7 +91,9 @@ def test_charlstm(text, folder):  # noqa: F811
     shown = good(*options, "--set", "cell=gru", "--out", "run")
     assert "20 steps · 2 epochs · batches of 4 windows of 16" in shown
     assert good("evaluate", "run").splitlines()[-1] == shown.splitlines()[-1]
-    assert json.loads((folder / "run" / "config.json").read_text())["recipe"]["sampling"] == "stream"
+    assert (
+        json.loads((folder / "run" / "config.json").read_text())["recipe"]["sampling"] == "stream"
+    )
     written = good("generate", "run", "--prompt", "The ", "--tokens", 40, "--seed", 1)
     assert written.startswith("The ") and len(written) == 4 + 40 + 1
     assert "'☃' (the first at position 1)" in error("generate", "run", "--prompt", "a☃")
@@ -101,7 +103,10 @@ def test_charlstm(text, folder):  # noqa: F811
     ("args", "message"),
     [
         (["nplm", "--dataset", "digits"], "nplm is for language, but digits is data for classif"),
-        (["mlp", "--dataset", "python-reference"], "data for language: take one of charlstm, nplm"),
+        (
+            ["mlp", "--dataset", "python-reference"],
+            "data for language: take one of charlstm, gpt, nplm",
+        ),
         (["nplm", "--dataset", "none.txt"], "'none.txt' cannot be read: there is no such file"),
         (["nplm", "--dataset", "pytho-reference"], "(did you mean python-reference?)"),
         (["nplm", "--set", "window=99999"], "test part: window is 99999, but the text has"),

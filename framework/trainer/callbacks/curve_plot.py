@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from framework.interop.atomic import FileError
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.drawing import (
     COLOURS,
