@@ -120,7 +120,7 @@ def train(cell: str, setting: Setting) -> Outcome:
 def table(setting: Setting, outcomes: Sequence[Outcome]) -> Table:
     """A row for each network."""
     grid = Table(
-        title=f"adding problem, {setting.length} steps, {setting.hidden} units; the answer 1: 0.167",
+        title=f"adding problem, {setting.length} steps, {setting.hidden} units; answering 1: 0.167",
         title_justify="left",
         caption="gradient: its norm at the first step's input over that at the last's",
         caption_justify="left",
