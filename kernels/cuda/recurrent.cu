@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(THREADS) sweep_grad(const float* __restrict__ 
         back[k] = row < B ? dh[row * H + j] : 0.0f;
         dcells[k] = dc && row < B ? dc[row * H + j] : 0.0f;
     }
-    __syncthreads();
+    // no barrier: what a thread has set here, only it reads before the next one
     for (i64 number = 0; number < T; ++number) {
         const i64 t = reverse ? number : T - 1 - number;
         for (i64 k = thread; k < ROWS * H; k += threads) {
@@ -292,7 +292,6 @@ __global__ void __launch_bounds__(THREADS) sweep_grad(const float* __restrict__ 
             for (int n = 0; n < Cell::products; ++n) total += shares[n * ROWS * H + k];
             back[k] = total;
         }
-        __syncthreads();
     }
     for (i64 k = thread; k < ROWS * H; k += threads) {
         const i64 row = first + k / H, j = k % H;
