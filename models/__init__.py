@@ -12,8 +12,8 @@ from models.mobilenet import MobileNetV2, MobileNetV2Config
 from models.nplm import NPLM, NPLMConfig
 from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
 from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
+from models.rnn_seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig
 from models.runs import Run, build_model, open_run
-from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.vgg import VGG, VGGConfig
 from models.zoo import ZOO, Entry, build, configure, entry, hint
 
@@ -43,8 +43,8 @@ __all__ = [
     "RNNClassifier",
     "RNNClassifierConfig",
     "Run",
-    "Seq2Seq",
-    "Seq2SeqConfig",
+    "RNNSeq2Seq",
+    "RNNSeq2SeqConfig",
     "build",
     "build_model",
     "configure",

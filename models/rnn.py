@@ -6,7 +6,7 @@ logits = model(ids)                                       # (B, T) -> (B, T, 65)
 model = RNNClassifier(RNNClassifierConfig(features=8, outputs=10))
 logits = model(x, lengths)                                # (B, T, 8), (B,) -> (B, 10)
 
-The encoder-decoder is in models/seq2seq.py.
+The encoder-decoder is in models/rnn_seq2seq.py.
 """
 
 from __future__ import annotations

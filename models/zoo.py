@@ -16,7 +16,7 @@ from models.mobilenet import MobileNetV2, MobileNetV2Config
 from models.nplm import NPLM, NPLMConfig
 from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
 from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
-from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from models.rnn_seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig
 from models.vgg import VGG, VGGConfig
 
 
@@ -140,9 +140,9 @@ ZOO: dict[str, Entry] = {
         "recurrent classifier of sequences; images are read row by row",
         recipe={"clip_norm": 1.0},
     ),
-    "seq2seq": Entry(
-        Seq2SeqConfig,
-        Seq2Seq,
+    "rnnseq2seq": Entry(
+        RNNSeq2SeqConfig,
+        RNNSeq2Seq,
         "encoder-decoder with additive attention (Bahdanau et al. 2015), to be trained from Python",
         tasks=(),
     ),

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from framework.autograd import Tensor
 from framework.backend.device import Device
-from framework.backend.memory import memory_reserved, memory_used, peak_memory, reset_peak_memory
+from framework.backend.memory import (
+    give_back_freed_memory,
+    memory_reserved,
+    memory_used,
+    peak_memory,
+    reset_peak_memory,
+)
 from framework.backend.out_of_memory import OutOfMemoryError, release
 from framework.backend.random import default_generator
 from framework.data import DataLoader
@@ -87,6 +93,7 @@ def fitting(trainer: Trainer, batch: Batch) -> int | None:
 
 def _largest(trainer: Trainer, batch: Batch, room: int, most: int) -> int | None:
     """By measured steps with 2, 4, 8, ... samples; None where not even those fit."""
+    give_back_freed_memory()  # a step that finds its memory kept ready does not show what it takes
     base, fits, before, size = memory_used(trainer.device), 0, 0, min(LEAST, most)
     while size <= most:
         try:

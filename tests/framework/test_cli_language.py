@@ -117,7 +117,7 @@ def test_charlstm(text, folder):  # noqa: F811
         (["charlstm", "--set", "tied=true"], "an embedding as large as hidden, 256, but it is 64"),
         (["charlstm", "--set", "cell=ltsm"], "expected one of lstm, gru, rnn"),
         (["charlstm", "--batch-size", 90000], "too few for a window of 64"),
-        (["seq2seq"], "seq2seq has no data to train on from here; train it from Python"),
+        (["rnnseq2seq"], "rnnseq2seq has no data to train on from here; train it from Python"),
         (["mlp", "--set", "steps=9"], "steps is 9, which is for text, but digits is none"),
     ],
 )

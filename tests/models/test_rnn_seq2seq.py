@@ -1,4 +1,4 @@
-"""Seq2Seq: it learns to write sequences backwards, whatever stands beyond their ends."""
+"""RNNSeq2Seq: it learns to write sequences backwards, whatever stands beyond their ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import framework as fw
 from framework import optimizers
 from framework.data import Sequences
 from framework.functional import cross_entropy
-from models import Seq2SeqConfig, build
+from models import RNNSeq2SeqConfig, build
 
 BEGIN, END, LETTERS = 0, 1, 8
 
@@ -34,7 +34,7 @@ def sizes():
 
 def test_it_learns_to_write_backwards(sizes):
     fw.manual_seed(0)
-    model = build("seq2seq", **sizes, attention=16)
+    model = build("rnnseq2seq", **sizes, attention=16)
     optimizer = optimizers.AdamW(model.parameters(), lr=0.01)
     data = reversals(1000, 0)
     draw = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_it_learns_to_write_backwards(sizes):
 
 def test_what_is_beyond_a_row_s_end_does_not_count(sizes):
     fw.manual_seed(0)
-    model = build("seq2seq", **sizes)
+    model = build("rnnseq2seq", **sizes)
     ids, lengths, previous, _ = reversals(6, 2).batch(np.arange(6))
     logits = model(moved(ids), moved(lengths), moved(previous)).detach().numpy()
     assert logits.shape == (*previous.shape, LETTERS)
@@ -65,7 +65,7 @@ def test_what_is_beyond_a_row_s_end_does_not_count(sizes):
 
 
 def test_attention_is_over_what_was_read(sizes):
-    model = build("seq2seq", **sizes)
+    model = build("rnnseq2seq", **sizes)
     read, state = model.read(moved(np.array([[2, 3, 4], [5, 0, 0]])), [3, 1])
     _, weights = model.attention(state, *read)
     weights = weights.detach().numpy()
@@ -74,7 +74,7 @@ def test_attention_is_over_what_was_read(sizes):
 
 
 def test_input_that_cannot_be(sizes):
-    model = build("seq2seq", **sizes)
+    model = build("rnnseq2seq", **sizes)
     ids, previous = moved(np.full((2, 3), 2)), moved(np.zeros((2, 4), np.int64))
     with pytest.raises(ValueError, match=r"ids have shape \(3,\), expected \(rows, tokens\)"):
         model(ids[0], None, previous)
@@ -85,4 +85,4 @@ def test_input_that_cannot_be(sizes):
     with pytest.raises(ValueError, match="end is 8, expected 0 to 7"):
         model.decode(ids, begin=0, end=8, tokens=3)
     with pytest.raises(ValueError, match="attention is 0"):
-        Seq2SeqConfig(attention=0)
+        RNNSeq2SeqConfig(attention=0)

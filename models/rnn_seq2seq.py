@@ -1,7 +1,7 @@
 """An encoder-decoder with additive attention (Bahdanau, Cho and Bengio 2015): one sequence of
 tokens into another.
 
-model = Seq2Seq(Seq2SeqConfig(vocabulary=40, outputs=50))
+model = RNNSeq2Seq(RNNSeq2SeqConfig(vocabulary=40, outputs=50))
 logits = model(ids, lengths, previous)                    # (B, S), (B,), (B, T) -> (B, T, 50)
 model.decode(ids, lengths, begin=0, end=1, tokens=30)     # token ids of each row
 """
@@ -20,7 +20,7 @@ from models.rnn import check_dropout, check_sizes
 
 
 @dataclass(frozen=True)
-class Seq2SeqConfig:
+class RNNSeq2SeqConfig:
     """`vocabulary` of what is read, `outputs` of what is written; ValueError names a setting that
     cannot be.
     """
@@ -57,12 +57,12 @@ class AdditiveAttention(layers.Module):
         return (weights.unsqueeze(1) @ memory).squeeze(1), weights
 
 
-class Seq2Seq(layers.Module):
+class RNNSeq2Seq(layers.Module):
     """A bidirectional GRU reads, a GRU writes token after token; before each it looks over all that
     was read, by attention.
     """
 
-    def __init__(self, config: Seq2SeqConfig) -> None:
+    def __init__(self, config: RNNSeq2SeqConfig) -> None:
         super().__init__()
         self.config = config
         E, H = config.embedding, config.hidden
