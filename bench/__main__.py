@@ -163,24 +163,22 @@ def adding(
     json: Json = None,
 ) -> None:
     """What LSTM, GRU and a plain network remember over many steps, and why. A minute."""
+    import framework as fw
     from bench import adding as bench, machine
-    from framework.backend.device import set_default_device
-    from kernels.registry import has_numba
 
     with _clear_errors():
         _check_writable(json)
         _check_writable(png, "--png")
-        set_default_device("cpu")
-        if has_numba():  # steps this small are not worth waking a second thread
-            from kernels.cpu.engine import set_threads
-
-            set_threads(1)
+        fw.set_default_device("cpu")
         setting = bench.Setting(length=length, steps=steps)
         outcomes = []
+        threads = fw.get_num_threads()
+        fw.set_num_threads(1)  # steps this small are not worth waking a second one
         with _progress(len(bench.NAMES)) as progress:
             for cell in bench.NAMES:
                 outcomes.append(bench.train(cell, setting))
                 progress(cell)
+        fw.set_num_threads(threads)
         facts = machine.describe(1, "cpu")
         _show(machine.headline(facts), bench.table(setting, outcomes))
         if png is not None:
