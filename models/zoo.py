@@ -11,6 +11,7 @@ from framework.layers import Module
 from models.gpt import GPT, GPTConfig
 from models.mlp import MLP, MLPConfig
 from models.nplm import NPLM, NPLMConfig
+from models.vit import ViT, ViTConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ ZOO: dict[str, Entry] = {
         tasks=("language",),
         recipe={"lr": 2e-3, "batch_size": 32, "epochs": 5, "clip_norm": 1.0},
         carries=True,
+    ),
+    "vit": Entry(
+        ViTConfig,
+        ViT,
+        "transformer for images: patches as a sequence (Dosovitskiy et al. 2021)",
+        recipe={"lr": 1e-3, "weight_decay": 0.05, "decay": "matrices", "clip_norm": 1.0},
     ),
 }
 

@@ -3,6 +3,7 @@
 A family's file imports neither models nor torch at its top: each side imports its own.
 """
 
+from bench.training_tasks.gpt import GPTTask
 from bench.training_tasks.mlp import MLPTask
 from bench.training_tasks.task import BadSetting, Task
 
@@ -11,4 +12,5 @@ __all__ = ["TASKS", "BadSetting", "Task"]
 #: What --model chooses from; --set changes a task's fields.
 TASKS: dict[str, Task] = {
     "mlp": MLPTask(),
+    "gpt": GPTTask(),
 }
