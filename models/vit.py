@@ -58,8 +58,8 @@ class ViTConfig:
     def for_data(
         cls, shape: tuple[int, ...], classes: int | None, task: str, **overrides: Any
     ) -> ViTConfig:
-        """The configuration for images of `shape` (C, H, W): the smallest patches, from 2 pixels on,
-        of which there are no more than 64.
+        """The configuration for images of `shape` (C, H, W): the smallest patches from 2 pixels on
+        of which there are at most 64.
         """
         if len(shape) != 3:
             raise ValueError(f"ViT is for images (C, H, W), this data has the shape {shape}")

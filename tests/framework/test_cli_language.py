@@ -88,7 +88,7 @@ def test_streams_of_words_and_a_longer_run(text, folder):  # noqa: F811
     ("args", "message"),
     [
         (["nplm", "--dataset", "digits"], "nplm is for language, but digits is data for classif"),
-        (["mlp", "--dataset", "python-reference"], "data for language: take one of nplm"),
+        (["mlp", "--dataset", "python-reference"], "data for language: take one of gpt"),
         (["nplm", "--dataset", "none.txt"], "'none.txt' cannot be read: there is no such file"),
         (["nplm", "--dataset", "pytho-reference"], "(did you mean python-reference?)"),
         (["nplm", "--set", "window=99999"], "test part: window is 99999, but the text has"),
