@@ -32,7 +32,7 @@ class ViTConfig:
     heads: int = 4
     embedding: int = 64
     hidden: int | None = None
-    dropout: float = 0.0
+    dropout: float = 0.1
     task: str = "classification"
 
     of_data: ClassVar[tuple[str, ...]] = ("channels", "height", "width", "outputs", "task")

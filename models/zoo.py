@@ -71,7 +71,7 @@ ZOO: dict[str, Entry] = {
         ViTConfig,
         ViT,
         "transformer for images: patches as a sequence (Dosovitskiy et al. 2021)",
-        recipe={"lr": 1e-3, "weight_decay": 0.05, "decay": "matrices", "clip_norm": 1.0},
+        recipe={"weight_decay": 0.05, "decay": "matrices", "clip_norm": 1.0},
     ),
 }
 

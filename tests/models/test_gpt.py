@@ -23,9 +23,9 @@ def moved(array):
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
     """With weights large enough that tokens differ."""
-    fw.manual_seed(0)
+    fw.manual_seed(2)
     if request.param == "gpt2":
-        config = GPTConfig(**SMALL, bias=True)
+        config = GPTConfig(**SMALL, bias=True, tied=False)  # a tied head repeats the last
     else:
         config = GPTConfig.llama(**SMALL, groups=2)
     model = GPT(config)
@@ -143,6 +143,6 @@ def test_ids_that_cannot_be(model):
     _, state = model.step(moved(IDS[:, :8]), state)
     with pytest.raises(ValueError, match=r"shape \(2, 5\) after 8"):
         model.step(moved(IDS[:, :5]), state)
-    if fw.default_device().type == "cpu":
+    if str(fw.default_device()) == "cpu":
         with pytest.raises(IndexError, match="9"):
             model(moved(np.array([[0, 9]])))

@@ -75,7 +75,7 @@ def test_hidden_tokens():
 
 def test_vit_learns_images():
     fw.manual_seed(0)
-    model = ViT(ViTConfig(2, 8, 4, 3, patch=2, depth=1, heads=2, embedding=16))
+    model = ViT(ViTConfig(2, 8, 4, 3, patch=2, depth=1, heads=2, embedding=16, dropout=0.0))
     images, classes = (
         moved(RNG.normal(size=(6, 2, 8, 4)).astype(np.float32)),
         moved(np.arange(6) % 3),
