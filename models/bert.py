@@ -140,7 +140,7 @@ class BERT(layers.Module):
         """
         config = hugging_face.read_config(folder, ("bert",))
         path = Path(folder) / hugging_face.CONFIG
-        model = cls(hugging_face.fields_of(path, config, lambda: _read(config, head)))
+        model = cls(hugging_face.fields_of(path, lambda: _read(config, head)))
         model.load_pretrained(folder)
         return model.eval()
 

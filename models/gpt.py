@@ -176,7 +176,7 @@ class GPT(layers.Module):
         """
         config = hugging_face.read_config(folder, tuple(_READ))
         path, read = Path(folder) / hugging_face.CONFIG, _READ[config["model_type"]]
-        model = cls(hugging_face.fields_of(path, config, lambda: read(config)))
+        model = cls(hugging_face.fields_of(path, lambda: read(config)))
         model.load_pretrained(folder)
         return model.eval()
 

@@ -69,7 +69,7 @@ def read_config(folder: str | Path, kinds: Sequence[str]) -> dict[str, Any]:
     return dict(config)
 
 
-def fields_of(path: Path, config: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+def fields_of(path: Path, make: Callable[[], Any]) -> Any:
     """`make()`, a model's configuration out of config.json; FileError where that cannot be."""
     try:
         return make()
@@ -119,6 +119,7 @@ def load(
             was.
     """
     tensors, path = read_weights(folder)
+    tensors = {_today(name): x for name, x in tensors.items()}
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {prefix + name: x for name, x in tensors.items()}
     own = {name: x.shape for name, x in model.state_dict().items()}
@@ -145,6 +146,13 @@ def load(
             f"place{f', and {len(odd) - 1} more' if odd[1:] else ''}"
         )
     model.load_state_dict(state)
+
+
+def _today(name: str) -> str:
+    """The first files of BERT have TensorFlow's names of a norm's scale and shift."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
 
 
 def save(

@@ -1,8 +1,9 @@
 """What GPT, BERT, ViT and the encoder-decoder are made of: attention, feed-forward, and blocks of
 both.
 
-A block before its norms' sum is left open: what a part gives is added by the norm that follows it,
-in one pass (``F.add_layer_norm``). So blocks hand on two tensors, the sum so far and the last part.
+A block whose norms stand before its parts leaves its last sum open: what a part gives is added by
+the norm that follows, in one pass (``F.add_layer_norm``). So such blocks hand on two tensors, the
+sum so far and the last part.
 """
 
 from __future__ import annotations
