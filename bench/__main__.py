@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,6 +154,42 @@ def training(
 
 
 @app.command()
+def adding(
+    length: Annotated[int, typer.Option(help="Steps of a sequence.", min=2)] = 100,
+    steps: Annotated[int, typer.Option(help="Training steps at most.", min=1)] = 3000,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw errors and gradients to this file.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """What LSTM, GRU and a plain network remember over many steps, and why. A minute."""
+    from bench import adding as bench, machine
+    from framework.backend.device import set_default_device
+    from kernels.registry import has_numba
+
+    with _clear_errors():
+        _check_writable(json)
+        _check_writable(png, "--png")
+        set_default_device("cpu")
+        if has_numba():  # steps this small are not worth waking a second thread
+            from kernels.cpu.engine import set_threads
+
+            set_threads(1)
+        setting = bench.Setting(length=length, steps=steps)
+        outcomes = []
+        with _progress(len(bench.NAMES)) as progress:
+            for cell in bench.NAMES:
+                outcomes.append(bench.train(cell, setting))
+                progress(cell)
+        facts = machine.describe(1, "cpu")
+        _show(machine.headline(facts), bench.table(setting, outcomes))
+        if png is not None:
+            bench.draw(setting, outcomes, png)
+        if json is not None:
+            machine.write(json, facts | bench.as_dict(setting, outcomes))
+
+
+@app.command()
 def gpu(
     out: Annotated[
         Path | None,
@@ -187,6 +223,80 @@ def gpu(
         typer.echo(f"\n{budget.spent:.0f} s; every figure is in {path}")
         if run.failures:
             _fail("; ".join(run.failures), code=1)
+
+
+@app.command()
+def soak(
+    kills: Annotated[int, typer.Option(help="SIGKILLs in all.", min=1)] = 200,
+    family: Annotated[
+        list[str] | None, typer.Option(help="A family; all, in turn, if none is named.")
+    ] = None,
+    forks: Annotated[
+        bool, typer.Option("--forks", help="Forks of one process in place of new interpreters.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Draws the moments.")] = 0,
+    json: Json = None,
+) -> None:
+    """Kill training runs at random moments, resume them, compare with runs that were let alone."""
+    from bench import machine, soak as bench
+
+    with _clear_errors():
+        families = family or list(bench.FAMILIES)
+        for name in families:
+            if name not in bench.FAMILIES:
+                _fail(f"unknown family {name!r}: there are {', '.join(bench.FAMILIES)}")
+        _check_writable(json)
+        facts = machine.describe(None, "cpu")
+        with _progress(kills) as progress, ExitStack() as stack:
+            start = stack.enter_context(bench.forks()) if forks else bench.Whole
+            done = lambda: progress("kill")  # noqa: E731
+            run = bench.Soak(
+                kills, families, start, startup=0.1 if forks else 1.5, seed=seed, after_kill=done
+            )
+            tallies = run.run()
+        _show(machine.headline(facts), bench.table(tallies))
+        if json is not None:
+            machine.write(json, facts | bench.as_dict(tallies))
+        if problems := bench.failed(tallies):
+            _fail("; ".join(problems), code=1)
+
+
+@app.command()
+def mutate(
+    files: Annotated[int, typer.Option(help="Damaged files in all.", min=1)] = 10_000,
+    seed: Annotated[int, typer.Option(help="Draws the damage.")] = 0,
+    json: Json = None,
+) -> None:
+    """Read damaged files of every kind: each has to end in an error that names it. 2 minutes."""
+    from bench import machine, mutate as bench
+
+    with _clear_errors():
+        _check_writable(json)
+        facts = machine.describe(None, "cpu")
+        with _progress(files) as progress:
+            tallies = bench.run(files, seed=seed, after_file=lambda: progress("file"))
+        _show(machine.headline(facts), bench.table(tallies))
+        if json is not None:
+            machine.write(json, facts | bench.as_dict(tallies))
+        if problems := bench.failed(tallies):
+            _fail("\n".join(problems), code=1)
+
+
+@app.command()
+def safety(
+    seconds: Annotated[float, typer.Option(help="Time in all.", min=0.5)] = 25.0,
+    json: Json = None,
+) -> None:
+    """Time what checkpoints and health checks cost a training step."""
+    from bench import machine, safety as bench
+
+    with _clear_errors():
+        _check_writable(json)
+        facts = machine.describe(None, "cpu")
+        result = bench.run(seconds)
+        _show(machine.headline(facts), bench.table(result))
+        if json is not None:
+            machine.write(json, facts | result.as_dict())
 
 
 @app.command()

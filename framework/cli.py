@@ -1,4 +1,4 @@
-"""python -m framework train | evaluate | predict | generate | models | doctor
+"""python -m framework train | evaluate | predict | explain | generate | models | doctor
 
 What a command needs is imported inside it: ``--help`` answers at once.
 """
@@ -31,6 +31,7 @@ from framework.planning import (
 )
 
 if TYPE_CHECKING:
+    from framework.trainer.run import RunConfig
     from models import Run as OpenedRun
 
 
@@ -174,6 +175,19 @@ def train(
             show_default=False,
         ),
     ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            help="Save the state after so many steps, or so much time: 500, 30s, 10m.",
+            show_default="10s",
+        ),
+    ] = None,
+    fast_dev_run: Annotated[
+        bool,
+        typer.Option(
+            "--fast-dev-run", help="One batch through everything, and nothing written: does it fit?"
+        ),
+    ] = False,
     profile: Annotated[
         bool,
         typer.Option(
@@ -198,9 +212,12 @@ def train(
     else:
         only_resume(dataset, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device, epochs)
-    from framework.training import run_training
+    from framework.training import dry_run, run_training
 
-    run_training(plan, resume is not None, quiet, profile)
+    if fast_dev_run:
+        dry_run(plan)
+    else:
+        run_training(plan, resume is not None, quiet, profile, checkpoint_every)
 
 
 @app.command()
@@ -269,6 +286,61 @@ def predict(
         content = io.BytesIO()
         np.save(content, values)
         write_bytes(out, content.getvalue())  # the very path, whatever its ending
+
+
+@app.command()
+@one_line_errors
+def explain(
+    run: Run,
+    image: Annotated[
+        str,
+        typer.Argument(
+            help="A .png or .npy file, or test:17, the image of this number in the test data.",
+            show_default=False,
+        ),
+    ],
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Draw what a model makes of an image: which pixels decide, its filters and feature maps.
+
+    The pictures are written into the run folder.
+    """
+    from framework import explain as pictures, screen
+    from framework.trainer.drawing import INSTALL, has_matplotlib
+    from models import open_run
+
+    if not has_matplotlib():
+        raise UsageError(f"explain draws with matplotlib, which is not installed: {INSTALL}")
+    opened = open_run(run, place(device))
+    config = opened.config
+    if config.task != "classification" or config.classes is None or len(config.shape) != 3:
+        raise UsageError(
+            f"{run} has learnt {config.task} of inputs {config.shape}: explain is for images and "
+            "their classes"
+        )
+    assert opened.inputs is not None
+    truth = None
+    if image.startswith("test:"):
+        pixels, truth = _test_image(config, run, image)
+        name = image.replace(":", "-")
+    else:
+        pixels, name = pictures.read_image(Path(image), config.shape), Path(image).stem
+    subject = pictures.Subject(
+        opened.model, pixels, opened.inputs, config.classes, config.device, truth
+    )
+    files = pictures.explain(subject, run / "explain" / name)
+    screen.show_explanation(subject, files)
+
+
+def _test_image(config: RunConfig, run: Path, image: str) -> tuple[Any, int]:
+    """The image that test:N names, and its class."""
+    test = splits_of(config, run).test
+    number = image.removeprefix("test:")
+    if not number.isdecimal() or int(number) >= len(test):
+        raise UsageError(f"{image}: expected test:0 to test:{len(test) - 1}")
+    pixels, labels = test.batch([int(number)])
+    return pixels[0], int(labels[0])
 
 
 @app.command()

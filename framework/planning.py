@@ -42,12 +42,14 @@ def plan_run(
     settings: list[str],
 ) -> Plan:
     """A new run; without a `dataset`, on the embedded one that the family is for."""
-    from framework.data import TokenSplits
+    from framework.data import CATALOG, TokenSplits
     from framework.trainer.config import sizes
     from framework.trainer.run import CONFIG, Recipe, RunConfig, load_data
     from models import entry
 
     family = entry(model)
+    if not family.tasks:
+        raise UsageError(f"{model} has no data to train on from here; train it from Python")
     if dataset is None:
         dataset = "digits" if "classification" in family.tasks else "python-reference"
     on = place(device)
@@ -58,7 +60,8 @@ def plan_run(
         if name in for_recipe:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{name} is given twice: by {option} and by --set {name}=...")
-    recipe = expect(lambda: Recipe(**{**family.recipe, **for_recipe, **options}))
+    suits = CATALOG[dataset].augmentation if family.augments and dataset in CATALOG else {}
+    recipe = expect(lambda: Recipe(**{**family.recipe, **suits, **for_recipe, **options}))
     splits = expect(lambda: _splits(dataset, seed, recipe))
     _check_family(model, family, splits, recipe)
     classes = len(splits.classes) if splits.classes else None
@@ -158,8 +161,11 @@ def only_resume(*options: Any) -> None:
 def resumed_run(
     folder: Path, model: str | None, device: str | None, epochs: int | None = None
 ) -> Plan:
-    """An interrupted run; with more `epochs` also a complete one."""
-    from framework.trainer.run import LAST, METRICS, MODEL, RunConfig, load_data
+    """An interrupted run, also one that ended before it saved anything; with more `epochs` also a
+    complete one.
+    """
+    from framework.trainer.run import CHECKPOINTS, METRICS, MODEL, RunConfig, load_data
+    from framework.trainer.store import checkpoints_in
 
     config = RunConfig.read(folder)
     if model not in (None, config.model):
@@ -170,22 +176,21 @@ def resumed_run(
         raise UsageError(
             f"--epochs {epochs}: {folder} is a run of {before} epochs, --resume takes more, or none"
         )
-    complete = (folder / MODEL).is_file() and not (folder / LAST).is_file()
+    saved = bool(checkpoints_in(folder / CHECKPOINTS))
+    complete = (folder / MODEL).is_file() and not saved
     if complete and epochs is not None and config.recipe.validation:
         raise UsageError(
             f"{folder} is complete and has its best epoch's weights by the validation loss: "
             "it cannot be trained on from there"
         )
-    if not (folder / LAST).is_file() and not (complete and epochs is not None):
-        if complete:
-            raise UsageError(
-                f"{folder} is complete: there is nothing to go on with; "
-                f"--epochs N trains on, with N above {before}"
-            )
-        log = folder / METRICS
-        if log.is_file() and log.stat().st_size:
-            raise UsageError(f"{folder} has lost its {LAST}: start the run anew")
-        raise UsageError(f"{folder} was interrupted before its first epoch ended: start it anew")
+    if complete and epochs is None:
+        raise UsageError(
+            f"{folder} is complete: there is nothing to go on with; "
+            f"--epochs N trains on, with N above {before}"
+        )
+    log = folder / METRICS
+    if not saved and not complete and log.is_file() and log.stat().st_size:
+        raise UsageError(f"{folder} has lost its {CHECKPOINTS}: start the run anew")
     if device is not None:
         config = replace(config, device=place(device))
     if epochs is not None:

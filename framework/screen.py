@@ -22,8 +22,9 @@ from rich.text import Text
 
 from framework.backend.device import Device
 from framework.data import Splits, TokenSplits
+from framework.explain import Subject
 from framework.layers import Module
-from framework.trainer import Profiler
+from framework.trainer import Profiler, Trainer
 from framework.trainer.run import RunConfig, example, language_scores
 
 #: Rows of predictions in a terminal.
@@ -70,9 +71,10 @@ def show_training(
     config: RunConfig,
     splits: Splits,
     model: Module,
-    epochs_done: int,
+    trainer: Trainer,
     epochs_before: int | None = None,
     anew: bool = False,
+    resumed: bool = False,
 ) -> None:
     """Device, data, recipe and model, before training begins. `epochs_before`: what a run that gets
     more epochs was to have; `anew`: its optimizer has lost its state.
@@ -108,12 +110,17 @@ def show_training(
         )
     )
     show_summary(model, example(config))
-    if epochs_done:
+    if resumed and not trainer.step:
+        console().print("nothing was saved yet: starting at the beginning\n")
+    elif trainer.step:
         note = ""
         if epochs_before is not None:
             note = f"; the learning rate follows the schedule of {recipe.epochs} epochs now"
             note += f", not of {epochs_before}" + (f", and {optimizer} starts anew" if anew else "")
-        console().print(f"going on after epoch {epochs_done}{note}\n")
+        done = f"epoch {trainer.epoch}"
+        if trainer.position.batches:
+            done = f"step {trainer.step}, in epoch {trainer.epoch + 1}"
+        console().print(f"going on after {done}{note}\n")
 
 
 def show_summary(model: Module, inputs: Any) -> None:
@@ -252,6 +259,24 @@ def _prediction(config: RunConfig, value: np.ndarray[Any, Any]) -> list[str]:
     names = config.classes or tuple(map(str, range(len(value))))
     first, second = np.argsort(-value, kind="stable")[:2]
     return [names[first], f"{value[first]:.4f}", f"{names[second]} {value[second]:.4f}"]
+
+
+# explain ------------------------------------------------------------------------------------------
+
+#: Classes in the table of an explained image.
+LIKELIEST = 5
+
+
+def show_explanation(subject: Subject, files: list[Path]) -> None:
+    """The likeliest classes of the image and their probabilities, then the pictures' files."""
+    out = table("class", "probability", "", right=(1,))
+    for label in subject.ranked()[:LIKELIEST]:
+        note = "what it is" if label == subject.truth else ""
+        cells = escape(subject.classes[label]), f"{subject.probabilities[label]:.4f}"
+        out.add_row(*cells, f"[green]{note}[/]")
+    console().print(out)
+    for file in files:
+        console().print(f"[dim]wrote[/] {escape(str(file))}", soft_wrap=True)
 
 
 # generate -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
@@ -12,11 +13,13 @@ import typer
 import framework as fw
 from framework import screen
 from framework.data import TokenSplits
-from framework.layers import BatchNorm1d, Module
+from framework.interop.lock import FolderLock
+from framework.layers import BatchNorm1d, BatchNorm2d, Module
 from framework.planning import Plan, UsageError
 from framework.trainer import (
     Callback,
     CurvePlot,
+    Interrupts,
     JSONLLog,
     LRMonitor,
     ModelCheckpoint,
@@ -24,12 +27,15 @@ from framework.trainer import (
     Profiler,
     Progress,
     SampleText,
+    Stopped,
     TerminateOnNaN,
     checkpoint,
 )
+from framework.trainer.folders import make_folder
 from framework.trainer.run import (
+    CHECKPOINTS,
+    CONFIG,
     CURVES,
-    LAST,
     METRICS,
     MODEL,
     Data,
@@ -42,29 +48,66 @@ from framework.trainer.run import (
     save_model,
     save_tokenizer,
 )
+from framework.trainer.store import Store, checkpoints_in
 from models import build_model
 
 
-def run_training(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None:
+def run_training(
+    plan: Plan, resumed: bool, quiet: bool, profiled: bool, checkpoint_every: str | None
+) -> None:
     """Run what `plan` says, from the start or from the last checkpoint; the last line printed is
     the score on the test data.
 
     Raises:
         typer.Exit: 130, after Ctrl-C; what there is has been kept.
         NonFiniteError: the loss or a gradient is no number.
+        UsageError: another run has taken the folder; `checkpoint_every` is no time.
     """
+    every = _every(checkpoint_every)
+    model = _prepared(plan)
+    make_folder(plan.folder)
+    with FolderLock(plan.folder):
+        if not resumed and (plan.folder / CONFIG).exists():  # written while this one was planned
+            raise UsageError(f"{plan.folder} holds a run already: choose another --out")
+        _train(plan, model, resumed, quiet, profiled, every)
+
+
+def dry_run(plan: Plan) -> None:
+    """One batch of each loader, through everything but files."""
+    model, data = _prepared(plan), plan.data
+    callbacks: list[Callback] = [TerminateOnNaN()]
+    if isinstance(plan.splits, TokenSplits):
+        callbacks.insert(0, LanguageScores(plan.splits))
+    trainer = make_trainer(model, plan.config, data, callbacks)
+    (record,) = trainer.fit(data.train, _watched(data), fast_dev_run=True)
+    shown = "  ".join(f"{k} {v:.4f}" for k, v in record.items() if k.endswith("loss"))
+    print(f"one batch went through everything: {shown}")
+
+
+def _prepared(plan: Plan) -> Module:
+    """The model, on the plan's device, from its seed."""
+    fw.manual_seed(plan.config.seed)
+    fw.set_default_device(plan.config.device)
+    model = build_model(plan.config, plan.folder)
+    _check_batches(model, plan.data, plan.config.recipe.batch_size)
+    return model
+
+
+def _watched(data: Data) -> dict[str, Any]:
+    return {"validation": data.validation} if data.validation else {"test": data.test}
+
+
+def _train(
+    plan: Plan, model: Module, resumed: bool, quiet: bool, profiled: bool, every: dict[str, Any]
+) -> None:
     config, folder, data = plan.config, plan.folder, plan.data
-    fw.manual_seed(config.seed)
-    fw.set_default_device(config.device)
-    model = build_model(config, folder)
-    _check_batches(model, data, config.recipe.batch_size)
-    kept = ModelCheckpoint(folder, every_seconds=10)
     callbacks = [
         LRMonitor(),
         TerminateOnNaN(),
+        ModelCheckpoint(folder / CHECKPOINTS, **every),
         JSONLLog(folder / METRICS),
-        kept,
         CurvePlot(folder / CURVES, quiet),
+        Interrupts(),
     ]
     if not quiet:
         callbacks.insert(0, Progress(screen.console()))
@@ -76,35 +119,53 @@ def run_training(plan: Plan, resumed: bool, quiet: bool, profiled: bool) -> None
     if profiled:
         callbacks.insert(0, profiler)
     trainer = make_trainer(model, config, data, callbacks)
-    anew = resumed and not (folder / LAST).is_file()
+    saved = resumed and bool(checkpoints_in(folder / CHECKPOINTS))
+    anew = resumed and (folder / MODEL).is_file() and not saved
     if anew:
         keep_state_of_complete_run(folder, trainer, config, data)
-    if resumed:
-        checkpoint.load_trainer(folder / LAST, trainer)
+    if saved or anew:
+        checkpoint.resume(folder / CHECKPOINTS, trainer)
     if not resumed or plan.epochs_before is not None:
         config.write(folder)
         if isinstance(plan.splits, TokenSplits):
             save_tokenizer(folder, plan.splits.tokenizer)
     if not quiet:
-        screen.show_training(config, plan.splits, model, trainer.epoch, plan.epochs_before, anew)
-    watched = {"validation": data.validation} if data.validation else {"test": data.test}
+        screen.show_training(config, plan.splits, model, trainer, plan.epochs_before, anew, resumed)
     assert config.recipe.epochs is not None
     try:
         with fitting_threads(model, config):
-            trainer.fit(data.train, watched, config.recipe.epochs)
+            trainer.fit(data.train, _watched(data), config.recipe.epochs)
         save_model(folder, model, data)
-    except KeyboardInterrupt:
-        _say_how_to_go_on(config, folder, kept.epoch or trainer.epoch)
+    except KeyboardInterrupt as error:
+        _say_how_to_go_on(config, folder, trainer.step if isinstance(error, Stopped) else None)
         raise typer.Exit(130) from None
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}. {_save_last_good(plan, model)}") from error
-    (folder / LAST).unlink(missing_ok=True)
+    Store(folder / CHECKPOINTS).remove()
     scores = trainer.evaluate(data.test)
     if profiled and not (quiet and profiler.recorded):
         screen.show_profile(profiler)
     if not quiet:
         screen.show_files(folder)
     screen.print_score(plan.splits, scores)
+
+
+def _every(text: str | None) -> dict[str, Any]:
+    """--checkpoint-every as options of ModelCheckpoint: steps, or seconds where it ends in s, m or
+    h.
+    """
+    if text is None:
+        return {"every_seconds": 10.0}
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        number = int(text) if unit is None else float(text[:-1]) * unit
+    except ValueError:
+        number = 0
+    if not 0 < number < 1e9:
+        raise UsageError(
+            f"--checkpoint-every {text}: expected a number of steps, or a time such as 30s or 10m"
+        )
+    return {"every_steps": number} if unit is None else {"every_seconds": number}
 
 
 def _sample(splits: TokenSplits) -> Callback:
@@ -117,11 +178,11 @@ def _check_batches(model: Module, data: Data, batch_size: int) -> None:
     samples = len(data.train.dataset)
     if min(batch_size, samples) > 1:
         return
-    if any(isinstance(module, BatchNorm1d) for module in model.modules()):
+    if any(isinstance(m, (BatchNorm1d, BatchNorm2d)) for m in model.modules()):
         what = f"batch_size is {batch_size}" if samples > 1 else "there is 1 training sample"
         raise UsageError(
-            f"{what}, but batch norm needs at least 2 samples in a batch: "
-            "take larger batches, or --set norm=layer"
+            f"{what}, but batch norm needs at least 2 samples in a batch: take larger batches"
+            + (", or --set norm=layer" if hasattr(model.config, "norm") else "")
         )
 
 
@@ -130,17 +191,18 @@ def _save_last_good(plan: Plan, model: Module) -> str:
     if all(np.isfinite(x.cpu().numpy()).all() for x in model.state_dict().values()):
         save_model(plan.folder, model, plan.data)
         return f"The last good weights are in {plan.folder / MODEL}"
-    if (plan.folder / LAST).is_file():
-        return f"The last epoch before is in {plan.folder / LAST}"
+    if checkpoints_in(plan.folder / CHECKPOINTS):
+        return f"The states before are in {plan.folder / CHECKPOINTS}"
     return "No epoch had ended, and the weights are not finite: nothing is kept"
 
 
-def _say_how_to_go_on(config: RunConfig, folder: Path, epoch: int) -> None:
-    if not (folder / LAST).is_file():
-        print("\nstopped before the first epoch ended: nothing to keep", file=sys.stderr)
-        return
-    print(
-        f"\nstopped; epoch {epoch} of {config.recipe.epochs} is kept in {folder / LAST}\n"
-        f"go on with: python -m framework train {config.model} --resume {shlex.quote(str(folder))}",
-        file=sys.stderr,
-    )
+def _say_how_to_go_on(config: RunConfig, folder: Path, step: int | None) -> None:
+    """`step`: where all is saved; None where the last checkpoint has to do."""
+    if not checkpoints_in(folder / CHECKPOINTS):
+        print("\nstopped before anything was saved", file=sys.stderr)
+    elif step is None:
+        print(f"\nstopped; the last state is in {folder / CHECKPOINTS}", file=sys.stderr)
+    else:
+        print(f"\nstopped after step {step}, saved in {folder / CHECKPOINTS}", file=sys.stderr)
+    command = f"python -m framework train {config.model} --resume {shlex.quote(str(folder))}"
+    print(f"go on with: {command}", file=sys.stderr)

@@ -173,16 +173,11 @@ def max_pool_grad(dy: Array, places: Array, windows: Windows) -> Array:
     return dx.astype(dy.dtype).reshape(*dy.shape[:2], *windows.sizes)
 
 
-def _of_columns(dy: Array, places: Array) -> bool:
-    """Were the pooled images columns? A single pixel's dy does not tell."""
-    return is_columns(places if math.prod(dy.shape[2:]) == 1 else dy)
-
-
 @max_pool_grad.cpu
 def _(dy: Array, places: Array, windows: Windows) -> Array:
     windows.check("max_pool_grad", "dy", dy, windows.outputs)
     windows.check("max_pool_grad", "places", places, windows.outputs)
-    columns = _of_columns(dy, places)
+    columns = is_columns(places)  # as x was: a dy out of Flatten's gradient lies in planes
     dx = empty_images(dy, windows.sizes, columns)
     if dx.size == 0:
         return dx
@@ -200,7 +195,7 @@ def _(dy: Array, places: Array, windows: Windows) -> Array:
 def _(dy: Array, places: Array, windows: Windows) -> Array:
     windows.check("max_pool_grad", "dy", dy, windows.outputs)
     windows.check("max_pool_grad", "places", places, windows.outputs)
-    columns = _of_columns(dy, places)
+    columns = is_columns(places)  # as x was: a dy out of Flatten's gradient lies in planes
     dx = empty_images(dy, windows.sizes, columns)
     if dx.size:
         _launch("max_pool_grad", columns, windows, (dy, places, dx))

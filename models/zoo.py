@@ -8,9 +8,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from framework.layers import Module
+from models.convnext import ConvNeXt, ConvNeXtConfig
 from models.gpt import GPT, GPTConfig
+from models.lenet import LeNet, LeNetConfig
 from models.mlp import MLP, MLPConfig
+from models.mobilenet import MobileNetV2, MobileNetV2Config
 from models.nplm import NPLM, NPLMConfig
+from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
+from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
+from models.rnn_seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig
+from models.vgg import VGG, VGGConfig
 from models.vit import ViT, ViTConfig
 
 
@@ -23,9 +30,11 @@ class Entry:
             names of the fields that the data set decides.
         build: makes a model from one.
         description: one line.
-        tasks: what kinds of data it is for: classification, regression, language.
+        tasks: what kinds of data it is for: classification, regression, language; none where
+            `train` has no data for it.
         recipe: settings of the `Recipe` with which `train` begins where they differ from its
             defaults; the user's come on top.
+        augments: of images: it begins with the augmentation that suits the data set, too.
         carries: of language: its ``forward(ids, fresh)`` carries a state over streams
             (``sampling=stream``).
     """
@@ -35,10 +44,40 @@ class Entry:
     description: str
     tasks: tuple[str, ...] = ("classification", "regression")
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    augments: bool = False
     carries: bool = False
 
 
+#: How networks for photographs are trained from scratch.
+PHOTOGRAPHS = {
+    "batch_size": 128,
+    "epochs": 30,
+    "lr": 0.1,
+    "optimizer": "sgd",
+    "weight_decay": 5e-4,
+    "warmup": 0.2,
+}
+
+
+def _for_images(config: type[Any], build: Any, description: str, **recipe: Any) -> Entry:
+    return Entry(config, build, description, ("classification",), recipe, augments=True)
+
+
 ZOO: dict[str, Entry] = {
+    "charlstm": Entry(
+        CharRNNConfig,
+        CharRNN,
+        "recurrent language model, of characters or words: LSTM, GRU or plain RNN",
+        tasks=("language",),
+        recipe={
+            "lr": 3e-3,
+            "batch_size": 32,
+            "epochs": 20,
+            "clip_norm": 1.0,
+            "sampling": "stream",
+        },
+        carries=True,
+    ),
     "gpt": Entry(
         GPTConfig,
         GPT,
@@ -67,11 +106,52 @@ ZOO: dict[str, Entry] = {
         recipe={"lr": 2e-3, "batch_size": 32, "epochs": 5, "clip_norm": 1.0},
         carries=True,
     ),
+    "lenet": _for_images(
+        LeNetConfig, LeNet, "LeNet-5 (LeCun et al. 1998)", epochs=15, lr=5e-3, warmup=0.2
+    ),
+    "vgg": _for_images(
+        VGGConfig, VGG, "a small VGG (Simonyan & Zisserman 2015), batch norm", **PHOTOGRAPHS
+    ),
+    "resnet18": _for_images(
+        ResNet18Config,
+        ResNet,
+        "ResNet-18 (He et al. 2016): 18 layers, 11.2 M weights",
+        **PHOTOGRAPHS,
+    ),
+    "resnet34": _for_images(ResNet34Config, ResNet, "ResNet-34 (He et al. 2016)", **PHOTOGRAPHS),
+    "resnet50": _for_images(
+        ResNet50Config, ResNet, "ResNet-50 (He et al. 2016): bottlenecks", **PHOTOGRAPHS
+    ),
+    "mobilenetv2": _for_images(
+        MobileNetV2Config,
+        MobileNetV2,
+        "MobileNetV2 (Sandler et al. 2018): depthwise",
+        **PHOTOGRAPHS,
+    ),
+    "convnext": _for_images(
+        ConvNeXtConfig,
+        ConvNeXt,
+        "ConvNeXt-Tiny (Liu et al. 2022)",
+        **PHOTOGRAPHS
+        | {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "decay": "matrices"},
+    ),
     "vit": Entry(
         ViTConfig,
         ViT,
         "transformer for images: patches as a sequence (Dosovitskiy et al. 2021)",
         recipe={"weight_decay": 0.05, "decay": "matrices", "clip_norm": 1.0},
+    ),
+    "rnnclassifier": Entry(
+        RNNClassifierConfig,
+        RNNClassifier,
+        "recurrent classifier of sequences; images are read row by row",
+        recipe={"clip_norm": 1.0},
+    ),
+    "rnnseq2seq": Entry(
+        RNNSeq2SeqConfig,
+        RNNSeq2Seq,
+        "encoder-decoder with additive attention (Bahdanau et al. 2015), to be trained from Python",
+        tasks=(),
     ),
 }
 

@@ -28,6 +28,7 @@ LAYERS = [
     "framework.generation",
     "framework.profiler",
     "framework.trainer",
+    "framework.explain",
     "models",
     "framework.planning",
     "framework.screen",

@@ -85,7 +85,8 @@ class Task(ABC):
         if len(shape) > 1:
             scale = np.float32(np.sqrt(2 / np.prod(shape[1:])))
             return draw.standard_normal(shape, np.float32) * scale
-        return np.full(shape, 0.0 if name.endswith("bias") else 1.0, np.float32)
+        bias = name.rpartition(".")[2].startswith("bias")  # and bias_ih_l0
+        return np.full(shape, 0.0 if bias else 1.0, np.float32)
 
     def with_settings(self, settings: Mapping[str, str]) -> Task:
         """A copy with fields changed, each given as text. Raises BadSetting."""

@@ -29,6 +29,19 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, 1 << 30))
 
 
+def give_back_freed_memory() -> bool:
+    """Give the system back what glibc has kept (`keep_freed_memory`): for one who measures how much
+    the process grows. Returns whether it took effect.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # musl
+        return False
+    return bool(trim(0))
+
+
 def memory_used(device: Device | str | None = None) -> int:
     """Bytes in use now: by arrays in CuPy's pool and by captured graphs on a CUDA device, by the
     whole process on the CPU.

@@ -7,6 +7,7 @@ from framework.data.augmentation import (
     RandomRotation,
     RandomVerticalFlip,
     rotate,
+    warp,
 )
 from framework.data.catalog import CATALOG, Splits, load, names
 from framework.data.corpora import CORPORA, Corpus, TokenSplits, load_text
@@ -23,6 +24,8 @@ from framework.data.errors import DataError, LoaderError
 from framework.data.files import RemoteFile, cache_folder, data_folder
 from framework.data.idx import read_idx
 from framework.data.loader import DataLoader
+from framework.data.mixing import MixUp
+from framework.data.rand_augment import RandAugment
 from framework.data.samplers import BucketSampler, RandomSampler, Sampler, StreamSampler
 from framework.data.subwords import BPETokenizer, WordPieceTokenizer
 from framework.data.text import Sequences, Windows
@@ -50,7 +53,9 @@ __all__ = [
     "ImageDataset",
     "LoaderError",
     "MinMax",
+    "MixUp",
     "OneHot",
+    "RandAugment",
     "RandomCrop",
     "RandomHorizontalFlip",
     "RandomRotation",
@@ -81,4 +86,5 @@ __all__ = [
     "read_idx",
     "rotate",
     "tokenizer_from_json",
+    "warp",
 ]

@@ -1,4 +1,5 @@
-"""Random transforms of images, vectorised over the batch: flips, crops, rotations, cut-out.
+"""Random transforms of images, vectorised over the batch: flips, crops, rotations, cut-out. More:
+framework/data/rand_augment.py, mixing.py.
 
 Images are (N, C, H, W) or (N, H, W), of any dtype, and keep both. What happens to sample i is
 decided by row i of u, the uniform draws of `framework.data.transforms`.
@@ -129,7 +130,15 @@ class CutOut(Transform):
 
 def rotate(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """Images (N, C, H, W) or (N, H, W) turned by `angles` (N,) in radians, counter-clockwise about
-    the centre.
+    the centre. See `warp`.
+    """
+    cos, sin = np.cos(angles), np.sin(angles)
+    return warp(x, np.stack([cos, sin, -sin, cos], axis=-1).reshape(-1, 2, 2))
+
+
+def warp(x: np.ndarray, matrices: np.ndarray, shifts: np.ndarray | None = None) -> np.ndarray:
+    """Images (N, C, H, W) or (N, H, W) whose pixel at (row, column), counted from the centre, comes
+    from ``matrices[i] @ (row, column) + shifts[i]``, (N, 2, 2) and (N, 2).
 
     Bilinear: an output pixel is the average of the four input pixels around the place it comes
     from, weighted by nearness; pixels outside count as zero. Integers are rounded to the nearest.
@@ -137,13 +146,13 @@ def rotate(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
     images = _as_images(x)
     N, C, H, W = images.shape
     dtype = np.float64 if x.dtype == np.float64 else np.float32
+    shifts = np.zeros((N, 2)) if shifts is None else shifts
 
-    # Where each output pixel comes from: the inverse rotation, y pointing down, z to the right.
     y = (np.arange(H) - (H - 1) / 2)[None, :, None]
     z = (np.arange(W) - (W - 1) / 2)[None, None, :]
-    cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
-    from_row = sin * z + cos * y + (H - 1) / 2  # (N, H, W)
-    from_column = cos * z - sin * y + (W - 1) / 2
+    m, s = matrices[:, :, :, None, None], shifts[:, :, None, None]
+    from_row = m[:, 0, 1] * z + m[:, 0, 0] * y + (H - 1) / 2 + s[:, 0]  # (N, H, W)
+    from_column = m[:, 1, 1] * z + m[:, 1, 0] * y + (W - 1) / 2 + s[:, 1]
 
     top, left = np.floor(from_row).astype(np.int64), np.floor(from_column).astype(np.int64)
     down, right = from_row - top, from_column - left  # in [0, 1): how far towards the next pixel

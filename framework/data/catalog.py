@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -45,11 +45,16 @@ class Splits:
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set of the catalog: `load(seed, **options)` makes it, `summary` is one line."""
+    """A data set of the catalog: `load(seed, **options)` makes it, `summary` is one line.
+
+    `augmentation`: what may happen to its images at random without changing their classes, as
+    settings of a training recipe.
+    """
 
     load: Callable[..., Splits]
     summary: str
     options: tuple[str, ...]
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
 
 
 CATALOG: dict[str, Entry] = {}
@@ -100,10 +105,10 @@ def load(name: str, seed: int = 0, **options: float) -> Splits:
 
 
 def _entry(
-    name: str, summary: str, *options: str
+    name: str, summary: str, *options: str, **augmentation: Any
 ) -> Callable[[Callable[..., Splits]], Callable[..., Splits]]:
     def register(function: Callable[..., Splits]) -> Callable[..., Splits]:
-        CATALOG[name] = Entry(function, summary, options)
+        CATALOG[name] = Entry(function, summary, options, augmentation)
         return function
 
     return register
@@ -178,12 +183,14 @@ CLOTHES = (
 )
 
 
-@_entry("mnist", "70,000 handwritten digits, 28x28 (LeCun, Cortes, Burges)")
+@_entry("mnist", "70,000 handwritten digits, 28x28 (LeCun, Cortes, Burges)", shift=2)
 def _mnist(seed: int) -> Splits:
     return _idx_splits("mnist", "MNIST handwritten digits, 28x28", MNIST, DIGITS)
 
 
-@_entry("fashion-mnist", "70,000 pieces of clothing, 28x28 (Xiao, Rasul, Vollgraf)")
+@_entry(
+    "fashion-mnist", "70,000 pieces of clothing, 28x28 (Xiao, Rasul, Vollgraf)", shift=2, flip=True
+)
 def _fashion_mnist(seed: int) -> Splits:
     return _idx_splits("fashion-mnist", "Fashion-MNIST, 28x28", FASHION_MNIST, CLOTHES)
 
@@ -246,7 +253,7 @@ CIFAR10 = RemoteFile(
 )
 
 
-@_entry("cifar10", "60,000 colour images of ten kinds, 32x32 (Krizhevsky)")
+@_entry("cifar10", "60,000 colour images of ten kinds, 32x32 (Krizhevsky)", shift=4, flip=True)
 def _cifar10(seed: int) -> Splits:
     folders = ("cifar10", f"cifar10/{cifar.FOLDER}")  # where the files may lie unpacked
     unpacked = [found.parent for folder in folders if (found := locate(folder, cifar.TEST[0]))]

@@ -61,6 +61,8 @@ def _from_archive(archive: Path) -> dict[str, bytes]:
                 ):
                     stream = tar.extractfile(member)
                     contents[name] = stream.read() if stream else b""
+            while tar.fileobj and tar.fileobj.read(2**20):  # to the end, where gzip's checksum is
+                pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{archive}: corrupt archive ({error})") from error
     missing = [name for name in TRAIN + TEST if name not in contents]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,6 +12,9 @@ import numpy as np
 from framework.data.draws import permutation
 
 Task = Literal["classification", "regression", "language"]
+
+#: Read for a fingerprint: few enough for a data set of large files.
+FINGERPRINT_SAMPLES = 16
 
 
 class Dataset(ABC):
@@ -53,6 +57,25 @@ class Dataset(ABC):
                 error.add_note(f"sample {row} of {type(self).__name__}")
                 raise
         return collate(samples)
+
+    def fingerprint(self) -> str | None:
+        """A hash of its length and of samples spread over it, by which a resumed run knows its
+        data; None where samples cannot be read, or are others at each reading.
+        """
+        rows = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_SAMPLES).astype(np.int64))
+        found = {self._digest(rows) for _ in range(2)}
+        return found.pop() if len(found) == 1 else None
+
+    def _digest(self, rows: np.ndarray) -> str | None:
+        try:
+            arrays = self.batch(rows)
+        except Exception:  # whatever a user's data set raises: reading batches will say it
+            return None
+        digest = hashlib.blake2b(f"{len(self)}".encode(), digest_size=16)
+        for array in map(np.ascontiguousarray, arrays):
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
 
 class ArrayDataset(Dataset):

@@ -8,4 +8,8 @@ class DataError(ValueError):
 
 
 class LoaderError(RuntimeError):
-    """Making a batch failed; says which batch, samples and step. ``__cause__`` is the error."""
+    """Making a batch failed; says which batch, samples and step. ``__cause__`` is the error,
+    `sample` the index of the sample that fails alone, where one does.
+    """
+
+    sample: int | None = None

@@ -40,6 +40,8 @@ def read_idx(path: str | Path, max_bytes: int = MAX_BYTES) -> np.ndarray:
             error, or announces more than `max_bytes`.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # which may never end
+        raise DataError(f"{path}: it is no file, but a pipe or a device")
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from contextvars import copy_context
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +14,17 @@ from framework.autograd.tensor import Tensor
 from framework.backend.device import Device, choose_device, default_device, to_device
 from framework.backend.transfer import send_ahead
 from framework.data.dataset import Dataset
-from framework.data.draws import augmentation_draws, permutation
+from framework.data.draws import augmentation_draws, permutation, uniform
 from framework.data.errors import LoaderError
+from framework.data.mixing import MixUp
 from framework.data.samplers import Sampler
 from framework.data.transforms import Compose
+from framework.data.workers import in_order
 
 Function = Callable[..., np.ndarray]
+
+#: Seconds to look for the sample of a batch that fails.
+SEARCH = 5.0
 
 
 @dataclass
@@ -52,11 +56,14 @@ class DataLoader:
         transform: applied to the first array of every batch, a `Transform` or any function of an
             array.
         target_transform: the same for the second array.
+        mix: then applied to the batch's first two arrays together, with draws: see `MixUp`.
         device: where the Tensors go; the default device if None.
+        timeout: seconds to wait for a batch of the workers, None for no limit.
 
     Raises:
         LoaderError: while iterating, if the data set or a transform fails; names batch, samples and
-            step, and has the original error as ``__cause__``.
+            step, and the sample by itself where it fails alone too (``error.sample``), and has the
+            original error as ``__cause__``. Or if a worker is stuck; says where.
 
     >>> from framework.data import ArrayDataset
     >>> data = ArrayDataset(np.arange(5, dtype=np.float32))
@@ -77,7 +84,9 @@ class DataLoader:
         prefetch: int = 2,
         transform: Function | None = None,
         target_transform: Function | None = None,
+        mix: MixUp | None = None,
         device: Device | str | None = None,
+        timeout: float | None = 600.0,
     ) -> None:
         if not isinstance(dataset, Dataset):
             raise TypeError(
@@ -92,6 +101,8 @@ class DataLoader:
         ):
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout is {timeout!r}, expected seconds above 0, or None")
         if len(dataset) == 0:
             raise ValueError("dataset has no samples")
         if sampler is not None and shuffle:
@@ -104,10 +115,13 @@ class DataLoader:
             )
         self.shuffle, self.drop_last, self.seed = bool(shuffle), bool(drop_last), int(seed)
         self.workers, self.prefetch, self.device = workers, prefetch, device
+        self.timeout = timeout
         self.transforms = [
             Compose(step) if step is not None else None for step in (transform, target_transform)
         ]
+        self.mix = mix
         self._progress = Progress()
+        self._fingerprint: tuple[Dataset, str | None] | None = None  # read when it is asked for
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -132,6 +146,20 @@ class DataLoader:
         progress, progress.started = self._progress, True
         return self._epoch(progress, device)
 
+    def upcoming(self) -> dict[str, Any]:
+        """A `state_dict` of where the next iteration begins: after a ``break`` that is the next
+        epoch.
+        """
+        state = self.state_dict()
+        if self._progress.started:
+            state |= {"epoch": self._progress.epoch + 1, "position": 0}
+        return state
+
+    def skip(self, batches: int) -> None:
+        """Leave out the first `batches` of the next iteration; none of them is read."""
+        state = self.upcoming()
+        self.load_state_dict(state | {"position": state["position"] + batches})
+
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration epoch `epoch`, from its first batch."""
         if epoch < 0:
@@ -143,25 +171,31 @@ class DataLoader:
         """The epoch that runs or, when none does, the next one; counted from 0."""
         return self._progress.epoch
 
-    def state_dict(self) -> dict[str, int | bool]:
-        """Epoch and batches handed out in it, and the settings to which they belong."""
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and batches handed out in it, and the settings and data to which they belong."""
         return {
             "epoch": self._progress.epoch,
             "position": self._progress.position,
             **self._settings(),
         }
 
-    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`: the next iteration gives the rest of its epoch.
 
         That is nothing if the state was saved in the loop, with the last batch in hand.
 
         Raises:
-            ValueError: this loader has other settings or another number of samples, so that the
-                position means nothing in it.
+            ValueError: this loader has other settings or other data, so that the position means
+                nothing in it.
         """
         for name, here in self._settings().items():
-            if state.get(name) != here:
+            if name == "fingerprint":
+                if None not in (here, state.get(name)) and state[name] != here:
+                    raise ValueError(
+                        "the saved state is of other data: samples of this loader's data set "
+                        "have changed"
+                    )
+            elif state.get(name) != here:
                 raise ValueError(
                     f"the saved state has {name} {state.get(name)}, this loader {here}"
                 )
@@ -172,9 +206,12 @@ class DataLoader:
             )
         self._progress = Progress(epoch, position)
 
-    def _settings(self) -> dict[str, int | bool]:
+    def _settings(self) -> dict[str, Any]:
+        if self._fingerprint is None or self._fingerprint[0] is not self.dataset:
+            self._fingerprint = self.dataset, self.dataset.fingerprint()
         return {
             "samples": len(self.dataset),
+            "fingerprint": self._fingerprint[1],
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
@@ -196,14 +233,17 @@ class DataLoader:
             augmentation_draws(samples, step.draws, self.seed, epoch) if step else None
             for step in self.transforms
         ]
+        mixing = None
+        if self.mix is not None:
+            mixing = uniform((samples, self.mix.draws), self.seed, "mixing", epoch)
 
         def make(number: int) -> tuple[np.ndarray, ...]:
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            return self._make(indices, draws, f"batch {number} of epoch {epoch}")
+            return self._make(indices, draws, mixing, f"batch {number} of epoch {epoch}")
 
         numbers = range(progress.position, len(self))
         with (
-            closing(_in_order(make, numbers, self.workers, self.prefetch)) as made,
+            closing(in_order(make, numbers, self.workers, self.prefetch, self.timeout)) as made,
             closing(_placed(made, device)) as batches,
         ):
             for batch in batches:
@@ -213,28 +253,62 @@ class DataLoader:
         progress.epoch, progress.position, progress.started = epoch + 1, 0, False
 
     def _make(
-        self, indices: np.ndarray, draws: list[np.ndarray | None], where: str
+        self,
+        indices: np.ndarray,
+        draws: list[np.ndarray | None],
+        mixing: np.ndarray | None,
+        where: str,
     ) -> tuple[np.ndarray, ...]:
         """Read and transform one batch. Runs in a worker."""
-        step = f"reading {type(self.dataset).__name__}"
+        step = [f"reading {type(self.dataset).__name__}"]
         try:
-            arrays = list(self.dataset.batch(indices))
-            for position, (transform, table) in enumerate(zip(self.transforms, draws, strict=True)):
-                if transform is None or table is None:
-                    continue
-                step = f"finding array {position} for its transform"
-                x = arrays[position]
-                for name, function in transform.steps(table[indices]):
-                    step = name
-                    x = function(x)
-                arrays[position] = x
+            arrays = self._arrays(indices, draws, step)
+            if self.mix is not None and mixing is not None:
+                step.append(type(self.mix).__name__)
+                arrays[:2] = self.mix(*arrays[:2], mixing[indices])
             return tuple(arrays)
         except Exception as error:
             shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
             notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
-            raise LoaderError(
-                f"{where} (samples {shown}): {step} failed: {type(error).__name__}: {error}{notes}"
-            ) from error
+            sample = self._culprit(indices, draws, error)
+            if sample is not None and not notes and len(indices) > 1:
+                notes = f", at sample {sample}"
+            explained = LoaderError(
+                f"{where} (samples {shown}): {step[-1]} failed: "
+                f"{type(error).__name__}: {error}{notes}"
+            )
+            explained.sample = sample
+            raise explained from error
+
+    def _arrays(
+        self, indices: np.ndarray, draws: list[np.ndarray | None], step: list[str]
+    ) -> list[np.ndarray]:
+        """The samples at `indices`, not yet mixed; what is being done is added to `step`."""
+        arrays = list(self.dataset.batch(indices))
+        for position, (transform, table) in enumerate(zip(self.transforms, draws, strict=True)):
+            if transform is None or table is None:
+                continue
+            step.append(f"finding array {position} for its transform")
+            x = arrays[position]
+            for name, function in transform.steps(table[indices]):
+                step.append(name)
+                x = function(x)
+            arrays[position] = x
+        return arrays
+
+    def _culprit(
+        self, indices: np.ndarray, draws: list[np.ndarray | None], error: Exception
+    ) -> int | None:
+        """The first sample that fails by itself; None if none does, or after some seconds."""
+        end = time.monotonic() + SEARCH
+        for i in range(len(indices)) if not isinstance(error, MemoryError) else ():
+            try:
+                self._arrays(indices[i : i + 1], draws, [])
+            except Exception as alone:
+                return int(indices[i]) if type(alone) is type(error) else None
+            if time.monotonic() > end:
+                return None
+        return None
 
 
 def _placed(
@@ -242,25 +316,3 @@ def _placed(
 ) -> Generator[tuple[np.ndarray, ...], None, None]:
     """`batches`, to CUDA one batch ahead."""
     return batches if device.kind == "cpu" else send_ahead(batches, device)
-
-
-def _in_order(
-    make: Callable[[int], tuple[np.ndarray, ...]], numbers: range, workers: int, prefetch: int
-) -> Generator[tuple[np.ndarray, ...], None, None]:
-    """``make(n)`` for all `numbers`, in order, made ahead by threads that end with the iterator."""
-    if workers == 0:
-        yield from map(make, numbers)
-        return
-    waiting: deque[Future[tuple[np.ndarray, ...]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="framework-loader")
-    try:
-        for number in numbers:
-            # In a copy of the caller's context, to which NumPy's allocator belongs: the batches
-            # are aligned as its own arrays are. A copy each, since one cannot be entered twice.
-            waiting.append(pool.submit(copy_context().run, make, number))
-            if len(waiting) > workers * prefetch:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # also when the caller breaks off or drops the iterator
-        pool.shutdown(wait=True, cancel_futures=True)

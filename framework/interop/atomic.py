@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
+
+#: In the name of a file that is being written; what a kill leaves of one has it too.
+SCRATCH = ".writing-"
 
 
 class FileError(ValueError):
@@ -22,7 +26,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     # not tempfile: its files can be read by their owner only
-    scratch = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    scratch = path.with_name(f".{path.name}{SCRATCH}{os.urandom(4).hex()}")
     try:
         with open(scratch, "xb") as file:
             file.write(data)
@@ -42,9 +46,21 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def remove_scratch(folder: str | Path) -> None:
+    """Remove what writes into `folder` left that a kill cut short; nobody else may be writing."""
+    for leftover in Path(folder).glob(f".*{SCRATCH}*"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a file; FileError with one clear line where there are none to be had."""
+    """The bytes of a file; FileError with one clear line where there are none to be had.
+
+    Pipes and devices are refused: they may never end.
+    """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FileError(f"cannot read {path}: it is no file")
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None

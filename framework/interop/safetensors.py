@@ -7,6 +7,7 @@ model.load_state_dict(load(path))
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 from framework.autograd.tensor import Tensor, as_dtype
 from framework.interop.atomic import FileError, read_bytes, write_bytes
 from kernels.arrays import Array, is_array, to_numpy
+
+#: In the metadata of files that say how they should read: others do not have it.
+CHECKSUM = "framework-crc32"
 
 #: The format's name of each dtype that a tensor can have.
 DTYPES = {
@@ -41,7 +45,7 @@ def save(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write named tensors, on any device, to a safetensors file; a kill leaves the old file or the
-    new one.
+    new one. Without `metadata` of your own it has a checksum, which `load` checks.
 
     The same tensors and `metadata` give the same bytes (with more than one entry of `metadata`, up
     to their order).
@@ -65,7 +69,9 @@ def to_bytes(
             "as state_dict() gives it"
         )
     arrays = {name: _plain(name, value) for name, value in tensors.items()}
-    return safetensors.numpy.save(arrays, dict(metadata) if metadata else None)
+    if metadata is None:
+        metadata = {CHECKSUM: str(checksum(arrays))}
+    return safetensors.numpy.save(arrays, dict(metadata) or None)
 
 
 def load(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -82,15 +88,21 @@ def load_with_metadata(
     path: str | Path,
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
     """The arrays and the metadata of a safetensors file; raises as `load`."""
+    return from_bytes(read_bytes(path), path)
+
+
+def from_bytes(
+    data: bytes, path: str | Path
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """The same of the file's content; `path` is what errors name."""
     import json
 
     import safetensors
 
-    data = read_bytes(path)
     try:
         entries = safetensors.deserialize(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"{path} is no safetensors file, or a damaged one ({reason})") from error
     arrays = {}
@@ -99,10 +111,25 @@ def load_with_metadata(
             known = ", ".join(DTYPES)
             raise FileError(f"{path}: {name!r} has dtype {entry['dtype']}; known are {known}")
         flat = np.frombuffer(entry["data"], as_dtype(DTYPES[entry["dtype"]]))
-        arrays[name] = flat.reshape(
-            entry["shape"]
-        ).copy()  # writable, and free of the file's buffer
-    return arrays, header.get("__metadata__", {})
+        try:
+            # writable, and free of the file's buffer
+            arrays[name] = flat.reshape(entry["shape"]).copy()
+        except (ValueError, OverflowError) as error:  # sizes beyond NumPy's, of no elements
+            raise FileError(f"{path}: {name!r} has shape {entry['shape']}: {error}") from error
+    metadata = header.get("__metadata__", {})
+    if CHECKSUM in metadata and metadata[CHECKSUM] != str(checksum(arrays)):
+        raise FileError(f"{path} is damaged: its checksum does not match")
+    return arrays, metadata
+
+
+def checksum(arrays: Mapping[str, np.ndarray[Any, Any]], start: int = 0) -> int:
+    """CRC-32 of every array's name, dtype, shape and bytes."""
+    total = start
+    for name in sorted(arrays):
+        what = f"{name} {arrays[name].dtype} {arrays[name].shape}"
+        data = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data
+        total = zlib.crc32(data, zlib.crc32(what.encode(), total))
+    return total
 
 
 def _plain(name: str, value: Tensor | Array) -> np.ndarray[Any, Any]:

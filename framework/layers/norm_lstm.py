@@ -15,8 +15,8 @@ class LayerNormLSTM(RecurrentBase):
 
     Parameters beside the weights: scales ``norm_ih_l0`` and ``norm_hh_l0`` (4 hidden_size,), scale
     and shift ``norm_c_l0`` and ``norm_c_bias_l0`` (hidden_size,), which start as 1 and 0; the
-    shifts of the other two are the biases. Made of single operations at every step: 5 to 20 times
-    as long as `LSTM`.
+    shifts of the other two are the biases. Made of single operations at every step: a pass of
+    64 steps, 32 rows, 128 units takes 6 times as long as that of `LSTM`.
     """
 
     gates = 4

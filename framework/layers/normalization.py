@@ -54,8 +54,10 @@ class _BatchNorm(Module):
             init.ones_(self.running_var)
             init.zeros_(self.num_batches_tracked)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape of x."""
+    def forward(
+        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """Shape of x. With `residual` and with `activation` "relu" what follows is done at once."""
         if x.ndim - 2 not in map(len, self._shapes) or x.shape[1] != self.num_features:
             expected = (", ".join(("N", str(self.num_features), *more)) for more in self._shapes)
             raise ValueError(
@@ -72,6 +74,8 @@ class _BatchNorm(Module):
             batch,
             self._momentum() if self.training and self.track_running_stats else 0.0,
             self.eps,
+            activation,
+            residual,
         )
         if (
             self.training and self.track_running_stats

@@ -1,11 +1,14 @@
 """The trainer: loop, metrics, callbacks, checkpoints."""
 
 from framework.trainer import checkpoint
+from framework.trainer.batch_size import find_batch_size
 from framework.trainer.callbacks import (
     Callback,
     CSVLog,
     CurvePlot,
     EarlyStopping,
+    Health,
+    Interrupts,
     JSONLLog,
     LRMonitor,
     ModelCheckpoint,
@@ -13,9 +16,11 @@ from framework.trainer.callbacks import (
     Profiler,
     Progress,
     SampleText,
+    Stopped,
     TerminateOnNaN,
 )
 from framework.trainer.checkpoint import CheckpointError
+from framework.trainer.find_lr import LRCurve, find_lr
 from framework.trainer.metrics import (
     F1,
     R2,
@@ -40,7 +45,10 @@ __all__ = [
     "ConfusionMatrix",
     "CurvePlot",
     "EarlyStopping",
+    "Health",
+    "Interrupts",
     "JSONLLog",
+    "LRCurve",
     "LRMonitor",
     "Loss",
     "Mean",
@@ -53,8 +61,11 @@ __all__ = [
     "R2",
     "Recall",
     "SampleText",
+    "Stopped",
     "TerminateOnNaN",
     "TopK",
     "Trainer",
     "checkpoint",
+    "find_batch_size",
+    "find_lr",
 ]

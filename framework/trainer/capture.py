@@ -68,18 +68,21 @@ class CapturedTraining:
         self._attributes = Attributes()
         self._refused = self._told = False
 
-    def step(self, window: list[Batch]) -> bool:
-        """Take a step, or return False where it has to be taken as it is."""
+    def step(self, window: list[Batch]) -> bool | None:
+        """Take a step: True; False where a callback leaves it out. None where it has to be taken as
+        it is.
+        """
         if is_recording():  # layers and kernels are seen where Python calls them, not in a replay
-            return False
+            return None
         if not self._can_replay():
-            return False
+            return None
         trainer = self.trainer
         sizes = tuple(len(batch) for batch in window)
         tensors = [x for batch in window for x in batch]
         if self._somebody_looks():
             self._observe(self._run(self.gradients, sizes, *tensors))
-            trainer._call("on_gradients")
+            if not trainer.look():
+                return False
             trainer.apply_schedule()
             self._run(self.move)
         else:

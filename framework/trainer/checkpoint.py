@@ -17,13 +17,13 @@ import numpy as np
 
 from framework.autograd import Tensor
 from framework.interop import safetensors
-from framework.interop.atomic import FileError, write_bytes
+from framework.interop.atomic import FileError, read_bytes, write_bytes
 from kernels.arrays import is_array, to_numpy
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
 
-FORMAT = "framework-checkpoint-1"
+FORMAT = "framework-checkpoint-2"
 
 
 class CheckpointError(FileError):
@@ -65,7 +65,16 @@ def load(path: str | Path) -> dict[str, Any]:
             names the file.
     """
     try:
-        arrays, metadata = safetensors.load_with_metadata(path)
+        data = read_bytes(path)
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
+    return from_bytes(data, path)
+
+
+def from_bytes(data: bytes, path: str | Path) -> dict[str, Any]:
+    """The state in what `to_bytes` gave; `path` is what a CheckpointError names."""
+    try:
+        arrays, metadata = safetensors.from_bytes(data, path)
     except FileError as error:
         raise CheckpointError(str(error)) from error
     try:
@@ -78,12 +87,14 @@ def load(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} is damaged: its checksum does not match; use an older one"
             )
-        state: dict[str, Any] = _put_back(json.loads(header["state"]), arrays)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        state = _put_back(json.loads(header["state"]), arrays)
+        if not isinstance(state, dict):
+            raise TypeError(f"the state is a {type(state).__name__}")
+        return state
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise CheckpointError(
             f"{path} is a safetensors file, but no checkpoint of a run"
         ) from error
-    return state
 
 
 def save_trainer(path: str | Path, trainer: Trainer) -> None:
@@ -92,12 +103,30 @@ def save_trainer(path: str | Path, trainer: Trainer) -> None:
 
 
 def load_trainer(path: str | Path, trainer: Trainer) -> None:
-    """Make `trainer` go on where the saved one was; CheckpointError also where they do not fit."""
-    state = load(path)
+    """Make `trainer` go on where the saved one was; CheckpointError also where they do not fit, and
+    then it is as it was.
+    """
+    _take_over(trainer, load(path), path)
+
+
+def resume(path: str | Path, trainer: Trainer) -> Path:
+    """`load_trainer` of a checkpoint, or of the newest whole one in a folder; which one it was."""
+    if not Path(path).is_dir():
+        load_trainer(path, trainer)
+        return Path(path)
+    from framework.trainer.store import newest  # which is built upon this file
+
+    found, state = newest(path)
+    _take_over(trainer, state, found)
+    return found
+
+
+def _take_over(trainer: Trainer, state: Mapping[str, Any], path: str | Path) -> None:
     try:
         trainer.load_state_dict(state)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not fit this run: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path} does not fit this run: {what}") from error
 
 
 def _take_out(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
@@ -139,10 +168,5 @@ def _put_back(value: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
 
 
 def _checksum(text: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> int:
-    """Of everything: the plain values, and every array's name, dtype, shape and bytes."""
-    total = zlib.crc32(text.encode())
-    for name in sorted(arrays):
-        what = f"{name} {arrays[name].dtype} {arrays[name].shape}"
-        data = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data
-        total = zlib.crc32(data, zlib.crc32(what.encode(), total))
-    return total
+    """Of everything: the plain values, and the arrays."""
+    return safetensors.checksum(arrays, zlib.crc32(text.encode()))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -16,6 +13,7 @@ from framework.data import Splits, TokenSplits
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.trainer.folders import make_folder
 from framework.trainer.precision import check_precision
+from framework.trainer.versions import versions
 
 CONFIG = "config.json"
 FORMAT = 1
@@ -35,6 +33,10 @@ class Recipe:
         clip_norm: largest global norm of the gradients, None for no limit.
         accumulate: batches whose gradients make one step.
         shift: images are shifted at random by up to so many pixels.
+        flip: half of the images are flipped, left to right.
+        cutout: a square of so many pixels is cut out of each image.
+        rand_augment: strength, from 0 to 1, of two operations drawn for each image (RandAugment).
+        mixup: samples are mixed in pairs, by shares from Beta(mixup, mixup).
         validation: the share of the training split to hold out. Then the best epoch's weights by
             its loss are kept; otherwise the last's. The test split never decides anything.
         patience: with `validation`: epochs without improvement after which training stops; None:
@@ -63,6 +65,10 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     shift: int = 0
+    flip: bool = False
+    cutout: int = 0
+    rand_augment: float = 0.0
+    mixup: float = 0.0
     validation: float = 0.0
     patience: int | None = None
     precision: str = "float32"
@@ -88,10 +94,15 @@ class Recipe:
             value, kind = getattr(self, entry.name), str(entry.type).removesuffix(" | None")
             if value is None:
                 continue
+            if kind == "bool":
+                if not isinstance(value, bool):
+                    raise ValueError(f"{entry.name} is {value!r}, expected True or False")
+                continue
             if not _is_integer(value) and not (kind == "float" and isinstance(value, float)):
                 expected = "an integer" if kind == "int" else "a number"
                 raise ValueError(f"{entry.name} is {value!r}, expected {expected}")
         least_of = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 1, "shift": 0}
+        least_of |= {"cutout": 0}
         least_of |= {"steps": 1, "window": 1, "vocabulary": 2}
         for name, least in least_of.items():
             value = getattr(self, name)
@@ -107,10 +118,13 @@ class Recipe:
             ("momentum", 0.0, 1.0),
             ("beta2", 0.0, 1.0),
             ("final_lr", 0.0, float("inf")),
+            ("rand_augment", 0.0, 1.0 + 1e-9),
+            ("mixup", 0.0, float("inf")),
         ):
             value = getattr(self, name)
             if value is None or not low <= value < high or (name == "lr" and value == 0):
-                limit = "0 or more" if high > 1 else "from 0 to below 1"
+                limit = "0 or more" if high > 2 else "from 0 to below 1"
+                limit = "from 0 to 1" if name == "rand_augment" else limit
                 limit = "above 0" if name == "lr" else limit
                 raise ValueError(f"{name} is {value!r}, expected a number {limit}")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -129,14 +143,17 @@ class Recipe:
             listed = ", ".join("none" if x is None else x for x in choices)
             raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {listed}")
 
-    def check_task(self, task: str, dataset: str) -> None:
+    def check_data(self, task: str, shape: tuple[int, ...], dataset: str) -> None:
         """ValueError for a setting that has no meaning for the data."""
+        for name in ("shift", "flip", "cutout", "rand_augment"):
+            if getattr(self, name) and len(shape) != 3:
+                raise ValueError(f"{name} is {getattr(self, name)}, but {dataset} has no images")
         if self.label_smoothing and task == "regression":
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}, but {dataset} has no classes"
             )
-        if self.shift and task == "language":
-            raise ValueError(f"shift is {self.shift}, but {dataset} has no images")
+        if self.mixup and task != "classification":
+            raise ValueError(f"mixup is {self.mixup}, but {dataset} has no classes")
         if task == "language":
             return
         for name in ("steps", "tokenizer", "vocabulary"):
@@ -186,7 +203,7 @@ class RunConfig:
     classes: tuple[str, ...] | None
     shape: tuple[int, ...]
     samples: tuple[int, int]
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=versions)
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -324,33 +341,3 @@ NOT_OF_TEXT = ("input_transform", "input_range")
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide about the numbers."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
-    for name in (
-        "framework-dl",
-        "numpy",
-        "numba",
-        "ml_dtypes",
-        "safetensors",
-        "tokenizers",
-        "cupy",
-    ):
-        version = version_of(name)
-        if version is not None:
-            found[name] = version
-    return found
-
-
-def version_of(name: str) -> str | None:
-    """The installed version of a distribution, None where there is none. CuPy has a name for each
-    CUDA.
-    """
-    for distribution in [name] if name != "cupy" else ["cupy", "cupy-cuda12x", "cupy-cuda13x"]:
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None

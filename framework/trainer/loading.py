@@ -9,8 +9,12 @@ import numpy as np
 
 from framework.data import (
     Compose,
+    CutOut,
     DataLoader,
+    MixUp,
+    RandAugment,
     RandomCrop,
+    RandomHorizontalFlip,
     Splits,
     Standardise,
     TokenSplits,
@@ -45,6 +49,28 @@ def fit_transforms(splits: Splits) -> tuple[Transform, Transform | None]:
     return inputs, Standardise(per="feature").fit(targets)
 
 
+def augmentations(splits: Splits, recipe: Recipe) -> list[Transform]:
+    """What happens at random to training images, in this order."""
+    steps: list[Transform] = []
+    size = splits.shape[1:]
+    for name in ("shift", "cutout"):
+        pixels = getattr(recipe, name)
+        if pixels and pixels >= min(size):
+            raise ValueError(
+                f"{name} is {pixels}, but the images of {splits.name} have {size[0]}x{size[1]} "
+                f"pixels: expected at most {min(size) - 1}"
+            )
+    if recipe.shift:
+        steps.append(RandomCrop((size[0], size[1]), padding=recipe.shift))
+    if recipe.flip:
+        steps.append(RandomHorizontalFlip())
+    if recipe.rand_augment:
+        steps.append(RandAugment(magnitude=recipe.rand_augment))
+    if recipe.cutout:
+        steps.append(CutOut(recipe.cutout))
+    return steps
+
+
 def load_data(
     splits: Splits,
     recipe: Recipe,
@@ -54,7 +80,7 @@ def load_data(
     targets: Transform | None = None,
 ) -> Data:
     """Loaders as the recipe has them; the transforms are fitted unless they are given."""
-    recipe.check_task(splits.task, splits.name)
+    recipe.check_data(splits.task, splits.shape, splits.name)
     if isinstance(splits, TokenSplits):
         return Data(*token_loaders(splits, recipe, seed, device))
     if inputs is None:
@@ -63,17 +89,6 @@ def load_data(
     held_out = None
     if recipe.validation:
         train, held_out = random_split(train, [1 - recipe.validation, recipe.validation], seed)
-    augmented: Transform = inputs
-    if recipe.shift:
-        if len(splits.shape) != 3:
-            raise ValueError(f"shift is {recipe.shift}, but {splits.name} has no images")
-        height, width = splits.shape[1:]
-        if recipe.shift >= min(height, width):
-            raise ValueError(
-                f"shift is {recipe.shift}, but the images of {splits.name} have {height}x{width} "
-                f"pixels: expected at most {min(height, width) - 1}"
-            )
-        augmented = Compose(RandomCrop(splits.shape[1:], padding=recipe.shift), inputs)
     # A last batch of a single sample has no variance for batch norm: leave it out.
     single = len(train) % recipe.batch_size == 1 and len(train) > recipe.batch_size
     training = DataLoader(
@@ -82,8 +97,9 @@ def load_data(
         shuffle=True,
         drop_last=single,
         seed=seed,
-        transform=augmented,
+        transform=Compose(*augmentations(splits, recipe), inputs),
         target_transform=targets,
+        mix=MixUp(len(splits.classes), recipe.mixup) if recipe.mixup and splits.classes else None,
         device=device,
     )
     everything = {"transform": inputs, "target_transform": targets, "device": device}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from framework.autograd import Tensor
@@ -62,6 +63,18 @@ class Mean:
 
     def _count(self, weight: Any) -> None:
         self.weight = self.weight + weight
+
+    def state_dict(self) -> dict[str, float]:
+        """Sum and weight, for a checkpoint. Waits for the device."""
+        return {"total": float(self.total), "weight": float(self.weight)}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+        total, self.weight = float(state["total"]), float(state["weight"])
+        if self._held:
+            self.total.fill(total)
+        else:
+            self.total = total
 
     def compute(self) -> float:
         """The mean. Waits for the device."""

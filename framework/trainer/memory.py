@@ -10,6 +10,7 @@ from framework.backend import cuda
 from framework.backend.out_of_memory import OutOfMemoryError, release
 from framework.layers.errors import held_by, name_leaves
 from framework.optimizers import Optimizer
+from framework.trainer.batch_size import fitting
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -47,7 +48,7 @@ def _explain(error: OutOfMemoryError, trainer: Trainer) -> None:
     error.held = held_by(trainer.model)
     if isinstance(trainer.optimizer, Optimizer):
         error.held |= trainer.optimizer.memory_held()
-    error.advice = _advice(trainer)
+    error.advice = _advice(trainer, None)
     trainer.optimizer.zero_grad()
     release(error)
     if trainer._captured is not None:
@@ -55,15 +56,19 @@ def _explain(error: OutOfMemoryError, trainer: Trainer) -> None:
     if error.device.kind == "cuda":
         # what the failed step left in the pool has the failed step's sizes
         cuda.empty_cache(error.device)
+    if trainer.window and error.device == trainer.device:  # with memory free again
+        largest = max(trainer.window, key=lambda batch: len(batch[-1]))
+        fits = fitting(trainer, trainer._here(largest))
+        error.advice = _advice(trainer, fits)
 
 
-def _advice(trainer: Trainer) -> list[str]:
+def _advice(trainer: Trainer, fits: int | None) -> list[str]:
     samples = max((len(batch[-1]) for batch in trainer.window), default=None)
     batch = "the batch size"
     if samples is not None:
-        batch += (
-            f" ({samples} samples), with accumulate={2 * trainer.accumulate} for the same steps"
-        )
+        about = "" if fits is None else f"; {fits} would fit"
+        steps = f"accumulate={2 * trainer.accumulate} for the same steps"
+        batch += f" ({samples} samples{about}), with {steps}"
     precision = trainer.precision
     halves = ["the precision (precision='bf16-mixed')"] if precision.half is None else []
     return [batch, *halves, "the model's size"]

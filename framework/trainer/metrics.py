@@ -13,7 +13,7 @@ indices. Positions whose target is `ignore_index`, where a metric is given one, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +53,23 @@ class Metric(ABC):
     def sums(self) -> list[Mean]:
         """What a replayable `update` adds to."""
         return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has gathered, for a checkpoint inside an epoch: the attributes that are arrays,
+        numbers, texts, means or metrics. One that gathers in something else overrides this.
+        """
+        kinds = (Mean, Metric, bool, int, float, str, np.generic)
+        held = {k: v for k, v in vars(self).items() if isinstance(v, kinds) or is_array(v)}
+        return {k: v.state_dict() if isinstance(v, (Mean, Metric)) else v for k, v in held.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; arrays are where the outputs will be."""
+        for name, value in state.items():
+            mine = getattr(self, name)
+            if isinstance(mine, (Mean, Metric)):
+                mine.load_state_dict(value)
+            else:
+                setattr(self, name, value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

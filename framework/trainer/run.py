@@ -6,7 +6,7 @@ metrics.jsonl        a line an epoch
 model.safetensors    weights, buffers and the fitted transforms' arrays
 curves.png           where matplotlib is installed
 profile.txt, trace.json   with --profile: where the time of a few steps went
-last.safetensors     while it trains, and after Ctrl-C: the state to resume from
+checkpoints/         while it trains, and after Ctrl-C: the states to resume from
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,12 @@ from framework.layers import Module
 from framework.optimizers import SGD, AdamW, Optimizer, schedules
 from framework.trainer import checkpoint
 from framework.trainer.callbacks import Callback, EarlyStopping
-from framework.trainer.callbacks.model_checkpoint import LAST as LAST
 from framework.trainer.config import (
     CONFIG as CONFIG,
     Recipe as Recipe,
     RunConfig as RunConfig,
-    version_of as version_of,
-    versions as versions,
 )
+from framework.trainer.folders import make_folder
 from framework.trainer.language import (
     TOKENIZER as TOKENIZER,
     LanguageScores as LanguageScores,
@@ -50,10 +49,13 @@ from framework.trainer.language import (
 from framework.trainer.loading import Data as Data, load_data as load_data
 from framework.trainer.metrics import R2, Accuracy, Metric
 from framework.trainer.precision import ComputePrecision
+from framework.trainer.store import Store, checkpoints_in
 from framework.trainer.trainer import Trainer
+from framework.trainer.versions import version_of as version_of, versions as versions
 from kernels.registry import has_numba
 
 METRICS, MODEL, CURVES = "metrics.jsonl", "model.safetensors", "curves.png"
+CHECKPOINTS = "checkpoints"
 
 #: Names in model.safetensors, before the names of a transform's arrays.
 INPUT, TARGET = "input_transform.", "target_transform."
@@ -144,7 +146,7 @@ def make_trainer(
     if data.validation is not None:
         patience = recipe.patience or recipe.epochs
         callbacks = [EarlyStopping("validation_loss", patience=patience), *callbacks]
-    return Trainer(
+    trainer = Trainer(
         model,
         loss_for(config.task, recipe.label_smoothing),
         optimizer_for(recipe, model),
@@ -156,6 +158,8 @@ def make_trainer(
         clip_norm=recipe.clip_norm,
         precision=recipe.precision,
     )
+    trainer.config = asdict(config)
+    return trainer
 
 
 # Weights ------------------------------------------------------------------------------------------
@@ -179,9 +183,11 @@ def load_model(
         FileError: the file is missing (the run did not end), damaged, or of another model.
     """
     path = folder / MODEL
-    if not path.is_file() and (folder / LAST).is_file():
+    if not path.is_file() and checkpoints_in(folder / CHECKPOINTS):
         raise FileError(f"{folder} has not ended its training: go on with train --resume {folder}")
-    arrays = safetensors.load(path)
+    arrays, metadata = safetensors.load_with_metadata(path)
+    if safetensors.CHECKSUM not in metadata:
+        raise FileError(f"{path} is damaged: its checksum is missing")
     try:
         inputs = _transform(config.input_transform, arrays, INPUT)
         targets = _transform(config.target_transform, arrays, TARGET)
@@ -197,7 +203,7 @@ def load_model(
 def keep_state_of_complete_run(
     folder: Path, trainer: Trainer, config: RunConfig, data: Data
 ) -> None:
-    """Write last.safetensors for a run that has ended, to train on from: weights and epochs as they
+    """Write a checkpoint for a run that has ended, to train on from: weights and epochs as they
     were. The optimizer's averages are not kept with such a run: it starts anew.
 
     Raises:
@@ -206,9 +212,10 @@ def keep_state_of_complete_run(
     load_model(folder, trainer.model, config)
     trainer.history = read_history(folder / METRICS)
     trainer.epoch, trainer.step = len(trainer.history), trainer.history[-1]["step"]
-    trainer.train_loader = data.train
+    trainer.position.attach(data.train)
     data.train.set_epoch(trainer.epoch)
-    checkpoint.save_trainer(folder / LAST, trainer)
+    make_folder(folder / CHECKPOINTS)
+    Store(folder / CHECKPOINTS).save(checkpoint.to_bytes(trainer.state_dict()))
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -226,7 +233,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         ]
     except FileError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FileError(f"{path} is damaged: {error}") from error
 
 

@@ -7,24 +7,28 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from framework.autograd import Tensor, no_grad
 from framework.backend.device import Device, choose_device
-from framework.backend.random import default_generator
 from framework.data.prefetch import batches_on
 from framework.functional import concatenate
 from framework.layers import Module
-from framework.layers.carry import carries
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
+from framework.trainer import checkpoint
+from framework.trainer.batch_size import set_batch_size
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.capture import captured_training
 from framework.trainer.inputs import as_input, holds_numbers
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
+from framework.trainer.position import Position, attached
 from framework.trainer.precision import ComputePrecision
+from framework.trainer.state import load_state, state_of
+from framework.trainer.trial import dry_run
 
 #: Inputs and, last, the target.
 Batch = Sequence[Tensor]
@@ -65,6 +69,8 @@ class Trainer:
             parameters and buffers, the trainer's own. Not seen is what changes inside of a list,
             dict or other object that an attribute holds, in globals or in a closure: set the
             attribute to a new object.
+        batch_size: of a DataLoader that `fit` trains on, in place of its own. "auto": the largest
+            that fits into memory, see `find_batch_size`. None: the loader's.
     """
 
     def __init__(
@@ -82,12 +88,20 @@ class Trainer:
         ema: EMA | None = None,
         precision: str = "float32",
         capture: bool | str = "auto",
+        batch_size: int | str | None = None,
     ) -> None:
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise ValueError(f"accumulate is {accumulate!r}, expected an integer of at least 1")
         for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name} is {limit!r}, expected a positive number or None")
+        if batch_size not in (None, "auto") and (
+            not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
+        ):
+            raise ValueError(
+                f"batch_size is {batch_size!r}, expected an integer of at least 1, 'auto' or None"
+            )
+        self.batch_size = batch_size
         names = [metric.name for metric in metrics]
         if len({"loss", *names}) <= len(names):
             raise ValueError(f"metrics are named {', '.join(names)}; names differ, and from 'loss'")
@@ -102,17 +116,21 @@ class Trainer:
 
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
-        self.skipped = 0  # steps left out because float16 gradients overflowed
+        self.skipped = 0  # steps left out, as float16 gradients overflowed or a callback said so
+        self.skip_step = False  # a callback sets it in on_gradients to leave out this step
         self.history: list[Record] = []  # a record for each epoch
         self.should_stop = False  # a callback sets it to end training after this step
         self.running = Mean()  # the loss of this epoch so far
         self.samples = 0  # of this epoch so far
         self.window: list[Batch] = []  # the batches of this step
         self.losses: list[Tensor] = []  # and their losses
-        self.train_loader: Loader = []
+        self.position = Position()  # in the training data
+        self.validation: dict[str, Position] = {}
         self.epochs = 0
-        self._loader_state: Mapping[str, Any] | None = None
+        self.config: dict[str, Any] | None = None  # what a checkpoint says of the run as a whole
         self._resumed = False  # should_stop is that of the saved run
+        self._began = 0.0  # the epoch, by time.perf_counter
+        self._skipped_before = 0  # the epoch
 
     # Training -------------------------------------------------------------------------------------
 
@@ -121,6 +139,8 @@ class Trainer:
         train_loader: Loader,
         validation: Loader | Mapping[str, Loader] | None = None,
         epochs: int = 1,
+        resume: str | Path | None = None,
+        fast_dev_run: bool | int = False,
     ) -> list[Record]:
         """Train until `epochs` epochs are done in all, also after a resume; returns the history.
 
@@ -128,30 +148,45 @@ class Trainer:
         `should_stop` is restored; set it to False to train on), only the callbacks' `on_fit_start`
         and `on_fit_end` run: they finish what a kill after the last epoch cut short.
 
+        `resume`: a checkpoint, or the folder of a ModelCheckpoint, whose newest whole one is taken.
+        The run goes on there, with the next batch where that is inside an epoch, and ends with the
+        same bits as if it had not been interrupted.
+
+        `fast_dev_run`: one batch (or so many) of each loader goes through all of an epoch, without
+        the callbacks that write files; nothing of it stays. Does everything fit together?
+
         A record of the history has epoch, step, loss and metrics of the training batches, seconds,
         samples_per_second, and for each loader of `validation` its loss and metrics as val_loss,
         val_accuracy, ... (a mapping names them itself: ``{"test": loader}`` gives test_loss, ...).
         """
+        if resume is not None:
+            checkpoint.resume(resume, self)
+        loaders: Mapping[str, Loader | None] = (
+            validation if isinstance(validation, Mapping) else {"val": validation}
+        )
+        if fast_dev_run:
+            return dry_run(self, train_loader, loaders, int(fast_dev_run))
         least = max(1, self.epoch)
         if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < least:
             raise ValueError(
                 f"epochs is {epochs!r}, expected an integer of at least {least} "
                 f"({self.epoch} epochs are done)"
             )
-        loaders = validation if isinstance(validation, Mapping) else {"val": validation}
-        self.train_loader, self.epochs = train_loader, epochs
+        if self.batch_size is not None:
+            set_batch_size(self, train_loader)
+        self.position.attach(train_loader)
+        self.validation = attached(self.validation, loaders)
+        self.epochs = epochs
         self.should_stop, self._resumed = self.should_stop and self._resumed, False
-        self._restore_loader()
         try:
             self._call("on_fit_start")
             while self.epoch < epochs and not self.should_stop:
                 self._call("on_epoch_start")
-                record = self._train_epoch(train_loader)
-                for name, loader in loaders.items():
-                    if loader is not None:
-                        scores = self.evaluate(loader)
-                        record |= {f"{name}_{key}": score for key, score in scores.items()}
-                self.epoch += 1
+                record = self._train_epoch()
+                for name, where in self.validation.items():
+                    scores = self.evaluate(where.loader)
+                    record |= {f"{name}_{key}": score for key, score in scores.items()}
+                self.epoch, self.position.batches = self.epoch + 1, 0
                 self.history.append({"epoch": self.epoch, "step": self.step, **record})
                 if isinstance(self.schedule, ReduceOnPlateau):
                     self.schedule.step(_watched(self.history[-1]))
@@ -166,19 +201,27 @@ class Trainer:
         return self.history
 
     @explains_memory
-    def _train_epoch(self, loader: Loader) -> Record:
-        start, skipped = time.perf_counter(), self.skipped
-        self._reset()
+    def _train_epoch(self) -> Record:
+        """The epoch, or what is left of it after a resume."""
+        if not self.position.batches:
+            self._reset()
         self.model.train()
-        for window in _windows(batches_on(loader, self.device), self.accumulate):
+        for window in _windows(self.position.rest(self.device), self.accumulate):
             self._train_step(window)
             if self.should_stop:
                 break
         if not self.samples:
-            raise ValueError("the training loader has no batches")
+            left_out = self.position.batches
+            raise ValueError(
+                f"all {left_out} batches of the epoch were left out"
+                if left_out
+                else "the training loader has no batches"
+            )
         scores = {"loss": self.running.compute()}
         scores |= {metric.name: metric.compute() for metric in self.metrics}
-        seconds = time.perf_counter() - start  # now, as computing waits for a device's last step
+        seconds = (
+            time.perf_counter() - self._began
+        )  # now, as computing waits for a device's last step
         record: Record = {
             **scores,
             "seconds": seconds,
@@ -186,24 +229,33 @@ class Trainer:
         }
         if self.precision.scaler is not None:
             record |= {"scale": self.precision.scaler.get_scale()}
-            record |= {"skipped": self.skipped - skipped}
+        if self.precision.scaler is not None or self.skipped > self._skipped_before:
+            record |= {"skipped": self.skipped - self._skipped_before}
         return record
 
     def _train_step(self, window: list[Batch]) -> None:
         """The textbook: forward, loss, backward, clip, schedule, step."""
-        self.window, self.losses = window, []
+        self.window, self.losses, self.skip_step = window, [], False
         self._call("on_step_start")
-        if self._captured is None or not self._captured.step(window):
-            if not self.compute_gradients(window, self._observe):
-                self.skipped += 1
-                self._call("on_step_skipped")
-                self.precision.update()
-                return
-            self._call("on_gradients")
-            self.apply_schedule()
-            self.move_weights()
-        self.step += 1
-        self._call("on_step_end")
+        moved = None if self._captured is None else self._captured.step(window)
+        if moved is None:
+            moved = self.compute_gradients(window, self._observe) and self.look()
+            if moved:
+                self.apply_schedule()
+                self.move_weights()
+        self.position.batches += len(window)
+        if moved:
+            self.step += 1
+            self._call("on_step_end")
+        else:
+            self.skipped += 1
+            self._call("on_step_skipped")
+            self.precision.update()
+
+    def look(self) -> bool:
+        """Show the gradients to the callbacks. False where one has set `skip_step`."""
+        self._call("on_gradients")
+        return not self.skip_step
 
     def compute_gradients(
         self, window: list[Batch], observe: Callable[[Tensor, Tensor, Tensor], None]
@@ -253,6 +305,7 @@ class Trainer:
             metric.update(output, target)
 
     def _reset(self) -> None:
+        self._began, self._skipped_before = time.perf_counter(), self.skipped
         self.running.reset()
         self.samples = 0
         for metric in self.metrics:
@@ -347,75 +400,23 @@ class Trainer:
 
     # The state of a run ---------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to go on bit for bit, nested dicts of arrays and plain
-        values.
+    @property
+    def train_loader(self) -> Loader:
+        """What `fit` trains on."""
+        loader: Loader = self.position.loader
+        return loader
 
-        Taken between epochs; in the middle of one, the record of that epoch would cover its rest
-        only.
-        """
-        loader, schedule = self.train_loader, self.schedule
-        return {
-            "model": _arrays(self.model.state_dict()),
-            "carried": [carry.kept() for carry in carries(self.model)],
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": schedule.state_dict() if isinstance(schedule, ReduceOnPlateau) else None,
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "skipped": self.skipped,
-            "precision": self.precision.state_dict(),
-            "should_stop": self.should_stop,
-            "generator": default_generator.state(),
-            "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
-            "history": copy.deepcopy(self.history),
-            "callbacks": [[type(c).__name__, c.state_dict()] for c in self._stateful()],
-        }
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on bit for bit, see framework/trainer/state.py."""
+        return state_of(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; the next `fit` goes on from there.
 
         Raises ValueError where the run that gave it had another make: other callbacks, an EMA, a
-        plateau schedule, another precision.
+        plateau schedule, another precision, another model. Then nothing has changed.
         """
-        saved = [name for name, _ in state["callbacks"]]
-        here = [type(callback).__name__ for callback in self._stateful()]
-        if saved != here:
-            raise ValueError(f"the saved run has callbacks {saved}, this one {here}")
-        for name, mine in (
-            ("ema", self.ema is not None),
-            ("schedule", isinstance(self.schedule, ReduceOnPlateau)),
-        ):
-            if mine != (state[name] is not None):
-                has, other = ("one", "none") if mine else ("none", "one")
-                raise ValueError(f"this run has {has} for {name!r}, the saved one {other}")
-        # states of before there were precisions have none
-        self.precision.load_state_dict(state.get("precision", {"name": "float32"}))
-        self.skipped = int(state.get("skipped", 0))
-        self.model.load_state_dict(state["model"])
-        for carry, kept in zip(carries(self.model), state.get("carried", []), strict=True):
-            carry.restore(kept)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.schedule, ReduceOnPlateau):
-            self.schedule.load_state_dict(state["schedule"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
-        self.should_stop, self._resumed = bool(state["should_stop"]), True
-        default_generator.load_state(state["generator"])
-        self._loader_state = state["loader"]
-        self.history = [dict(record) for record in state["history"]]
-        for callback, (_, mine) in zip(self._stateful(), state["callbacks"], strict=True):
-            callback.load_state_dict(mine)
-
-    def _stateful(self) -> list[Callback]:
-        """The callbacks that have something to save; others may differ after a resume."""
-        return [callback for callback in self.callbacks if callback.state_dict()]
-
-    def _restore_loader(self) -> None:
-        state, self._loader_state = self._loader_state, None
-        if state is not None and hasattr(self.train_loader, "load_state_dict"):
-            self.train_loader.load_state_dict(state)
+        load_state(self, state)
 
 
 def _windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
@@ -428,10 +429,6 @@ def _watched(record: Record) -> float:
     """What a plateau schedule looks at: the first validation loss, else the training loss."""
     losses = [value for key, value in record.items() if key.endswith("_loss")]
     return float(losses[0] if losses else record["loss"])
-
-
-def _arrays(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: x.data if isinstance(x, Tensor) else x for name, x in state.items()}
 
 
 def _device_of(model: Module, device: str | Device | None) -> Device:

@@ -26,16 +26,12 @@ struct Axis {
     MAKE_AXIS(h); \
     MAKE_AXIS(w)
 
-template <typename T, int V> struct alignas(sizeof(T) * V) Channels {
-    T at[V];
-};
-
-// The last axes of an index: q = (rest, z, y, x) with sizes (.., Z, Y, X).
-struct Place {
+// An index as a position: q = ((n D + d) H + h) W + w.
+struct Position {
     i64 n;
     int d, h, w;
 
-    __device__ __forceinline__ Place(i64 q, int D, int H, int W) {
+    __device__ __forceinline__ Position(i64 q, int D, int H, int W) {
         w = static_cast<int>(q % W);
         q /= W;
         h = static_cast<int>(q % H);
@@ -57,11 +53,11 @@ __device__ __forceinline__ void unfold_channels(const T* __restrict__ image, T* 
     for (i64 q = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x; q < total; q += step) {
         i64 rest = q / packs;
         const int c = static_cast<int>(q - rest * packs);
-        const Place tap(rest % taps, d.kernel, h.kernel, w.kernel);
+        const Position tap(rest % taps, d.kernel, h.kernel, w.kernel);
         rest /= taps;
         const i64 row = rest / groups;
         const int group = static_cast<int>(rest - row * groups);
-        const Place at = backward ? Place(first + row, d.x, h.x, w.x) : Place(first + row, d.y, h.y, w.y);
+        const Position at = backward ? Position(first + row, d.x, h.x, w.x) : Position(first + row, d.y, h.y, w.y);
         const int z = backward ? d.reader(at.d, tap.d) : d.read(at.d, tap.d);
         const int y = backward ? h.reader(at.h, tap.h) : h.read(at.h, tap.h);
         const int x = backward ? w.reader(at.w, tap.w) : w.read(at.w, tap.w);
@@ -130,7 +126,7 @@ __device__ __forceinline__ void depthwise_channels(const T* __restrict__ x, cons
     for (i64 q = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x; q < pixels * packs; q += step) {
         const i64 pixel = q / packs;
         const int o = static_cast<int>(q - pixel * packs) * V, c = o / times;
-        const Place at(pixel, d.y, h.y, w.y);
+        const Position at(pixel, d.y, h.y, w.y);
         float sum[V];
 #pragma unroll
         for (int k = 0; k < V; ++k) sum[k] = bias ? to_float(bias[o + k]) : 0.0f;
@@ -181,7 +177,7 @@ __device__ __forceinline__ void depthwise_gradient(const T* __restrict__ dy, con
     for (i64 q = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x; q < pixels * packs; q += step) {
         const i64 pixel = q / packs;
         const int c = static_cast<int>(q - pixel * packs) * V;
-        const Place at(pixel, d.x, h.x, w.x);
+        const Position at(pixel, d.x, h.x, w.x);
         float sum[V] = {};
         for (int td = 0, tap = 0; td < d.kernel; ++td) {
             const int zd = d.reader(at.d, td);
@@ -237,12 +233,12 @@ __global__ void depthwise_weight_grad(const T* __restrict__ dy, const T* __restr
     rest /= stripes;
     const int number = static_cast<int>(rest % taps);
     const i64 part = rest / taps;
-    const Place tap(number, d.kernel, h.kernel, w.kernel);
+    const Position tap(number, d.kernel, h.kernel, w.kernel);
     const i64 end = min((part + 1) * chunk, pixels);
     float sum = 0.0f;
     if (o < O) {
         for (i64 pixel = part * chunk + warp; pixel < end; pixel += 8) {
-            const Place at(pixel, d.y, h.y, w.y);
+            const Position at(pixel, d.y, h.y, w.y);
             const int zd = d.read(at.d, tap.d), zh = h.read(at.h, tap.h), zw = w.read(at.w, tap.w);
             if (zd < 0 || zh < 0 || zw < 0) continue;
             const i64 source = ((at.n * d.x + zd) * h.x + zh) * w.x + zw;

@@ -19,7 +19,7 @@ from framework.backend import cuda, graph, out_of_memory
 from framework.backend.live import CaptureError
 from framework.backend.random import Generator
 from framework.data import DataLoader, StreamSampler, Windows, load
-from framework.trainer import Callback, Metric, TerminateOnNaN, Trainer
+from framework.trainer import Callback, Metric, TerminateOnNaN, Trainer, checkpoint
 from framework.trainer.config import Recipe
 from framework.trainer.language import token_loss
 from framework.trainer.run import load_data
@@ -237,6 +237,41 @@ def test_a_resumed_run_equals_one_that_went_on():
     second.load_state_dict(state)
     second.fit(training.batches(), epochs=6)
     assert training.differences(whole_run, second) == []
+
+
+@pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
+@pytest.mark.parametrize("at", [7, 10])
+def test_saved_on_one_device_it_resumes_on_the_other(first, second, at):
+    """Inside an epoch and at its end: the same data and dropout masks, numbers within rounding."""
+
+    class Keep(Callback):
+        def on_step_end(self, trainer):
+            if trainer.step == at:
+                self.state = checkpoint.to_bytes(trainer.state_dict())
+
+    cpu = training.trainer("cpu")
+    cpu.fit(training.batches(), epochs=4)
+    expected = training.bits(cpu)  # its generator is everybody's
+    keep = Keep()
+    training.trainer(first, callbacks=[keep]).fit(training.batches(), epochs=4)
+    parts = training.trainer(second)
+    parts.load_state_dict(checkpoint.from_bytes(keep.state, "c"))
+    parts.fit(training.batches(), epochs=4)
+    for name in ("generator", "steps", "updates", "lr", "step"):
+        assert training.bits(parts)[name] == expected[name]
+    losses = [[record["loss"] for record in run.history] for run in (parts, cpu)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_a_batch_is_left_out_of_captured_steps_too():
+    data = training.batches()
+    data[2][0].data[0, 0] = np.nan
+    runs = []
+    for capture in (False, "auto"):
+        runs.append(training.trainer("cuda", capture, callbacks=[TerminateOnNaN(skip=True)]))
+        runs[-1].fit(data, epochs=4)
+    assert training.differences(*runs) == []
+    assert [(run.step, run.skipped) for run in runs] == [(16, 4)] * 2
 
 
 def test_nothing_is_waited_for_and_no_memory_grows(monkeypatch):

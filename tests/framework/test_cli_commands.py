@@ -154,7 +154,7 @@ main()
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
 def test_interrupted_and_resumed_is_the_same_run(short, folder):
-    """Ctrl-C in the third epoch's end: the second is kept."""
+    """Ctrl-C in the third epoch's end."""
     arguments = [*OPTIONS, "--out", "parts"]
     stopped = subprocess.run(
         [sys.executable, "-c", INTERRUPT, *arguments],
@@ -162,14 +162,14 @@ def test_interrupted_and_resumed_is_the_same_run(short, folder):
     )  # fmt: skip
     assert stopped.returncode == 130
     assert "Traceback" not in stopped.stderr
-    assert "stopped; epoch 2 of 4 is kept in parts/last.safetensors" in stopped.stderr
+    assert "stopped after step 69, saved in parts/checkpoints" in stopped.stderr
     assert "python -m framework train mlp --resume parts" in stopped.stderr
     done = call(folder, "train", "mlp", "--resume", "parts")
-    assert "going on after epoch 2" in done.stdout
+    assert "going on after epoch 3" in done.stdout
     parts = folder / "parts"
     assert (short / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert records(short) == records(parts)
-    assert not (parts / "last.safetensors").exists()
+    assert not (parts / "checkpoints").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX")
@@ -191,13 +191,13 @@ def test_a_complete_run_is_trained_on(folder):
     assert found[2]["lr"] > found[1]["lr"]
     assert found[4]["step"] * 2 == found[1]["step"] * 5
     assert found[4]["loss"] < found[1]["loss"]
-    assert not (whole / "last.safetensors").exists()
+    assert not (whole / "checkpoints").exists()
     stopped = subprocess.run(
         [sys.executable, "-c", INTERRUPT.replace("== 3", "== 4"), *more],
         cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert stopped.returncode == 130, stopped.stderr
-    assert "stopped; epoch 3 of 5 is kept" in stopped.stderr
+    assert "stopped after step 92, saved in two/checkpoints" in stopped.stderr
     shutil.copytree(parts, folder / "six")
     shown = call(folder, "train", "--resume", "six", "--epochs", "6").stdout
     assert "of 6 epochs now, not of 5\n" in shown  # its AdamW goes on
@@ -264,7 +264,7 @@ def test_killed_after_the_last_epoch_and_resumed(folder, more):
     whole, parts = folder / f"{name} whole", folder / f"{name} parts"
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert records(whole) == records(parts)
-    assert not (parts / "last.safetensors").exists()
+    assert not (parts / "checkpoints").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
@@ -285,7 +285,8 @@ def test_ctrl_c_at_any_moment(folder, number):
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert f"--resume long{number}" in errors
-    assert (folder / f"long{number}" / "last.safetensors").exists()
+    assert f"saved in long{number}/checkpoints" in errors
+    assert list((folder / f"long{number}" / "checkpoints").glob("checkpoint-*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")

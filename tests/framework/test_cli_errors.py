@@ -57,7 +57,7 @@ def run(trained, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["mpl"], "unknown model 'mpl' (did you mean mlp?); there are: mlp"),
+        (["mpl"], "unknown model 'mpl' (did you mean mlp?); there are: "),
         (["mlp", "--dataset", "digit"], "unknown dataset 'digit' (did you mean digits?)"),
         (["--epochs", 0], "epochs is 0, expected an integer of at least 1"),
         (["--batch-size", -3], "batch_size is -3"),
@@ -202,7 +202,8 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
     assert "model.safetensors is no safetensors file, or a damaged one" in says()
     (run / "model.safetensors").unlink()
     assert "model.safetensors does not exist" in says()
-    (run / "last.safetensors").write_bytes(b"")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"")
     assert f"go on with train --resume {run}" in says()
 
 
@@ -259,7 +260,8 @@ def test_a_config_that_was_edited(run, entry, value, named):
 
 
 def test_resume_notices_other_data(run):
-    (run / "last.safetensors").write_bytes(b"")
+    (run / "model.safetensors").unlink()
+    (run / "metrics.jsonl").unlink()
     file = run / "config.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"samples": [1437, 360]}))
@@ -267,15 +269,18 @@ def test_resume_notices_other_data(run):
 
 
 def test_what_resume_says_of_a_lost_checkpoint(run):
+    done = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").unlink()
-    assert "has lost its last.safetensors" in error("train", "--resume", run)
-    (run / "metrics.jsonl").write_text("")
-    assert "was interrupted before its first epoch ended" in error("train", "--resume", run)
+    assert "has lost its checkpoints" in error("train", "--resume", run)
+    (run / "metrics.jsonl").write_text("")  # killed before anything was saved
+    assert call("train", "--resume", run, "--quiet").exit_code == 0
+    assert (run / "model.safetensors").read_bytes() == done
 
 
 def test_a_damaged_checkpoint(run):
-    (run / "last.safetensors").write_bytes(b"damaged")
-    assert "last.safetensors is no safetensors file" in error("train", "--resume", run)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"damaged")
+    assert "checkpoint-000001.safetensors is no safetensors file" in error("train", "--resume", run)
 
 
 def huge_npy():
@@ -409,6 +414,38 @@ def test_a_single_training_sample(monkeypatch, folder):
     )
     assert "there is 1 training sample, but batch norm" in error("train", "--out", "one")
     assert not (folder / "one").exists()
+
+
+def test_a_fast_dev_run_writes_nothing(folder):
+    result = call("train", "--fast-dev-run")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("one batch went through everything: loss 2.")
+    assert "validation_loss" in call("train", "--fast-dev-run", "--set", "validation=0.1").stdout
+    assert "--set, " not in error("train", "--fast-dev-run", "--lr", "nan")
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("every", ["0", "-3", "soon", "m", "1x", "1.5"])
+def test_checkpoint_every(folder, every):
+    assert f"--checkpoint-every {every}: expected a number of steps, or a time" in error(
+        "train", f"--checkpoint-every={every}", "--epochs", 1
+    )
+
+
+@pytest.mark.parametrize("every", ["7", "0.01s", "10m", "2h"])
+def test_checkpoint_every_steps_or_time(folder, every, monkeypatch):
+    from framework.trainer.callbacks import model_checkpoint
+
+    saves = []
+    monkeypatch.setattr(
+        model_checkpoint.Store, "save", lambda self, data, **about: saves.append(about["batch"])
+    )
+    args = ("train", "--checkpoint-every", every, "--epochs", 1, "--out", "r", "--quiet")
+    assert call(*args).exit_code == 0
+    if every == "7":
+        assert saves == [7, 14, 21, 0]
+    else:
+        assert saves[-1] == 0
 
 
 def test_debug_shows_the_error(trained):

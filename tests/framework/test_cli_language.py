@@ -84,6 +84,21 @@ def test_streams_of_words_and_a_longer_run(text, folder):  # noqa: F811
     assert good("generate", "words", "--tokens", 5).startswith("\n")
 
 
+def test_charlstm(text, folder):  # noqa: F811
+    """Streams by default; it writes with its state."""
+    options = ["train", "charlstm", "--dataset", text, "--epochs", 2, "--batch-size", 4]
+    options += ["--set", "hidden=16", "--set", "window=16", "--set", "steps=20"]
+    shown = good(*options, "--set", "cell=gru", "--out", "run")
+    assert "20 steps · 2 epochs · batches of 4 windows of 16" in shown
+    assert good("evaluate", "run").splitlines()[-1] == shown.splitlines()[-1]
+    assert (
+        json.loads((folder / "run" / "config.json").read_text())["recipe"]["sampling"] == "stream"
+    )
+    written = good("generate", "run", "--prompt", "The ", "--tokens", 40, "--seed", 1)
+    assert written.startswith("The ") and len(written) == 4 + 40 + 1
+    assert "'☃' (the first at position 1)" in error("generate", "run", "--prompt", "a☃")
+
+
 def test_a_transformer_writes_past_its_block(text, folder):  # noqa: F811
     options = ["--set", "window=16", "--set", "steps=4", "--set", "depth=1", "--set", "width=16"]
     good("train", "gpt", "--dataset", text, *options, "--epochs", 2, "--out", "gpt", "--quiet")
@@ -98,13 +113,21 @@ def test_a_transformer_writes_past_its_block(text, folder):  # noqa: F811
         (["gpt", "--set", "heads=3"], "heads is 3, which does not divide width=128"),
         (["vit", "--dataset", "moons"], "ViT is for images (C, H, W), this data has the shape"),
         (["nplm", "--dataset", "digits"], "nplm is for language, but digits is data for classif"),
-        (["mlp", "--dataset", "python-reference"], "data for language: take one of gpt"),
+        (
+            ["mlp", "--dataset", "python-reference"],
+            "data for language: take one of charlstm, gpt, nplm",
+        ),
         (["nplm", "--dataset", "none.txt"], "'none.txt' cannot be read: there is no such file"),
         (["nplm", "--dataset", "pytho-reference"], "(did you mean python-reference?)"),
         (["nplm", "--set", "window=99999"], "test part: window is 99999, but the text has"),
         (["nplm", "--set", "sampling=stream", "--batch-size", 90000], "too few for a window of 64"),
         (["nplm", "--set", "vocabulary=9"], "the vocabulary of characters is all that"),
         (["nplm", "--set", "tokenizer=letters"], "expected one of characters, words, bpe, word"),
+        (["charlstm", "--set", "hidden=0"], "hidden is 0, expected an integer of at least 1"),
+        (["charlstm", "--set", "tied=true"], "an embedding as large as hidden, 256, but it is 64"),
+        (["charlstm", "--set", "cell=ltsm"], "expected one of lstm, gru, rnn"),
+        (["charlstm", "--batch-size", 90000], "too few for a window of 64"),
+        (["rnnseq2seq"], "rnnseq2seq has no data to train on from here; train it from Python"),
         (["mlp", "--set", "steps=9"], "steps is 9, which is for text, but digits is none"),
     ],
 )

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 
 from framework.data import (
+    ArrayDataset,
     CutOut,
+    DataLoader,
+    MixUp,
+    RandAugment,
     RandomCrop,
     RandomHorizontalFlip,
     RandomRotation,
     RandomVerticalFlip,
     rotate,
+    warp,
 )
+from framework.data.rand_augment import OPERATIONS
 
 RNG = np.random.default_rng(0)
 ALL = [
@@ -21,6 +27,7 @@ ALL = [
     RandomCrop(5, padding=2),
     RandomRotation(30),
     CutOut(3),
+    RandAugment(3, 1.0),
 ]
 
 
@@ -144,3 +151,80 @@ def test_cut_out_clears_one_square():
 
 def test_cut_out_clears_nan():
     assert CutOut(9)(np.full((1, 4, 4), np.nan), np.full((1, 2), 0.5)).tolist() == [[[0.0] * 4] * 4]
+
+
+def test_warp_moves_shears_and_turns():
+    x = RNG.random((2, 1, 5, 5))
+    straight = np.tile(np.eye(2), (2, 1, 1))
+    moved = warp(x, straight, np.array([[1.0, 0.0], [0.0, -2.0]]))
+    np.testing.assert_allclose(moved[0, 0, :4], x[0, 0, 1:], rtol=1e-12)
+    np.testing.assert_allclose(moved[1, 0, :, 2:], x[1, 0, :, :3], rtol=1e-12)
+    assert not moved[0, 0, 4].any() and not moved[1, 0, :, :2].any()
+    sheared = warp(x, np.array([[[1, 0], [1, 1]]] * 2, float))  # column = row + column
+    for row in range(5):
+        for column in range(5):
+            source = column + row - 2
+            expected = x[0, 0, row, source] if 0 <= source < 5 else 0
+            assert sheared[0, 0, row, column] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_stay_in_range_and_do_nothing_at_strength_0(name):
+    x = RNG.random((40, 3, 6, 6)).astype(np.float32)
+    strength = np.linspace(-1, 1, 40, dtype=np.float32)
+    out = OPERATIONS[name](x, strength)
+    assert out.min() >= 0 and out.max() <= 1 and out.shape == x.shape
+    tolerance = 1 / 255 if name == "posterise" else 1e-6
+    np.testing.assert_allclose(OPERATIONS[name](x, 0 * strength), x, atol=tolerance)
+    if name != "identity":
+        assert np.abs(out - x)[[0, -1]].max(axis=(1, 2, 3)).max() > 0.02
+
+
+def test_operations_known_values():
+    x = np.float32([[[[0.2, 0.9]], [[0.4, 0.1]], [[0.0, 0.5]]]])  # (1, 3, 1, 2)
+    one, half = np.float32([1]), np.float32([0.5])
+    brighter = OPERATIONS["brightness"](x, one)
+    np.testing.assert_allclose(brighter, np.minimum(1.9 * x, 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        OPERATIONS["solarise"](x, half)[0, :, 0], [[0.2, 0.1], [0.4, 0.1], [0, 0.5]], rtol=1e-6
+    )
+    grey = 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
+    pale = OPERATIONS["colour"](x, -one)
+    np.testing.assert_allclose(pale, 0.1 * x + 0.9 * grey[:, None], rtol=1e-5)
+    posters = OPERATIONS["posterise"](x, one)
+    assert set(np.round(posters * 15, 4).ravel()) <= set(range(16))
+
+
+def test_mixup_shares_have_the_beta_distribution():
+    u = (np.arange(100_000) + 0.5) / 100_000
+    for alpha in (0.2, 1.0, 4.0):
+        share = MixUp(3, alpha).shares(u)
+        assert (np.diff(share) >= 0).all() and 0 <= share.min() and share.max() <= 1
+        assert share.mean() == pytest.approx(0.5, abs=1e-6)
+        assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=2e-3)
+
+
+def test_mixup_mixes_inputs_and_labels_alike():
+    x = np.eye(4, dtype=np.float32)  # sample i is the i-th unit vector, of class i
+    mixed, labels = MixUp(4, 1.0)(x, np.arange(4), np.full((4, 1), 0.25, np.float32))
+    np.testing.assert_allclose(mixed, labels, rtol=1e-6)
+    np.testing.assert_allclose(mixed[0], [0.25, 0.75, 0, 0], atol=1e-3)
+    with pytest.raises(TypeError, match="x is uint8"):
+        MixUp(4)(x.astype(np.uint8), np.arange(4), np.zeros((4, 1)))
+    with pytest.raises(ValueError, match="alpha is 0"):
+        MixUp(4, 0)
+
+
+def test_loader_mixes_by_seed_and_epoch():
+    data = ArrayDataset(RNG.random((20, 1, 4, 4)).astype(np.float32), np.arange(20) % 3)
+
+    def epoch(seed, number, workers=0):
+        loader = DataLoader(data, 8, shuffle=True, seed=seed, workers=workers, mix=MixUp(3, 1.0))
+        loader.set_epoch(number)
+        return np.concatenate([y.numpy() for _, y in loader])
+
+    first = epoch(0, 0)
+    assert first.shape == (20, 3) and first.dtype == np.float32
+    np.testing.assert_allclose(first.sum(1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(first, epoch(0, 0, workers=2))
+    assert (first != epoch(0, 1)).any() and (first != epoch(1, 0)).any()

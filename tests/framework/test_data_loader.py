@@ -227,13 +227,51 @@ def test_a_failing_transform_is_named_with_batch_and_samples(workers):
     with pytest.raises(
         LoaderError,
         match=r"batch 2 of epoch 0 \(samples 10, 11, 12, 13, 14\): fails_at_13 failed: "
-        "ZeroDivisionError: thirteen",
+        "ZeroDivisionError: thirteen, at sample 13",
     ) as caught:
         for _, y in loader:
             got.append(y.data.tolist())
     assert got == [list(range(5)), list(range(5, 10))]
+    assert caught.value.sample == 13
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert not loader_threads()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_stuck_worker_is_found_with_its_stack(workers):
+    release = threading.Event()
+
+    def waits_at_13(x):
+        if (x[:, 0, 0, 0] == 13 * 16).any():
+            release.wait()
+        return x
+
+    loader = DataLoader(DATA, batch_size=5, workers=workers, transform=waits_at_13, timeout=0.2)
+    got = []
+    try:
+        with pytest.raises(LoaderError, match=r"not made after 0\.2 s.*waits_at_13") as caught:
+            for _, y in loader:
+                got.append(y.data.tolist())
+        assert got == [list(range(5)), list(range(5, 10))]
+        assert "release.wait()" in caught.value.__notes__[0]
+        assert len(loader_threads()) <= 1  # the stuck one
+    finally:
+        release.set()
+    deadline = time.monotonic() + 10
+    while loader_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not loader_threads()
+    loader.transforms[0] = None
+    assert len(list(loader)) == 5  # and again, from the start
+
+
+def test_a_timeout_of_the_data_is_its_own_error():
+    class Slow(Uneven):
+        def __getitem__(self, index):
+            raise TimeoutError("server")
+
+    with pytest.raises(LoaderError, match="TimeoutError: server"):
+        list(DataLoader(Slow(), batch_size=4, workers=2))
 
 
 class Broken(Uneven):
@@ -320,6 +358,7 @@ def test_an_old_iterator_does_not_disturb_the_state_of_a_new_one():
         ({"workers": True}, "workers is True"),
         ({"prefetch": 0}, "prefetch is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"timeout": 0}, "timeout is 0, expected seconds above 0"),
         ({"seed": 1.5}, "seed is 1.5"),
         (
             {"batch_size": 24, "drop_last": True},

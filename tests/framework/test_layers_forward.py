@@ -426,3 +426,14 @@ def test_loss_weights_move_with_the_loss_and_are_shown():
 def test_a_loss_module_equals_the_function():
     x, t = fw.tensor(X), fw.tensor(CLASSES)
     np.testing.assert_array_equal(L.CrossEntropyLoss()(x, t).data, F.cross_entropy(x, t).data)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_does_what_follows_it(training):
+    x, shortcut = (fw.tensor(RNG.normal(size=(4, 3, 5, 5)).astype(np.float32)) for _ in "ab")
+    plain, fused = L.BatchNorm2d(3).train(training), L.BatchNorm2d(3).train(training)
+    want = F.relu(plain(x) + shortcut)
+    got = fused(x, "relu", shortcut)
+    np.testing.assert_allclose(got.detach().numpy(), want.detach().numpy(), rtol=1e-5, atol=1e-6)
+    for name, buffer in plain.named_buffers():
+        np.testing.assert_allclose(dict(fused.named_buffers())[name].numpy(), buffer.numpy())

@@ -232,7 +232,7 @@ def test_killed_after_the_last_epoch_and_resumed(tmp_path, patience):
     with pytest.raises(KeyboardInterrupt):
         first.fit(loaders()[0], epochs=4)
     second = trainer_with(tmp_path / "parts", False)
-    checkpoint.load_trainer(tmp_path / "parts" / "last.safetensors", second)
+    checkpoint.resume(tmp_path / "parts", second)
     stopped = len(whole.history) < 4
     assert stopped == (patience == 1)
     assert second.should_stop == stopped

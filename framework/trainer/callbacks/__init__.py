@@ -3,6 +3,8 @@
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.callbacks.curve_plot import CurvePlot, draw_curves
 from framework.trainer.callbacks.early_stopping import EarlyStopping
+from framework.trainer.callbacks.health import Health
+from framework.trainer.callbacks.interrupts import Interrupts, Stopped
 from framework.trainer.callbacks.log import CSVLog, JSONLLog
 from framework.trainer.callbacks.lr_monitor import LRMonitor
 from framework.trainer.callbacks.model_checkpoint import ModelCheckpoint
@@ -16,6 +18,8 @@ __all__ = [
     "Callback",
     "CurvePlot",
     "EarlyStopping",
+    "Health",
+    "Interrupts",
     "JSONLLog",
     "LRMonitor",
     "ModelCheckpoint",
@@ -23,6 +27,7 @@ __all__ = [
     "Profiler",
     "Progress",
     "SampleText",
+    "Stopped",
     "TerminateOnNaN",
     "draw_curves",
 ]

@@ -17,6 +17,9 @@ class Callback:
     it too.
     """
 
+    #: Does it write files? Then a fast_dev_run leaves it out.
+    writes = False
+
     def on_fit_start(self, trainer: Trainer) -> None:
         """Before the first epoch; after a resume, with the history so far."""
 

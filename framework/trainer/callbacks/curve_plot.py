@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.interop.atomic import FileError
 from framework.trainer.callbacks.callback import Callback
+from framework.trainer.drawing import (
+    COLOURS,
+    GRID,
+    INK,
+    INSTALL,
+    MUTED,
+    has_matplotlib,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
 
 log = logging.getLogger("framework")
-
-INSTALL = 'pip install "matplotlib>=3.8"'
-INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea")  # training, then the validations
 
 
 class CurvePlot(Callback):
@@ -28,8 +31,10 @@ class CurvePlot(Callback):
 
     A panel for the loss and one for each metric; a line for the training and one for each
     validation. Without matplotlib it logs one line that says how to install it, unless it is
-    `quiet`.
+    `quiet`; where `path` cannot be written it logs that.
     """
+
+    writes = True
 
     def __init__(self, path: str | Path, quiet: bool = False) -> None:
         self.path, self.quiet = Path(path), quiet
@@ -43,11 +48,14 @@ class CurvePlot(Callback):
     def _draw(self, trainer: Trainer) -> None:
         if not trainer.history:
             return
-        if importlib.util.find_spec("matplotlib") is None:
+        if not has_matplotlib():
             if not self.quiet:
                 log.warning("no %s: matplotlib is not installed (%s)", self.path.name, INSTALL)
             return
-        draw_curves(trainer.history, self.path, [metric.name for metric in trainer.metrics])
+        try:
+            draw_curves(trainer.history, self.path, [metric.name for metric in trainer.metrics])
+        except FileError as error:  # a picture is no reason to lose what comes after training
+            log.warning("%s", error)
 
 
 def draw_curves(history: list[dict[str, Any]], path: str | Path, metrics: list[str]) -> None:
@@ -64,16 +72,7 @@ def draw_curves(history: list[dict[str, Any]], path: str | Path, metrics: list[s
     grid = figure.subplots(1, len(panels), squeeze=False)
     for axes, panel in zip(grid[0], panels, strict=True):
         _draw_panel(axes, history, panel)
-    path = Path(path)
-    # Written beside and renamed: a reader never sees half a picture.
-    scratch = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        figure.savefig(scratch, dpi=160)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    save_figure(figure, Path(path))
 
 
 def _label_in_decimals(axis: Any, decades: float) -> None:
@@ -91,7 +90,7 @@ def _draw_panel(axes: Any, history: list[dict[str, Any]], panel: str) -> None:
     keys = [panel] + [key for key in history[0] if key.endswith(f"_{panel}")]
     epochs = [record["epoch"] for record in history]
     values: list[float] = []
-    for key, colour in zip(keys, COLOURS, strict=False):
+    for key, colour in zip(keys, COLOURS, strict=False):  # training, then the validations
         curve = [record.get(key, float("nan")) for record in history]
         name = "training" if key == panel else key.removesuffix(f"_{panel}").replace("_", " ")
         last = f"{curve[-1]:.4f}"

@@ -33,6 +33,8 @@ class Profiler(Callback):
         FileError: `folder` cannot be written.
     """
 
+    writes = True
+
     def __init__(self, folder: str | Path | None = None, warmup: int = 3, steps: int = 20) -> None:
         for name, value, least in (("warmup", warmup, 0), ("steps", steps, 1)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

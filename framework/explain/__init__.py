@@ -1,0 +1,39 @@
+"""Pictures of what a trained model does with one image: ``python -m framework explain RUN IMAGE``.
+
+A file for each picture, with a function of a `Subject` that gives a matplotlib figure, or None
+where the model has nothing to show; a line in `PICTURES` for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from framework.explain.feature_maps import feature_maps
+from framework.explain.filters import filters
+from framework.explain.saliency import saliency
+from framework.explain.subject import Subject, read_image
+from framework.trainer.drawing import save_figure
+from framework.trainer.folders import make_folder
+
+__all__ = ["PICTURES", "Subject", "explain", "read_image"]
+
+#: Name of the file -> the picture.
+PICTURES: dict[str, Callable[[Subject], Any]] = {
+    "saliency": saliency,
+    "filters": filters,
+    "feature-maps": feature_maps,
+}
+
+
+def explain(subject: Subject, folder: Path) -> list[Path]:
+    """Draw all pictures that there are for the subject's model into `folder`; returns the files."""
+    make_folder(folder)
+    written = []
+    for name, picture in PICTURES.items():
+        figure = picture(subject)
+        if figure is not None:
+            written.append(folder / f"{name}.png")
+            save_figure(figure, written[-1])
+    return written

@@ -1,0 +1,83 @@
+"""What is explained: a model, an image, and what the model makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from framework import functional as F
+from framework.autograd import Tensor, no_grad
+from framework.data import Transform
+from framework.interop.atomic import FileError, read_bytes
+from framework.layers import Module
+from framework.trainer.inputs import read_inputs
+
+
+@dataclass
+class Subject:
+    """A trained classifier, which is set to evaluation, and an image (C, H, W) from 0 to 1.
+
+    `inputs` is the transform of its training, `truth` the image's class where that is known.
+    """
+
+    model: Module
+    image: np.ndarray
+    inputs: Transform
+    classes: tuple[str, ...]
+    device: str = "cpu"
+    truth: int | None = None
+    probabilities: np.ndarray = field(init=False)  # (classes,)
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        with no_grad():
+            self.probabilities = F.softmax(self.model(self.batch()), -1).cpu().numpy()[0]
+
+    def batch(self) -> Tensor:
+        """The image as the model takes it, (1, C, H, W)."""
+        x = self.inputs(self.image[None].astype(np.float32))
+        return Tensor(x).to(self.device)
+
+    def ranked(self) -> list[int]:
+        """Classes, the most probable first."""
+        return [int(i) for i in np.argsort(-self.probabilities, kind="stable")]
+
+
+def read_image(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An image (C, H, W) of a .npy or .png file, float32; PNG from 0 to 1.
+
+    Colours become grey, and grey colours, as `shape` has it; what is transparent shows white.
+
+    Raises:
+        FileError: missing, neither, damaged, of another size, or several images; one line.
+    """
+    if file.suffix.lower() != ".png":
+        x = read_inputs(file, shape)
+        if len(x) != 1:
+            raise FileError(f"{file} holds {len(x)} images, expected one")
+        return x[0]
+    from matplotlib.image import imread
+
+    read_bytes(file)  # its errors, where the file cannot be read
+    try:
+        pixels = np.asarray(imread(file), np.float32)  # (H, W), (H, W, 3) or (H, W, 4)
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        raise FileError(f"{file} is no PNG, or a damaged one ({error})") from None
+    channels, height, width = shape
+    if pixels.shape[:2] != (height, width):
+        found = "x".join(map(str, pixels.shape[:2]))
+        raise FileError(f"{file} has {found} pixels, expected {height}x{width}")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.shape[2] in (2, 4):
+        opaque = pixels[..., -1:]
+        pixels = pixels[..., :-1] * opaque + (1 - opaque)
+    if channels == 1 and pixels.shape[2] == 3:
+        pixels = pixels @ np.float32([[0.299], [0.587], [0.114]])  # luma, ITU-R BT.601
+    if channels == 3 and pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] != channels:
+        raise FileError(f"{file} has {pixels.shape[2]} channels, expected {channels}")
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

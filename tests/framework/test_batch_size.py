@@ -1,0 +1,91 @@
+"""The batch that fits: found by measuring, and told where one did not."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+import framework as fw
+from framework import layers, optimizers
+from framework.data import ArrayDataset, DataLoader
+from framework.functional import mse_loss
+from framework.trainer import Trainer, batch_size, checkpoint, find_batch_size
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+
+X = np.zeros((64, 4), np.float32)
+
+
+class Wide(layers.Module):
+    """Half a mebibyte for each sample, and more in the backward pass."""
+
+    def __init__(self, most=None):
+        super().__init__()
+        self.linear, self.norm, self.most = layers.Linear(4, 1 << 17), layers.BatchNorm1d(4), most
+
+    def forward(self, x):
+        if self.most is not None and len(x) > self.most:
+            raise MemoryError("too many")
+        return self.linear(self.norm(x)).mean(1, keepdim=True)
+
+
+def make_trainer(model, **options):
+    return Trainer(
+        model,
+        lambda o, t: mse_loss(o, t[:, :1]),
+        optimizers.SGD(model.parameters(), 0.0),
+        **options,
+    )
+
+
+def make_loader(size=2):
+    return DataLoader(ArrayDataset(X, X), size, device="cpu")
+
+
+@linux
+def test_the_largest_batch_within_a_limit():
+    trainer = make_trainer(Wide())
+    before = checkpoint.to_bytes(trainer.state_dict())
+    sizes = [find_batch_size(trainer, make_loader(), mib << 20) for mib in (128, 256, 512)]
+    assert sizes == sorted(sizes)
+    assert 32 <= sizes[1]
+    assert 0.4 < (256 / (sizes[2] - sizes[1])) < 4  # MiB for a sample
+    assert all(size % 8 == 0 for size in sizes)
+    assert find_batch_size(trainer, make_loader(), 64 << 20, most=5) == 5
+    assert checkpoint.to_bytes(trainer.state_dict()) == before
+    with pytest.raises(fw.OutOfMemoryError, match="a batch of 2 samples in 1,048,576 bytes"):
+        find_batch_size(make_trainer(Wide(most=0)), make_loader(), 1 << 20)
+    with pytest.raises(ValueError, match="no batches"):
+        find_batch_size(trainer, [])
+
+
+@linux
+def test_the_error_says_what_would_fit():
+    trainer = make_trainer(Wide(most=24))
+    with pytest.raises(fw.OutOfMemoryError, match=r"\(64 samples; 16 would fit\)") as caught:
+        trainer.fit(make_loader(64))
+    assert "too many" in str(caught.value)
+
+
+@linux
+def test_auto_and_a_number(monkeypatch, tmp_path):
+    monkeypatch.setattr(batch_size, "_free", lambda device: 40 << 20)
+    trainer, loader = make_trainer(Wide(), batch_size="auto"), make_loader()
+    trainer.fit(loader)
+    found = trainer.batch_size
+    assert loader.batch_size == found > 2
+    assert trainer.step == -(-64 // found)
+    checkpoint.save_trainer(tmp_path / "c", trainer)
+    monkeypatch.setattr(batch_size, "_free", lambda device: 1 << 30)
+    again, loader = make_trainer(Wide(), batch_size="auto"), make_loader()
+    again.fit(loader, epochs=2, resume=tmp_path / "c")
+    assert loader.batch_size == found  # a resumed run keeps its own
+    loader = make_loader()
+    make_trainer(Wide(), batch_size=32).fit(loader)
+    assert loader.batch_size == 32
+    with pytest.raises(TypeError, match="needs a DataLoader, got a list"):
+        make_trainer(Wide(), batch_size=32).fit(list(loader))
+    with pytest.raises(ValueError, match="batch_size is 'big'"):
+        make_trainer(Wide(), batch_size="big")
