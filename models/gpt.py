@@ -7,12 +7,17 @@ logits = model(ids)                                       # (B, T) -> (B, T, 65)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from framework import functional as F, layers
 from framework.autograd import Tensor
+from framework.generation import inference
 from framework.layers import KVCache
+from models import hugging_face
+from models.hugging_face import Place, expect_values, one, several
 from models.transformer import (
     Activation,
     BlockConfig,
@@ -157,3 +162,193 @@ class GPT(layers.Module):
         """Logits (B, 1, vocabulary) of the last place alone; `caches` grow in place."""
         last = self.features(ids, caches)[:, -1:]  # (B, 1, C)
         return F.linear(last, self._output_weight()), caches
+
+    # Hugging Face ---------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> GPT:
+        """A GPT-2 or Llama of the `transformers` library, config.json and model.safetensors (or its
+        index and parts), in evaluation mode.
+
+        Raises:
+            FileError: another architecture; a file or a tensor is missing, damaged or of another
+                shape.
+        """
+        config = hugging_face.read_config(folder, tuple(_READ))
+        path, read = Path(folder) / hugging_face.CONFIG, _READ[config["model_type"]]
+        model = cls(hugging_face.fields_of(path, lambda: read(config)))
+        model.load_pretrained(folder)
+        return model.eval()
+
+    def load_pretrained(self, folder: str | Path) -> None:
+        """Fill this model from such a folder; raises as `from_pretrained`, the model is then as it
+        was.
+        """
+        kind = self._layout()
+        hugging_face.read_config(folder, (kind,))
+        prefix, spare = _FILES[kind]
+        if self.head is None:
+            spare += r"|^(model\.|transformer\.)?lm_head\.weight$"  # the table again
+        hugging_face.load(self, folder, self._places(), prefix, spare)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `transformers` reads."""
+        config = _WRITTEN[self._layout()](self.config)
+        hugging_face.save(self, folder, self._places(), config)
+
+    def _layout(self) -> str:
+        """gpt2 or llama; ValueError where it is neither's."""
+        c = self.config
+        kind = c.norm, c.positions, c.activation
+        if kind == ("layer", "learned", "gelu_tanh") and c.bias and c.groups in (None, c.heads):
+            return "gpt2"
+        if kind == ("rms", "rotary", "swiglu"):
+            return "llama"
+        raise ValueError(
+            f"{c} is neither GPT-2's layout (norm=layer, positions=learned, activation=gelu_tanh, "
+            "bias=True, no groups) nor Llama's (norm=rms, positions=rotary, activation=swiglu)"
+        )
+
+    def _places(self) -> Iterable[Place]:
+        c = self.config
+        if self._layout() == "gpt2":
+            yield Place("tokens.weight", ("transformer.wte.weight",))
+            yield Place("places.weight", ("transformer.wpe.weight",))
+            yield from one("blocks.norm", "transformer.ln_f")
+            for i in range(c.depth):
+                ours, theirs = f"blocks.each.{i}", f"transformer.h.{i}"
+                yield from one(f"{ours}.norm1", f"{theirs}.ln_1")
+                yield from one(f"{ours}.attention.qkv", f"{theirs}.attn.c_attn", True)
+                yield from one(f"{ours}.attention.out", f"{theirs}.attn.c_proj", True)
+                yield from one(f"{ours}.norm2", f"{theirs}.ln_2")
+                yield from one(f"{ours}.feed_forward.up", f"{theirs}.mlp.c_fc", True)
+                yield from one(f"{ours}.feed_forward.down", f"{theirs}.mlp.c_proj", True)
+        else:
+            each = (c.groups or c.heads) * (c.width // c.heads)
+            hidden = c.hidden or 4 * c.width
+            yield Place("tokens.weight", ("model.embed_tokens.weight",))
+            yield from one("blocks.norm", "model.norm")
+            for i in range(c.depth):
+                ours, theirs = f"blocks.each.{i}", f"model.layers.{i}"
+                qkv = [f"{theirs}.self_attn.{x}_proj" for x in "qkv"]
+                gated = [f"{theirs}.mlp.{x}_proj" for x in ("gate", "up")]
+                yield from one(f"{ours}.norm1", f"{theirs}.input_layernorm")
+                yield from several(f"{ours}.attention.qkv", qkv, (c.width, each, each))
+                yield from one(f"{ours}.attention.out", f"{theirs}.self_attn.o_proj")
+                yield from one(f"{ours}.norm2", f"{theirs}.post_attention_layernorm")
+                yield from several(f"{ours}.feed_forward.up", gated, (hidden, hidden))
+                yield from one(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj")
+        yield Place("head.weight", ("lm_head.weight",))
+
+
+def attention_maps(model: GPT, ids: Tensor) -> list[Tensor]:
+    """What each block looks at when it reads ids (B, T), for pictures: weights (B, heads, T, T) of
+    which each row sums to 1.
+    """
+    seen: list[Tensor] = []
+    removers = [
+        block.attention.register_forward_pre_hook(
+            lambda attention, args: seen.append(attention.weights(args[0]))
+        )
+        for block in model.blocks.each
+    ]
+    try:
+        with inference(model):
+            model(ids)
+    finally:
+        for remove in removers:
+            remove()
+    return seen
+
+
+# config.json of the two ---------------------------------------------------------------------------
+
+#: The prefix that names may lack, and what files may hold beyond a model's tensors.
+_FILES = {
+    "gpt2": ("transformer.", r"\.attn\.(masked_)?bias$"),
+    "llama": ("model.", r"\.rotary_emb\.inv_freq$"),
+}
+
+
+def _read_gpt2(config: dict[str, Any]) -> GPTConfig:
+    expect_values(
+        config, activation_function="gelu_new", scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
+    )  # fmt: skip
+    return GPTConfig(
+        vocabulary=config["vocab_size"],
+        block=config["n_positions"],
+        depth=config["n_layer"],
+        heads=config["n_head"],
+        width=config["n_embd"],
+        hidden=config.get("n_inner"),
+        dropout=config.get("resid_pdrop", 0.1),
+        bias=True,
+        eps=config.get("layer_norm_epsilon", 1e-5),
+        tied=config.get("tie_word_embeddings", True),
+    )
+
+
+def _written_gpt2(c: GPTConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": c.vocabulary,
+        "n_positions": c.block,
+        "n_layer": c.depth,
+        "n_head": c.heads,
+        "n_embd": c.width,
+        "n_inner": c.hidden,
+        "activation_function": "gelu_new",
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout),
+        "layer_norm_epsilon": c.eps,
+        "tie_word_embeddings": c.tied,
+    }
+
+
+def _read_llama(config: dict[str, Any]) -> GPTConfig:
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    expect_values(config, hidden_act="silu", head_dim=width // heads)
+    bias = config.get("attention_bias", False)
+    expect_values(config, mlp_bias=bias)
+    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rotary.get("rope_type", rotary.get("type", "default"))
+    expect_values({"rope_type": kind}, rope_type="default")
+    return GPTConfig.llama(
+        vocabulary=config["vocab_size"],
+        block=config["max_position_embeddings"],
+        depth=config["num_hidden_layers"],
+        heads=heads,
+        width=width,
+        groups=config.get("num_key_value_heads"),
+        hidden=config["intermediate_size"],
+        bias=bias,
+        eps=config.get("rms_norm_eps", 1e-6),
+        rotary_base=rotary.get("rope_theta", config.get("rope_theta", 10000.0)),
+        tied=config.get("tie_word_embeddings", False),
+    )
+
+
+def _written_llama(c: GPTConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": c.vocabulary,
+        "max_position_embeddings": c.block,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.groups or c.heads,
+        "hidden_size": c.width,
+        "intermediate_size": c.hidden or 4 * c.width,
+        "hidden_act": "silu",
+        "attention_bias": c.bias,
+        "mlp_bias": c.bias,
+        "rms_norm_eps": c.eps,
+        "rope_theta": c.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rotary_base},
+        "tie_word_embeddings": c.tied,
+    }
+
+
+_READ = {"gpt2": _read_gpt2, "llama": _read_llama}
+_WRITTEN = {"gpt2": _written_gpt2, "llama": _written_llama}

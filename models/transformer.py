@@ -1,8 +1,9 @@
 """What GPT, BERT, ViT and the encoder-decoder are made of: attention, feed-forward, and blocks of
 both.
 
-A block before its norms' sum is left open: what a part gives is added by the norm that follows it,
-in one pass (``F.add_layer_norm``). So blocks hand on two tensors, the sum so far and the last part.
+A block whose norms stand before its parts leaves its last sum open: what a part gives is added by
+the norm that follows, in one pass (``F.add_layer_norm``). So such blocks hand on two tensors, the
+sum so far and the last part.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from framework import functional as F, layers
 from framework.autograd import Tensor
+from framework.backend.device import to_device
 from framework.layers import KVCache, RotaryPositions
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
@@ -133,6 +137,17 @@ class SelfAttention(layers.Module):
         if self.positions is not None:
             qk = self.positions(qk, start)
         return qk[:, :H], qk[:, H:], v
+
+    def weights(self, x: Tensor) -> Tensor:
+        """What it looks at, (B, H, T, T), for pictures: each row sums to 1."""
+        q, k, _ = self.split(self.qkv(x))
+        T, H, G = x.shape[1], self.heads, self.groups
+        q = q.reshape(len(x), G, H // G, T, self.head_width)  # (B, G, H / G, T, D)
+        scores = q @ k.unsqueeze(2).transpose(-1, -2) / self.head_width**0.5
+        if self.causal:
+            later = np.triu(np.full((T, T), -np.inf, np.float32), 1)
+            scores = scores + Tensor(to_device(later, x.device)).to(x.dtype)
+        return F.softmax(scores, -1).reshape(len(x), H, T, T)
 
 
 class CrossAttention(layers.Module):
@@ -263,7 +278,7 @@ def start_weights(module: layers.Module, depth: int = 0) -> None:
             layers.init.zeros_(m.bias)
 
 
-def new_caches(blocks: Blocks, batch: int, capacity: int) -> list[KVCache]:
+def new_caches(blocks: Any, batch: int, capacity: int) -> list[KVCache]:
     """A cache for each block, with room for `capacity` positions."""
     caches = []
     for block in blocks.each:

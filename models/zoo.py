@@ -18,6 +18,7 @@ from models.resnet import ResNet, ResNet18Config, ResNet34Config, ResNet50Config
 from models.rnn import CharRNN, CharRNNConfig, RNNClassifier, RNNClassifierConfig
 from models.rnn_seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig
 from models.vgg import VGG, VGGConfig
+from models.vit import ViT, ViTConfig
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ ZOO: dict[str, Entry] = {
         "ConvNeXt-Tiny (Liu et al. 2022)",
         **PHOTOGRAPHS
         | {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05, "decay": "matrices"},
+    ),
+    "vit": Entry(
+        ViTConfig,
+        ViT,
+        "transformer for images: patches as a sequence (Dosovitskiy et al. 2021)",
+        recipe={"weight_decay": 0.05, "decay": "matrices", "clip_norm": 1.0},
     ),
     "rnnclassifier": Entry(
         RNNClassifierConfig,

@@ -4,6 +4,7 @@ A family's file imports neither models nor torch at its top: each side imports i
 """
 
 from bench.training_tasks.cnn import LeNetTask, ResNet18Task
+from bench.training_tasks.gpt import GPTTask
 from bench.training_tasks.mlp import MLPTask
 from bench.training_tasks.rnn import CharLSTMTask
 from bench.training_tasks.task import BadSetting, Task
@@ -16,4 +17,5 @@ TASKS: dict[str, Task] = {
     "lenet": LeNetTask(),
     "resnet18": ResNet18Task(),
     "charlstm": CharLSTMTask(),
+    "gpt": GPTTask(),
 }

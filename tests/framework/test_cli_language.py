@@ -99,9 +99,19 @@ def test_charlstm(text, folder):  # noqa: F811
     assert "'☃' (the first at position 1)" in error("generate", "run", "--prompt", "a☃")
 
 
+def test_a_transformer_writes_past_its_block(text, folder):  # noqa: F811
+    options = ["--set", "window=16", "--set", "steps=4", "--set", "depth=1", "--set", "width=16"]
+    good("train", "gpt", "--dataset", text, *options, "--epochs", 2, "--out", "gpt", "--quiet")
+    config = json.loads((folder / "gpt" / "config.json").read_text())
+    assert config["model_config"]["block"] == 16 and config["recipe"]["decay"] == "matrices"
+    assert len(good("generate", "gpt", "--prompt", "The ", "--tokens", 40)) == 4 + 40 + 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["gpt", "--set", "heads=3"], "heads is 3, which does not divide width=128"),
+        (["vit", "--dataset", "moons"], "ViT is for images (C, H, W), this data has the shape"),
         (["nplm", "--dataset", "digits"], "nplm is for language, but digits is data for classif"),
         (
             ["mlp", "--dataset", "python-reference"],
