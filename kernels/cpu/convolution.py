@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels.channels import channel_axis_last
 from kernels.convolution_shapes import Geometry
-from kernels.cpu import depthwise, gather, planes, winograd_plans as winograd
+from kernels.cpu import depthwise, direct, gather, planes, winograd_plans as winograd
 from kernels.cpu.lanes import LANES
 from kernels.cpu.teams import padded_to, workers
 from kernels.cpu.tiles import P, R
@@ -31,6 +31,13 @@ CHUNK = 1024
 
 #: The same where a chunk is a task of its own: the gradient of the weights.
 CHUNK_OF_GRADIENT = 384
+
+#: An image up to so many floats, with its borders, is read where it lies: it stays in L2 ...
+IMAGE = 150_000
+#: The same for the partial sums of a gradient.
+GRADIENT = 40_000
+#: ... from so many places on: fewer are gathered from several images.
+ENOUGH_PLACES = 48
 
 
 def suits_winograd(g: Geometry) -> bool:
@@ -98,6 +105,15 @@ class Pass(NamedTuple):
     tap_places: np.ndarray
     #: Columns of a gathered row, all chunks, and of the longest chunk (in taps).
     widest: int
+    #: For direct.py, where an image is read as it lies.
+    direct: Direct | None = None
+
+
+class Direct(NamedTuple):
+    reads: direct.Reads
+    #: Where the places of whole tiles read and where they are put.
+    at: np.ndarray
+    to: np.ndarray
 
 
 class _Axis(NamedTuple):
@@ -183,14 +199,51 @@ def _sizes(size: tuple[int, ...]) -> np.ndarray:
 
 @lru_cache(1024)
 def _forward_pass(g: Geometry) -> Pass:
-    return _tables(g, tuple(_forward_axis(g, i) for i in range(len(g.size))), CHUNK, False)
+    axes = tuple(_forward_axis(g, i) for i in range(len(g.size)))
+    tables = _tables(g, axes, CHUNK, False)
+    return tables._replace(direct=_direct(g, tables, g.size, g.output))
 
 
 @lru_cache(1024)
 def _backward_passes(g: Geometry) -> list[Pass]:
     turned = g._replace(channels=g.out_channels, out_channels=g.channels)
     axes = (_backward_axes(g, i) for i in range(len(g.size)))
-    return [_tables(turned, each, CHUNK, False) for each in product(*axes)]
+    passes = [_tables(turned, each, CHUNK, False) for each in product(*axes)]
+    return [each._replace(direct=_direct(turned, each, g.output, g.size)) for each in passes]
+
+
+def _direct(
+    g: Geometry, tables: Pass, size: tuple[int, ...], out_size: tuple[int, ...]
+) -> Direct | None:
+    """None where gathered rows are faster."""
+    places = tuple(map(int, tables.places))
+    if g.groups > 1 or math.prod(places) < ENOUGH_PLACES or not tables.taps.size:
+        return None
+    offsets = [(d, h, w + i) for d, h, w, taps, _ in tables.runs.tolist() for i in range(taps)]
+    sizes, steps = tuple(_sizes(size).tolist()), tuple(map(int, tables.steps))
+    reads = direct.reads(sizes, g.channels, places, steps, offsets, False)
+    if max(reads.bordered, math.prod(size) * g.channels) > IMAGE:
+        return None
+    _, H, W = _sizes(out_size)
+    grid = np.indices(places).reshape(3, -1).T * tables.out_steps + tables.out_starts
+    to = (grid @ _ints([H * W, W, 1])) * g.out_channels
+    return Direct(reads, direct.in_tiles(reads.starts), direct.in_tiles(to))
+
+
+@lru_cache(1024)
+def _direct_gradient(g: Geometry) -> Direct | None:
+    """`to` is of the taps, one by one. None where gathered rows are faster."""
+    K = g.channels * math.prod(g.kernel)
+    enough = g.batch >= direct.SLOTS and math.prod(g.output) >= ENOUGH_PLACES
+    if g.groups > 1 or not enough or K * g.out_channels > GRADIENT:
+        return None
+    axes = [_NO_AXIS] * (3 - len(g.size)) + [_forward_axis(g, i) for i in range(len(g.size))]
+    offsets = [tuple(o for o, _ in each) for each in product(*(a.reads for a in axes))]
+    sizes, places = tuple(_sizes(g.size).tolist()), tuple(a.places for a in axes)
+    reads = direct.reads(sizes, g.channels, places, tuple(a.step for a in axes), offsets, True)
+    if max(reads.bordered, math.prod(g.size) * g.channels) > IMAGE:
+        return None
+    return Direct(reads, reads.starts, direct.in_tiles(reads.taps))
 
 
 @lru_cache(1024)
@@ -221,7 +274,7 @@ def convolution(
             team, len(team), x.reshape(-1), g.batch, H, W, g.channels, _by_tap(w), *options,
             b, floor, y.reshape(-1), *_plane(g.output), work=y.size * math.prod(g.kernel),
         )  # fmt: skip
-    elif suits_planes(g):
+    elif suits_planes(g) and g.out_channels <= FEW_CHANNELS:
         planes.convolve(x, w, (g.padding[0][0], g.padding[1][0]), g.dilation, y, bias, relu)
     else:
         taps = math.prod(g.kernel)
@@ -299,6 +352,16 @@ def _products(
         team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, math.prod(g.kernel),
         tables.tap_places, K, u, turned, work=work,
     )  # fmt: skip
+    if tables.direct is not None:
+        reads, at, to = tables.direct
+        room = padded_to(reads.bordered, LANES)
+        direct.products(
+            team, len(team), x.reshape(-1), g.batch, _sizes(size), n_in, reads.before,
+            reads.inside, at, to, reads.taps, -(-16 // g.batch), u, n_out, b,
+            np.float32(0 if relu else -np.inf), y.reshape(-1), math.prod(out_size) * n_out,
+            np.empty(len(team) * room, np.float32), room, work=work,
+        )  # fmt: skip
+        return
     tasks = -(-rows // gather.BLOCK) * g.groups
     parts = min(panels, max(1, 24 // tasks))
     room = gather.BLOCK * (tables.widest * n_in + -(-panels // parts) * P)
@@ -324,6 +387,8 @@ def weight_grad(
         winograd.weight_grad(dy, x, (g.padding[0][0], g.padding[1][0]), dw)
     elif suits_depthwise(g):
         _depthwise_weight_grad(dy, x, g, dw)
+    elif g.out_channels > FEW_CHANNELS and (tables := _direct_gradient(g)) is not None:
+        _direct_weight_grad(dy, x, g, tables, dw)
     elif suits_planes(g):
         planes.weight_grad(dy, x, (g.padding[0][0], g.padding[1][0]), g.dilation, dw)
     else:
@@ -332,6 +397,20 @@ def weight_grad(
         return dw
     out[...] = dw
     return out
+
+
+def _direct_weight_grad(
+    dy: np.ndarray, x: np.ndarray, g: Geometry, tables: Direct, dw: np.ndarray
+) -> None:
+    reads, places, taps = tables
+    team, OC = workers(), padded_to(g.out_channels, P)
+    room = padded_to(reads.bordered, LANES) + direct.PLACES * OC
+    u = np.empty(direct.SLOTS * taps.size * OC, np.float32)
+    direct.weight_products(
+        team, len(team), x.reshape(-1), g.batch, _sizes(g.size), g.channels, reads.before,
+        reads.inside, taps, places, reads.taps, dy.reshape(-1), g.out_channels, direct.SLOTS, u,
+        dw.reshape(-1), np.empty(len(team) * room, np.float32), room, work=dy.size * taps.size,
+    )  # fmt: skip
 
 
 def _weight_products(dy: np.ndarray, x: np.ndarray, g: Geometry, dw: np.ndarray) -> None:
