@@ -16,9 +16,9 @@ import numpy as np
 from kernels.channels import channel_axis_last
 from kernels.convolution_shapes import Geometry
 from kernels.cpu import depthwise, direct, gather, planes, winograd_plans as winograd
+from kernels.cpu.engine import workers
 from kernels.cpu.lanes import LANES
-from kernels.cpu.teams import padded_to, workers
-from kernels.cpu.tiles import P, R
+from kernels.cpu.tiles import P, R, padded_to
 
 #: Channels from which on Winograd's transforms, of 16 channels at a time, pay.
 ENOUGH_CHANNELS = 16

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.cpu.engine import define, jit, loop
-from kernels.cpu.lanes import LANES, each, load, load_each, select, store, turn
+from kernels.cpu.lanes import LANES, each, load, load_each, prefetch, select, store, turn
 from kernels.cpu.tiles import P, clear, copy, padded, share
 
 #: Rows of a tile: LeNet's 100 places and 150 taps are whole tiles.
@@ -34,7 +34,10 @@ PLACES = 128
 SLOTS = 8
 
 ZERO = np.float32(0)
-_NAMES = {"each": each, "load": load, "load_each": load_each, "select": select, "store": store}
+_NAMES = {
+    "each": each, "load": load, "load_each": load_each, "prefetch": prefetch, "select": select,
+    "store": store,
+}  # fmt: skip
 
 
 def _tile(vectors: int, gradient: bool) -> Any:
@@ -54,8 +57,14 @@ def _tile(vectors: int, gradient: bool) -> Any:
     else:
         to = {(r, v): f"y, y0 + to[i0 + {r}] + {16 * v}, n - {16 * v}" for r, v in pairs}
         lines += [f"    s{r}_{v} = load(bias, j + {16 * v}, 16)" for r, v in pairs]
+    ahead = vectors > 1 and not gradient  # fetch what the next tile reads and writes
+    if ahead:
+        lines += [f"    prefetch(y, y0 + to[i0 + {ROWS + r}] + {16 * v})" for r, v in pairs]
     lines += ["    for k in range(K):", "        step = steps[k0 + k]"]
     lines += [f"        w{v} = load(b, b0 + k * ldb + {16 * v}, 16)" for v in range(vectors)]
+    if ahead:
+        lines += ["        if k % 16 == 0:"]
+        lines += [f"            prefetch(x, x0 + at[i0 + {ROWS + r}] + step)" for r in range(ROWS)]
     for r in range(ROWS):
         lines += [f"        a = load_each(x, at{r} + step)"]
         lines += [f"        s{r}_{v} += a * w{v}" for v in range(vectors)]
@@ -89,7 +98,7 @@ def products(
 
     A task is one of `bands` of the tiles of an image. No `room`: images have no borders.
     """
-    K, tiles = steps.shape[0], at.shape[0] // ROWS
+    K, tiles = steps.shape[0], at.shape[0] // ROWS - 1
     size = sizes[0] * sizes[1] * sizes[2] * C
     for worker in workers:
         first, last = share(N * bands, worker, n_workers)
@@ -125,7 +134,7 @@ def _sum_up(
     scratch, room,
 ):  # fmt: skip
     """dw (OC, K) of all slots, turned."""
-    K, rows, ldu = steps.shape[0], at.shape[0], padded(OC, P)
+    K, rows, ldu = steps.shape[0], at.shape[0] - ROWS, padded(OC, P)
     for k in range(0, K):
         for o in range(0, ldu, LANES):
             at_o = k * ldu + o
@@ -150,7 +159,7 @@ def weight_products(
     """dw (OC, K): u (slots, K in whole tiles, OC in whole panels), a share of the images each,
     summed. Here `at` is of taps and `places` are what is summed over; steps are those of all taps.
     """
-    rows, ldu, n_places = at.shape[0], padded(OC, P), places.shape[0]
+    rows, ldu, n_places = at.shape[0] - ROWS, padded(OC, P), places.shape[0]
     size, panels = sizes[0] * sizes[1] * sizes[2] * C, padded(OC, P) // P
     bordered = inside[0] * inside[1] * inside[2] * C if inside[0] > 0 else 0
     for worker in workers:
@@ -240,8 +249,10 @@ def reads(
 
 
 def in_tiles(table: np.ndarray) -> np.ndarray:
-    """Up to whole tiles, with the last place once more: what it computes twice is the same."""
-    return np.pad(table, (0, -table.size % ROWS), mode="edge")
+    """Whole tiles, filled with the last place once more (what it computes twice is the same), and
+    one tile more, which is fetched and not computed.
+    """
+    return np.pad(table, (0, -table.size % ROWS + ROWS), mode="edge")
 
 
 def _ints(values: Any) -> np.ndarray:
