@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.channels import channel_axis_last
 from kernels.convolution_shapes import Geometry
 from kernels.cpu import depthwise, direct, gather, planes, winograd_plans as winograd
 from kernels.cpu.engine import workers
 from kernels.cpu.lanes import LANES
+from kernels.cpu.layout import channels_last
 from kernels.cpu.tiles import P, R, padded_to
 
 #: Channels from which on Winograd's transforms, of 16 channels at a time, pay.
@@ -70,11 +70,6 @@ def suits_planes(g: Geometry) -> bool:
 
 def suits_depthwise(g: Geometry) -> bool:
     return g.groups == g.channels == g.out_channels and len(g.kernel) <= 2
-
-
-def last(x: np.ndarray) -> np.ndarray:
-    """(N, C, *size) as C-contiguous (N, *size, C)."""
-    return np.ascontiguousarray(channel_axis_last(x))
 
 
 def empty_last(shape: tuple[int, ...]) -> np.ndarray:
@@ -260,7 +255,7 @@ def convolution(
 ) -> np.ndarray:
     """y (N, OC, *output), channels-last."""
     y = empty_last(g.y_shape)
-    x, w = last(x), np.ascontiguousarray(w)
+    x, w = channels_last(x), np.ascontiguousarray(w)
     if y.size == 0:
         return first(y)
     if suits_winograd(g) and not exact:
@@ -290,7 +285,7 @@ def convolution(
 def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.ndarray:
     """dx (N, C, *size), channels-last."""
     dx = empty_last(g.x_shape)
-    dy, w = last(dy), np.ascontiguousarray(w)
+    dy, w = channels_last(dy), np.ascontiguousarray(w)
     if dx.size == 0:
         return first(dx)
     if suits_winograd(g) and not exact:
@@ -380,7 +375,7 @@ def weight_grad(
     """dw (OC, C / groups, *kernel)."""
     own = out is not None and out.flags.c_contiguous and out.dtype == np.float32
     dw = out if own else np.empty(g.weight_shape, np.float32)
-    dy, x = last(dy), last(x)
+    dy, x = channels_last(dy), channels_last(x)
     if dy.size == 0 or x.size == 0:
         dw[...] = 0
     elif suits_winograd(g) and not exact:
