@@ -302,7 +302,7 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
     before = [
         d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)
     ]
-    if suits_planes(g) and min(before) >= 0:
+    if suits_planes(g) and g.channels <= FEW_CHANNELS and min(before) >= 0:
         turned = np.ascontiguousarray(w[:, :, ::-1, ::-1].swapaxes(0, 1))
         planes.convolve(dy, turned, tuple(before), g.dilation, dx, None, False)
         return first(dx)

@@ -11,8 +11,6 @@ Images are flat, channels-last, with three spatial axes.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +79,7 @@ _narrow_gradient, _wide_gradient = _tile(1, True), _tile(P // LANES, True)
 
 @jit
 def _fill(x, image, sizes, C, before, inside, y, y0):
-    """An image into the middle of one with borders, of sizes `inside`; the borders are 0 already."""
+    """An image into one with borders, of sizes `inside`, which are 0 already."""
     D, H, line = sizes[0], sizes[1], sizes[2] * C
     for d in range(D):
         for h in range(H):
