@@ -1,7 +1,8 @@
 """Which loops compute a convolution on the CPU, and with what tables.
 
-3x3 with stride 1: Winograd's algorithm (winograd_plans.py). Few channels: planes.py. Depthwise:
-depthwise.py. Everything else: products of gathered rows (gather.py).
+3x3 with stride 1: Winograd's algorithm (winograd_plans.py). Few output channels: planes.py.
+Depthwise: depthwise.py. Images that stay in a core's L2: read where they lie (direct.py).
+Everything else: products of gathered rows (gather.py).
 """
 
 from __future__ import annotations
@@ -345,7 +346,7 @@ def _products(
     turned = np.empty(len(team) * LANES * LANES, np.float32)
     gather.pack(
         team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, math.prod(g.kernel),
-        tables.tap_places, K, u, turned, work=work,
+        tables.tap_places, K, u, turned, work=w.size,
     )  # fmt: skip
     if tables.direct is not None:
         reads, at, to = tables.direct
