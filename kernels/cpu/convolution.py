@@ -263,13 +263,7 @@ def convolution(
         before = g.padding[0][0], g.padding[1][0]
         winograd.convolve(x, w, False, before, y, bias, relu)
     elif suits_depthwise(g):
-        b = np.zeros(g.channels, np.float32) if bias is None else np.ascontiguousarray(bias)
-        team, floor = workers(), np.float32(0 if relu else -np.inf)
-        (H, W), options = _two_axes(g)
-        depthwise.forward(
-            team, len(team), x.reshape(-1), g.batch, H, W, g.channels, _by_tap(w), *options,
-            b, floor, y.reshape(-1), *_plane(g.output), work=y.size * math.prod(g.kernel),
-        )  # fmt: skip
+        _depthwise(x, _by_tap(w), bias, g, relu, y)
     elif suits_planes(g) and g.out_channels <= FEW_CHANNELS:
         planes.convolve(x, w, (g.padding[0][0], g.padding[1][0]), g.dilation, y, bias, relu)
     else:
@@ -293,6 +287,13 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
         before = 2 - g.padding[0][0], 2 - g.padding[1][0]
         winograd.convolve(dy, w, True, before, dx, None, False)
         return first(dx)
+    before = [
+        d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)
+    ]
+    if suits_depthwise(g) and set(g.stride) == {1} and min(before) >= 0:
+        turned = g._replace(size=g.output, output=g.size, padding=tuple((n, n) for n in before))
+        _depthwise(dy, _by_tap(w.reshape(g.channels, -1)[:, ::-1]), None, turned, False, dx)
+        return first(dx)
     if suits_depthwise(g):
         team, (size, options) = workers(), _two_axes(g)
         depthwise.input_grad(
@@ -300,9 +301,6 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
             dx.reshape(-1), g.batch, *size, work=dx.size * math.prod(g.kernel),
         )  # fmt: skip
         return first(dx)
-    before = [
-        d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)
-    ]
     if suits_planes(g) and g.channels <= FEW_CHANNELS and min(before) >= 0:
         turned = np.ascontiguousarray(w[:, :, ::-1, ::-1].swapaxes(0, 1))
         planes.convolve(dy, turned, tuple(before), g.dilation, dx, None, False)
@@ -450,6 +448,18 @@ def _two_axes(g: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _by_tap(w: np.ndarray) -> np.ndarray:
     """(C, 1, *kernel) as flat (taps, C)."""
     return np.ascontiguousarray(w.reshape(w.shape[0], -1).T).reshape(-1)
+
+
+def _depthwise(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, g: Geometry, relu: bool, y: np.ndarray
+) -> None:
+    b = np.zeros(g.channels, np.float32) if bias is None else np.ascontiguousarray(bias)
+    team, floor = workers(), np.float32(0 if relu else -np.inf)
+    (H, W), options = _two_axes(g)
+    depthwise.forward(
+        team, len(team), x.reshape(-1), g.batch, H, W, g.channels, w, *options, b, floor,
+        y.reshape(-1), *_plane(g.output), work=y.size * math.prod(g.kernel),
+    )  # fmt: skip
 
 
 def _depthwise_weight_grad(dy: np.ndarray, x: np.ndarray, g: Geometry, dw: np.ndarray) -> None:
