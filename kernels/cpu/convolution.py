@@ -1,7 +1,8 @@
 """Which loops compute a convolution on the CPU, and with what tables.
 
-3x3 with stride 1: Winograd's algorithm (winograd_plans.py). Few channels: planes.py. Depthwise:
-depthwise.py. Everything else: products of gathered rows (gather.py).
+3x3 with stride 1: Winograd's algorithm (winograd_plans.py). Few output channels: planes.py.
+Depthwise: depthwise.py. Images that stay in a core's L2: read where they lie (direct.py).
+Everything else: products of gathered rows (gather.py).
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.channels import channel_axis_last
 from kernels.convolution_shapes import Geometry
-from kernels.cpu import depthwise, gather, planes, winograd_plans as winograd
+from kernels.cpu import depthwise, direct, gather, planes, winograd_plans as winograd
+from kernels.cpu.engine import workers
 from kernels.cpu.lanes import LANES
-from kernels.cpu.teams import padded_to, workers
-from kernels.cpu.tiles import P, R
+from kernels.cpu.layout import channels_last
+from kernels.cpu.tiles import P, R, padded_to
 
 #: Channels from which on Winograd's transforms, of 16 channels at a time, pay.
 ENOUGH_CHANNELS = 16
@@ -31,6 +32,13 @@ CHUNK = 1024
 
 #: The same where a chunk is a task of its own: the gradient of the weights.
 CHUNK_OF_GRADIENT = 384
+
+#: An image up to so many floats, with its borders, is read where it lies: it stays in L2 ...
+IMAGE = 150_000
+#: The same for the partial sums of a gradient.
+GRADIENT = 40_000
+#: ... from so many places on: fewer are gathered from several images.
+ENOUGH_PLACES = 48
 
 
 def suits_winograd(g: Geometry) -> bool:
@@ -65,11 +73,6 @@ def suits_depthwise(g: Geometry) -> bool:
     return g.groups == g.channels == g.out_channels and len(g.kernel) <= 2
 
 
-def last(x: np.ndarray) -> np.ndarray:
-    """(N, C, *size) as C-contiguous (N, *size, C)."""
-    return np.ascontiguousarray(channel_axis_last(x))
-
-
 def empty_last(shape: tuple[int, ...]) -> np.ndarray:
     """C-contiguous (N, *size, C) for the shape (N, C, *size)."""
     return np.empty((shape[0], *shape[2:], shape[1]), np.float32)
@@ -98,6 +101,15 @@ class Pass(NamedTuple):
     tap_places: np.ndarray
     #: Columns of a gathered row, all chunks, and of the longest chunk (in taps).
     widest: int
+    #: For direct.py, where an image is read as it lies.
+    direct: Direct | None = None
+
+
+class Direct(NamedTuple):
+    reads: direct.Reads
+    #: Where the places of whole tiles read and where they are put.
+    at: np.ndarray
+    to: np.ndarray
 
 
 class _Axis(NamedTuple):
@@ -183,14 +195,51 @@ def _sizes(size: tuple[int, ...]) -> np.ndarray:
 
 @lru_cache(1024)
 def _forward_pass(g: Geometry) -> Pass:
-    return _tables(g, tuple(_forward_axis(g, i) for i in range(len(g.size))), CHUNK, False)
+    axes = tuple(_forward_axis(g, i) for i in range(len(g.size)))
+    tables = _tables(g, axes, CHUNK, False)
+    return tables._replace(direct=_direct(g, tables, g.size, g.output))
 
 
 @lru_cache(1024)
 def _backward_passes(g: Geometry) -> list[Pass]:
     turned = g._replace(channels=g.out_channels, out_channels=g.channels)
     axes = (_backward_axes(g, i) for i in range(len(g.size)))
-    return [_tables(turned, each, CHUNK, False) for each in product(*axes)]
+    passes = [_tables(turned, each, CHUNK, False) for each in product(*axes)]
+    return [each._replace(direct=_direct(turned, each, g.output, g.size)) for each in passes]
+
+
+def _direct(
+    g: Geometry, tables: Pass, size: tuple[int, ...], out_size: tuple[int, ...]
+) -> Direct | None:
+    """None where gathered rows are faster."""
+    places = tuple(map(int, tables.places))
+    if g.groups > 1 or math.prod(places) < ENOUGH_PLACES or not tables.taps.size:
+        return None
+    offsets = [(d, h, w + i) for d, h, w, taps, _ in tables.runs.tolist() for i in range(taps)]
+    sizes, steps = tuple(_sizes(size).tolist()), tuple(map(int, tables.steps))
+    reads = direct.reads(sizes, g.channels, places, steps, offsets, False)
+    if max(reads.bordered, math.prod(size) * g.channels) > IMAGE:
+        return None
+    _, H, W = _sizes(out_size)
+    grid = np.indices(places).reshape(3, -1).T * tables.out_steps + tables.out_starts
+    to = (grid @ _ints([H * W, W, 1])) * g.out_channels
+    return Direct(reads, direct.in_tiles(reads.starts), direct.in_tiles(to))
+
+
+@lru_cache(1024)
+def _direct_gradient(g: Geometry) -> Direct | None:
+    """`to` is of the taps, one by one. None where gathered rows are faster."""
+    K = g.channels * math.prod(g.kernel)
+    enough = g.batch >= direct.SLOTS and math.prod(g.output) >= ENOUGH_PLACES
+    if g.groups > 1 or not enough or K * g.out_channels > GRADIENT:
+        return None
+    axes = [_NO_AXIS] * (3 - len(g.size)) + [_forward_axis(g, i) for i in range(len(g.size))]
+    offsets = [tuple(o for o, _ in each) for each in product(*(a.reads for a in axes))]
+    sizes, places = tuple(_sizes(g.size).tolist()), tuple(a.places for a in axes)
+    reads = direct.reads(sizes, g.channels, places, tuple(a.step for a in axes), offsets, True)
+    if max(reads.bordered, math.prod(g.size) * g.channels) > IMAGE:
+        return None
+    return Direct(reads, reads.starts, direct.in_tiles(reads.taps))
 
 
 @lru_cache(1024)
@@ -207,21 +256,15 @@ def convolution(
 ) -> np.ndarray:
     """y (N, OC, *output), channels-last."""
     y = empty_last(g.y_shape)
-    x, w = last(x), np.ascontiguousarray(w)
+    x, w = channels_last(x), np.ascontiguousarray(w)
     if y.size == 0:
         return first(y)
     if suits_winograd(g) and not exact:
         before = g.padding[0][0], g.padding[1][0]
         winograd.convolve(x, w, False, before, y, bias, relu)
     elif suits_depthwise(g):
-        b = np.zeros(g.channels, np.float32) if bias is None else np.ascontiguousarray(bias)
-        team, floor = workers(), np.float32(0 if relu else -np.inf)
-        (H, W), options = _two_axes(g)
-        depthwise.forward(
-            team, len(team), x.reshape(-1), g.batch, H, W, g.channels, _by_tap(w), *options,
-            b, floor, y.reshape(-1), *_plane(g.output), work=y.size * math.prod(g.kernel),
-        )  # fmt: skip
-    elif suits_planes(g):
+        _depthwise(x, _by_tap(w), bias, g, relu, y)
+    elif suits_planes(g) and g.out_channels <= FEW_CHANNELS:
         planes.convolve(x, w, (g.padding[0][0], g.padding[1][0]), g.dilation, y, bias, relu)
     else:
         taps = math.prod(g.kernel)
@@ -237,12 +280,19 @@ def convolution(
 def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.ndarray:
     """dx (N, C, *size), channels-last."""
     dx = empty_last(g.x_shape)
-    dy, w = last(dy), np.ascontiguousarray(w)
+    dy, w = channels_last(dy), np.ascontiguousarray(w)
     if dx.size == 0:
         return first(dx)
     if suits_winograd(g) and not exact:
         before = 2 - g.padding[0][0], 2 - g.padding[1][0]
         winograd.convolve(dy, w, True, before, dx, None, False)
+        return first(dx)
+    before = [
+        d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)
+    ]
+    if suits_depthwise(g) and set(g.stride) == {1} and min(before) >= 0:
+        turned = g._replace(size=g.output, output=g.size, padding=tuple((n, n) for n in before))
+        _depthwise(dy, _by_tap(w.reshape(g.channels, -1)[:, ::-1]), None, turned, False, dx)
         return first(dx)
     if suits_depthwise(g):
         team, (size, options) = workers(), _two_axes(g)
@@ -251,10 +301,7 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
             dx.reshape(-1), g.batch, *size, work=dx.size * math.prod(g.kernel),
         )  # fmt: skip
         return first(dx)
-    before = [
-        d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)
-    ]
-    if suits_planes(g) and min(before) >= 0:
+    if suits_planes(g) and g.channels <= FEW_CHANNELS and min(before) >= 0:
         turned = np.ascontiguousarray(w[:, :, ::-1, ::-1].swapaxes(0, 1))
         planes.convolve(dy, turned, tuple(before), g.dilation, dx, None, False)
         return first(dx)
@@ -297,8 +344,18 @@ def _products(
     turned = np.empty(len(team) * LANES * LANES, np.float32)
     gather.pack(
         team, len(team), w.reshape(-1), g.groups, n_out, n_in, *strides, math.prod(g.kernel),
-        tables.tap_places, K, u, turned, work=work,
+        tables.tap_places, K, u, turned, work=w.size,
     )  # fmt: skip
+    if tables.direct is not None:
+        reads, at, to = tables.direct
+        room = padded_to(reads.bordered, LANES)
+        direct.products(
+            team, len(team), x.reshape(-1), g.batch, _sizes(size), n_in, reads.before,
+            reads.inside, at, to, reads.taps, -(-16 // g.batch), u, n_out, b,
+            np.float32(0 if relu else -np.inf), y.reshape(-1), math.prod(out_size) * n_out,
+            np.empty(len(team) * room, np.float32), room, work=work,
+        )  # fmt: skip
+        return
     tasks = -(-rows // gather.BLOCK) * g.groups
     parts = min(panels, max(1, 24 // tasks))
     room = gather.BLOCK * (tables.widest * n_in + -(-panels // parts) * P)
@@ -317,13 +374,15 @@ def weight_grad(
     """dw (OC, C / groups, *kernel)."""
     own = out is not None and out.flags.c_contiguous and out.dtype == np.float32
     dw = out if own else np.empty(g.weight_shape, np.float32)
-    dy, x = last(dy), last(x)
+    dy, x = channels_last(dy), channels_last(x)
     if dy.size == 0 or x.size == 0:
         dw[...] = 0
     elif suits_winograd(g) and not exact:
         winograd.weight_grad(dy, x, (g.padding[0][0], g.padding[1][0]), dw)
     elif suits_depthwise(g):
         _depthwise_weight_grad(dy, x, g, dw)
+    elif g.out_channels > FEW_CHANNELS and (tables := _direct_gradient(g)) is not None:
+        _direct_weight_grad(dy, x, g, tables, dw)
     elif suits_planes(g):
         planes.weight_grad(dy, x, (g.padding[0][0], g.padding[1][0]), g.dilation, dw)
     else:
@@ -332,6 +391,20 @@ def weight_grad(
         return dw
     out[...] = dw
     return out
+
+
+def _direct_weight_grad(
+    dy: np.ndarray, x: np.ndarray, g: Geometry, tables: Direct, dw: np.ndarray
+) -> None:
+    reads, places, taps = tables
+    team, OC = workers(), padded_to(g.out_channels, P)
+    room = padded_to(reads.bordered, LANES) + direct.PLACES * OC
+    u = np.empty(direct.SLOTS * taps.size * OC, np.float32)
+    direct.weight_products(
+        team, len(team), x.reshape(-1), g.batch, _sizes(g.size), g.channels, reads.before,
+        reads.inside, taps, places, reads.taps, dy.reshape(-1), g.out_channels, direct.SLOTS, u,
+        dw.reshape(-1), np.empty(len(team) * room, np.float32), room, work=dy.size * taps.size,
+    )  # fmt: skip
 
 
 def _weight_products(dy: np.ndarray, x: np.ndarray, g: Geometry, dw: np.ndarray) -> None:
@@ -375,6 +448,18 @@ def _two_axes(g: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _by_tap(w: np.ndarray) -> np.ndarray:
     """(C, 1, *kernel) as flat (taps, C)."""
     return np.ascontiguousarray(w.reshape(w.shape[0], -1).T).reshape(-1)
+
+
+def _depthwise(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, g: Geometry, relu: bool, y: np.ndarray
+) -> None:
+    b = np.zeros(g.channels, np.float32) if bias is None else np.ascontiguousarray(bias)
+    team, floor = workers(), np.float32(0 if relu else -np.inf)
+    (H, W), options = _two_axes(g)
+    depthwise.forward(
+        team, len(team), x.reshape(-1), g.batch, H, W, g.channels, w, *options, b, floor,
+        y.reshape(-1), *_plane(g.output), work=y.size * math.prod(g.kernel),
+    )  # fmt: skip
 
 
 def _depthwise_weight_grad(dy: np.ndarray, x: np.ndarray, g: Geometry, dw: np.ndarray) -> None:

@@ -129,11 +129,53 @@ def input_grad(workers, n_workers, dy, OH, OW, C, w, KH, KW, sh, sw, ph, pw, dh,
                             store(dx, to + c, n, load(dx, to + c, n) + product)
 
 
+@jit
+def _line_gradient_3x3(dy, d0, x, x0, row, column, step, u, u0, C, n):
+    """n places of a line, all of whose 9 taps are inside: nine sums side by side, where one would
+    wait for each of its additions.
+    """
+    s00, s01, s02 = load(u, u0, LANES), load(u, u0 + C, LANES), load(u, u0 + 2 * C, LANES)
+    s10, s11, s12 = (
+        load(u, u0 + 3 * C, LANES),
+        load(u, u0 + 4 * C, LANES),
+        load(u, u0 + 5 * C, LANES),
+    )
+    s20, s21, s22 = (
+        load(u, u0 + 6 * C, LANES),
+        load(u, u0 + 7 * C, LANES),
+        load(u, u0 + 8 * C, LANES),
+    )
+    for k in range(n):
+        d, i0 = load(dy, d0 + k * C, LANES), x0 + k * step
+        i1, i2 = i0 + row, i0 + 2 * row
+        s00 += d * load(x, i0, LANES)
+        s10 += d * load(x, i1, LANES)
+        s20 += d * load(x, i2, LANES)
+        s01 += d * load(x, i0 + column, LANES)
+        s11 += d * load(x, i1 + column, LANES)
+        s21 += d * load(x, i2 + column, LANES)
+        s02 += d * load(x, i0 + 2 * column, LANES)
+        s12 += d * load(x, i1 + 2 * column, LANES)
+        s22 += d * load(x, i2 + 2 * column, LANES)
+    store(u, u0, LANES, s00)
+    store(u, u0 + C, LANES, s01)
+    store(u, u0 + 2 * C, LANES, s02)
+    store(u, u0 + 3 * C, LANES, s10)
+    store(u, u0 + 4 * C, LANES, s11)
+    store(u, u0 + 5 * C, LANES, s12)
+    store(u, u0 + 6 * C, LANES, s20)
+    store(u, u0 + 7 * C, LANES, s21)
+    store(u, u0 + 8 * C, LANES, s22)
+
+
 @loop("workers")
 def weight_grad(
     workers, n_workers, dy, N, OH, OW, C, x, H, W, KH, KW, sh, sw, ph, pw, dh, dw, slots, u,
 ):  # fmt: skip
     """u (slots, KH * KW, C): a share of the lines of dy each, to be added up."""
+    # places all of whose taps are inside of the line, as in `forward`
+    near = min(OW, (pw + sw - 1) // sw)
+    far = max(near, min(OW, (W - 1 + pw - (KW - 1) * dw) // sw + 1))
     for worker in workers:
         begin, end = share(slots, worker, n_workers)
         for slot in range(begin, end):
@@ -144,17 +186,32 @@ def weight_grad(
                 image, oh = line // OH, line % OH
                 h = oh * sh - ph
                 top, bottom = _taps(h, dh, KH, H)
+                fast = KH == 3 and KW == 3 and bottom - top == 3
+                # channels in whole registers go the fast way
+                fast_C = C // LANES * LANES if fast else 0
+                for c in range(0, fast_C, LANES):
+                    _line_gradient_3x3(
+                        dy, (line * OW + near) * C + c,
+                        x, ((image * H + h) * W + near * sw - pw) * C + c, dh * W * C, dw * C,
+                        sw * C, u, u0 + c, C, far - near,
+                    )  # fmt: skip
                 for i in range(top, bottom):
                     for j in range(KW):
-                        start = j * dw - pw
-                        left = 0 if start >= 0 else (-start + sw - 1) // sw
-                        right = min(OW, (W - 1 - start) // sw + 1)
-                        x0 = ((image * H + h + i * dh) * W + start) * C
+                        from_w = j * dw - pw
+                        left = 0 if from_w >= 0 else (-from_w + sw - 1) // sw
+                        right = min(OW, (W - 1 - from_w) // sw + 1)
+                        x0 = ((image * H + h + i * dh) * W + from_w) * C
                         for c in range(0, C, LANES):
                             n = min(LANES, C - c)
                             at = u0 + (i * KW + j) * C + c
                             s = load(u, at, n)
-                            for ow in range(left, right):
+                            stop, start = right, right  # of what the fast way has left out
+                            if c < fast_C:
+                                stop, start = min(right, near), max(left, far)
+                            for ow in range(left, stop):
+                                read = load(x, x0 + ow * sw * C + c, n)
+                                s += load(dy, (line * OW + ow) * C + c, n) * read
+                            for ow in range(start, right):
                                 read = load(x, x0 + ow * sw * C + c, n)
                                 s += load(dy, (line * OW + ow) * C + c, n) * read
                             store(u, at, n, s)

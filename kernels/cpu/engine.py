@@ -186,6 +186,14 @@ def numbers(count: int) -> np.ndarray:
     return np.arange(count)
 
 
+def workers() -> np.ndarray:
+    """A number for each core: what a loop cuts whose pieces take a fixed share of the tasks each
+    and have scratch memory of their own. Not for each thread that is asked for: LLVM may round
+    differently in the serial twin.
+    """
+    return numbers(CORES)
+
+
 #: True in a process that was forked from one whose threads had started: OpenMP ends such a process
 #: when it asks for threads.
 _forked = False

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cpu.engine import define, jit, loop
+from kernels.cpu.engine import define, jit, loop, workers
 from kernels.cpu.lanes import LANES, each, load, load_each, select, store, total, turn
-from kernels.cpu.teams import padded_to, workers
-from kernels.cpu.tiles import P, clear, copy, padded, share
+from kernels.cpu.tiles import P, clear, copy, padded, padded_to, share
 
 #: Output channels and registers of places in a tile (24 sums on AVX-512, 6 of two registers
 #: without).

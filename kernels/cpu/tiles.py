@@ -63,6 +63,11 @@ def padded(n, unit):
     return (n + unit - 1) // unit * unit
 
 
+def padded_to(n: int, unit: int) -> int:
+    """The same, called from Python."""
+    return -(-n // unit) * unit
+
+
 @jit
 def spaced(n):
     """n floats up to an odd number of cache lines: blocks so far apart lie in different sets of a

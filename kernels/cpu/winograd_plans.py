@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.cpu.teams import padded_to, workers
-from kernels.cpu.tiles import P, R, spaced
+from kernels.cpu.engine import workers
+from kernels.cpu.tiles import P, R, padded_to, spaced
 from kernels.cpu.winograd import (
     OUT,
     PRODUCTS,
