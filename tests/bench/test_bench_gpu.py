@@ -226,7 +226,8 @@ def test_training_is_written_with_what_is_missing(run, monkeypatch):
     monkeypatch.setattr(training, "run", lambda *_, **__: result)
     made = run()
     made.all(["training"])
-    (figures,) = written(made)["training"]["results"]
+    figures, *others = written(made)["training"]["results"]
+    assert len(others) == len(TASKS) - 1
     assert figures["steps_per_second"]["ours"]["median"] == pytest.approx(1000)
     assert figures["memory"] == memory
     assert figures["missing"] == missing
