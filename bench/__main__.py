@@ -99,7 +99,10 @@ def kernels(
 
 @app.command()
 def training(
-    model: Annotated[str, typer.Option(help="What to train, one or several: mlp.")] = "mlp",
+    model: Annotated[
+        str,
+        typer.Option(help="What to train, one or several: mlp, lenet, resnet18, charlstm, gpt."),
+    ] = "mlp",
     device: DeviceName = None,
     against: Annotated[
         str | None,

@@ -215,7 +215,7 @@ def train(
     from framework.training import dry_run, run_training
 
     if fast_dev_run:
-        dry_run(plan)
+        dry_run(plan, checkpoint_every)
     else:
         run_training(plan, resume is not None, quiet, profile, checkpoint_every)
 

@@ -72,8 +72,9 @@ def run_training(
         _train(plan, model, resumed, quiet, profiled, every)
 
 
-def dry_run(plan: Plan) -> None:
+def dry_run(plan: Plan, checkpoint_every: str | None) -> None:
     """One batch of each loader, through everything but files."""
+    _every(checkpoint_every)
     model, data = _prepared(plan), plan.data
     callbacks: list[Callback] = [TerminateOnNaN()]
     if isinstance(plan.splits, TokenSplits):
@@ -126,15 +127,16 @@ def _train(
     if saved or anew:
         checkpoint.resume(folder / CHECKPOINTS, trainer)
     if not resumed or plan.epochs_before is not None:
-        config.write(folder)
-        if isinstance(plan.splits, TokenSplits):
-            save_tokenizer(folder, plan.splits.tokenizer)
+        _describe(plan)
     if not quiet:
         screen.show_training(config, plan.splits, model, trainer, plan.epochs_before, anew, resumed)
     assert config.recipe.epochs is not None
     try:
         with fitting_threads(model, config):
             trainer.fit(data.train, _watched(data), config.recipe.epochs)
+        make_folder(folder)  # it may have gone meanwhile, and all in it
+        if not (folder / CONFIG).exists():
+            _describe(plan)
         save_model(folder, model, data)
     except KeyboardInterrupt as error:
         _say_how_to_go_on(config, folder, trainer.step if isinstance(error, Stopped) else None)
@@ -148,6 +150,15 @@ def _train(
     if not quiet:
         screen.show_files(folder)
     screen.print_score(plan.splits, scores)
+
+
+def _describe(plan: Plan) -> None:
+    """What reads the run needs beside its weights; config.json, which makes the folder a run,
+    last.
+    """
+    if isinstance(plan.splits, TokenSplits):
+        save_tokenizer(plan.folder, plan.splits.tokenizer)
+    plan.config.write(plan.folder)
 
 
 def _every(text: str | None) -> dict[str, Any]:

@@ -212,6 +212,7 @@ _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", 
 
 def _read(config: dict[str, Any], head: Head | None) -> BERTConfig:
     expect_values(config, position_embedding_type="absolute", is_decoder=False)
+    expect_values(config, tie_word_embeddings=True)
     activation = config.get("hidden_act", "gelu")
     check_choice("hidden_act", activation, tuple(_ACTIVATIONS))
     named = " ".join(config.get("architectures") or ())

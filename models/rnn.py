@@ -146,9 +146,9 @@ class CharRNN(layers.Module):
         """Logits (B, T, vocabulary), and the state (layers, B, hidden) after the last token."""
         if ids.ndim != 2:
             raise ValueError(f"ids have shape {ids.shape}, expected (rows, tokens)")
-        ids = ids.transpose(0, 1)  # (T, B)
         plain = self.config.embedding is None
-        x = embedding(ids, self.one_hot) if plain else self.embedding(ids)  # (T, B, E)
+        x = embedding(ids, self.one_hot) if plain else self.embedding(ids)  # (B, T, E)
+        x = x.transpose(0, 1)  # (T, B, E)
         y, state = self.rnn(self.dropout(x), state)  # (T, B, hidden)
         return self.output(self.dropout(y)).transpose(0, 1), state  # (B, T, vocabulary)
 

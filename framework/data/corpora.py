@@ -10,6 +10,7 @@ import difflib
 import io
 import platform
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,11 +160,15 @@ def _part(part: str) -> Path | None:
     return locate("wikitext-2", f"{part}.txt") or locate("wikitext-2", f"wiki.{part}.tokens")
 
 
+#: What zipfile raises where an archive is not as it should be (RuntimeError: it is encrypted).
+_DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+
+
 def _unpacked(path: Path, member: str) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read(member).decode("utf-8")
-    except (OSError, KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+    except (OSError, EOFError, KeyError, UnicodeDecodeError, *_DAMAGE) as error:
         raise DataError(f"{path}: {error}") from error
 
 

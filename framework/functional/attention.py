@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.autograd import Tensor, record
+from framework.autograd import Tensor, is_grad_enabled, record
 from framework.autograd.casting import lowered
 from framework.autograd.graph import in_dtype
 from framework.backend.random import default_generator
@@ -140,7 +140,8 @@ def _options(
 ) -> dict[str, Any]:
     """The kernel's options, with a place in the random stream if there is dropout."""
     for what, x in (("attn_mask", mask), ("lengths", lengths), ("slopes", slopes)):
-        if (given := optional_tensor(name, what, x)) is not None and given.requires_grad:
+        given = optional_tensor(name, what, x)
+        if given is not None and given.requires_grad and is_grad_enabled():
             raise ValueError(f"{name}: {what} requires a gradient, and gets none; detach() it")
     m = array_of(mask)
     if m is not None and m.dtype != np.bool_:

@@ -42,6 +42,10 @@ class LayerNormLSTM(RecurrentBase):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             locked_dropout, None, device, dtype,
         )  # fmt: skip
+
+    def reset_parameters(self) -> None:
+        """Draw new weights; norms begin with scale 1 and shift 0."""
+        super().reset_parameters()
         for name, parameter in self.named_parameters():
             if name.startswith("norm"):
                 init.constant_(parameter, 0.0 if "bias" in name else 1.0)

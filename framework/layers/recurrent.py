@@ -93,6 +93,9 @@ class RecurrentBase(Module):
         for parameter in self.parameters():
             init.uniform_(parameter, -k, k)
 
+    def flatten_parameters(self) -> None:
+        """Does nothing: PyTorch's cuDNN wants weights side by side, the kernels here do not."""
+
     def forward(
         self, x: Tensor | PackedSequence, hx: Any = None, lengths: Any = None
     ) -> tuple[Any, Any]:
@@ -347,5 +350,6 @@ def detach_state(state: Any) -> Any:
             output, state = net(x, detach_state(state))
     """
     if isinstance(state, (tuple, list)):
-        return type(state)(map(detach_state, state))
+        parts = map(detach_state, state)
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     return state.detach() if isinstance(state, Tensor) else state

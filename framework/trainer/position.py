@@ -15,6 +15,7 @@ from framework.autograd import Tensor
 from framework.backend.device import Device
 from framework.data import DataLoader
 from framework.data.prefetch import batches_on
+from framework.interop.atomic import FileError
 
 log = logging.getLogger("framework")
 
@@ -36,7 +37,10 @@ class Position:
         if not restored:
             self.batches = 0
         elif self._start is not None and hasattr(loader, "load_state_dict"):
-            loader.load_state_dict(self._start)
+            try:
+                loader.load_state_dict(self._start)
+            except ValueError as error:
+                raise FileError(f"the run cannot go on with this data: {error}") from error
 
     @property
     def saved_batch_size(self) -> int | None:

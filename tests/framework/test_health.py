@@ -8,9 +8,12 @@ import pytest
 import framework as fw
 from framework import layers, optimizers
 from framework.autograd import tensor
-from framework.data import ArrayDataset, DataLoader
+from framework.data import ArrayDataset, DataLoader, StreamSampler, Windows
 from framework.functional import cross_entropy, mse_loss
-from framework.trainer import Callback, Health, NonFiniteError, TerminateOnNaN, Trainer
+from framework.layers.carry import carries
+from framework.trainer import Accuracy, Callback, Health, NonFiniteError, TerminateOnNaN, Trainer
+from framework.trainer.language import token_loss
+from models import build
 
 # NumPy's own arithmetic tells of it too
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -98,6 +101,31 @@ def test_the_step_is_run_again_with_the_same_dropout():
         trainer.fit(batches, epochs=20)
 
 
+def test_a_batch_that_is_left_out_leaves_no_state_behind():
+    class Spoil(Callback):
+        """The third window meets an embedding of NaN."""
+
+        def on_step_start(self, trainer):
+            weight = dict(trainer.model.named_parameters())["embedding.weight"].data
+            if trainer.step + trainer.skipped == 2:
+                self.kept = weight.copy()
+                weight[...] = np.nan
+            elif trainer.skipped:
+                weight[...] = self.kept
+                self.on_step_start = lambda trainer: None
+
+    ids = RNG.integers(0, 5, 400)
+    sampler = StreamSampler(len(ids), 10, 4)
+    model = build("charlstm", vocabulary=5, hidden=8)
+    optimizer = optimizers.SGD(model.parameters(), lr=0.1)
+    callbacks = [Spoil(), TerminateOnNaN(skip=True)]
+    trainer = Trainer(model, token_loss, optimizer, callbacks=callbacks)
+    windows = Windows(ids, 10, sampler.length)
+    trainer.fit(DataLoader(windows, 4, sampler=sampler, device="cpu"))
+    assert (trainer.step, trainer.skipped) == (8, 1)
+    assert all(np.isfinite(a).all() for carry in carries(model) for a in carry.kept())
+
+
 def test_bad_batches_are_left_out_and_counted(caplog):
     x = X.copy()
     x[20, 1] = np.nan  # of the third batch
@@ -108,8 +136,9 @@ def test_bad_batches_are_left_out_and_counted(caplog):
         return layers.Sequential(layers.Linear(4, 6), layers.BatchNorm1d(6), layers.Linear(6, 2))
 
     mine = model()
-    trainer = fit(mine, callbacks=[TerminateOnNaN(skip=True)], x=x)
+    trainer = fit(mine, callbacks=[TerminateOnNaN(skip=True)], x=x, metrics=[Accuracy()])
     assert (trainer.step, trainer.skipped) == (6, 2)
+    assert trainer.metrics[0].state_dict()["mean"]["weight"] == 48
     assert trainer.history[0]["skipped"] == 2
     assert caplog.text.count("the batch itself has values that are not finite") == 1
     other = model()

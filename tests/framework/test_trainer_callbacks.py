@@ -30,6 +30,7 @@ from framework.trainer import (
     ModelCheckpoint,
     NonFiniteError,
     Progress,
+    Stopped,
     TerminateOnNaN,
     Trainer,
 )
@@ -128,6 +129,21 @@ def test_early_stopping_restores_after_an_error_too():
         trainer.fit(loader(), epochs=3)
     now = trainer.model.state_dict()["0.weight"].data
     assert now.tobytes() == weights_after(2).tobytes()
+
+
+def test_a_run_that_is_to_go_on_keeps_the_weights_it_goes_on_from():
+    class Stop(Callback):
+        def on_step_end(self, trainer):
+            if trainer.epoch == 2:
+                self.weights = trainer.model.state_dict()["0.weight"].data.tobytes()
+                raise Stopped
+
+    stop = Stop()
+    trainer = make_trainer(Scores(1, 2), EarlyStopping("val_loss"), stop)
+    with pytest.raises(Stopped):
+        trainer.fit(loader(), epochs=3)
+    now = trainer.model.state_dict()["0.weight"].data
+    assert now.tobytes() == stop.weights != weights_after(1).tobytes()
 
 
 def test_early_stopping_mode_and_min_delta():

@@ -125,7 +125,7 @@ def test_input_that_cannot_be(device):
         model.step(moved(IDS), state[0])
     if device == "cpu":  # on CUDA that would wait for the device
         for settings in ({}, {"embedding": None}):
-            with pytest.raises(IndexError, match=r"indices\[1, 0\] is 9, expected 0 <= index < 9"):
+            with pytest.raises(IndexError, match=r"indices\[0, 1\] is 9, expected 0 <= index < 9"):
                 made(**settings)(moved(np.array([[0, 9]])))
 
 

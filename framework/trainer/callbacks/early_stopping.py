@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from framework.trainer.callbacks.callback import Best, Callback, score_of
+from framework.trainer.callbacks.interrupts import Stopped
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -55,7 +56,8 @@ class EarlyStopping(Callback):
         self._restore(trainer)
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        self._restore(trainer)
+        if not isinstance(error, Stopped):  # such a run is to go on from where it is
+            self._restore(trainer)
 
     def _restore(self, trainer: Trainer) -> None:
         if self.weights is None:

@@ -145,7 +145,7 @@ class ModelCheckpoint(Callback):
         except FileError as error:
             if not self.told:
                 self.told = True
-                log.warning("%s; training goes on, the checkpoints before it are whole", error)
+                log.warning("%s; training goes on, earlier checkpoints are not touched", error)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.monitor is None else {"score": self.best.score}

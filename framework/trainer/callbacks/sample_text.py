@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from framework.trainer.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
+
+
+log = logging.getLogger("framework")
 
 
 class SampleText(Callback):
@@ -47,7 +51,12 @@ class SampleText(Callback):
                 temperature=self.temperature,
                 seed=self.seed,
             )
-            self.show(trainer.epoch, self.prompt + "".join(pieces))
+            try:
+                text = self.prompt + "".join(pieces)
+            except ValueError as error:  # logits of NaN: the training says what is wrong
+                log.warning("no sample of text: %s", error)
+                return
+            self.show(trainer.epoch, text)
 
 
 def _show(epoch: int, text: str) -> None:

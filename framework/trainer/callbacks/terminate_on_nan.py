@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 
 from framework.autograd import Tensor
 from framework.backend.random import default_generator
+from framework.layers.carry import carries
 from framework.optimizers import Optimizer
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.suspects import all_finite, first_suspect
@@ -66,6 +68,7 @@ class TerminateOnNaN(Callback):
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.others = [p for p in parameters if id(p) not in held]
         self._buffers = list(trainer.model.buffers())
+        self._carries = carries(trainer.model)
 
     def on_step_start(self, trainer: Trainer) -> None:
         # The forward pass moves the running statistics of batch norm, before the loss is known.
@@ -73,6 +76,8 @@ class TerminateOnNaN(Callback):
         self.generator = default_generator.state()
         if self.skip:
             self.running = trainer.running.state_dict()
+            self.metrics = [copy.deepcopy(metric.state_dict()) for metric in trainer.metrics]
+            self.carried = [(c, [a.copy() for a in c.kept()]) for c in self._carries]
 
     def on_gradients(self, trainer: Trainer) -> None:
         if trainer.step % self.every or _all_finite(trainer, self.others):
@@ -117,6 +122,10 @@ class TerminateOnNaN(Callback):
             log.warning("%s; %s. The batch is left out", at, self._suspect(trainer))
         self._give_back_buffers()
         trainer.running.load_state_dict(self.running)
+        for metric, before in zip(trainer.metrics, self.metrics, strict=True):
+            metric.load_state_dict(before)
+        for carry, kept in self.carried:
+            carry.restore(kept)
         trainer.samples -= sum(len(batch[-1]) for batch in trainer.window)
 
     def _suspect(self, trainer: Trainer) -> str:
