@@ -13,6 +13,7 @@ from framework.autograd.casting import compute_copy, product_dtype, state
 from framework.functional.check import array_of, floating, optional_tensor, tensor_argument
 from framework.functional.linear import fitted, place_of
 from kernels import reductions
+from kernels.activations import relu_grad
 from kernels.arrays import Array
 from kernels.convolution import (
     convolution,
@@ -33,11 +34,15 @@ def conv1d(
     padding: Padding = 0,
     dilation: Numbers = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Tensor:
     """x (N, C, L), weight (O, C / groups, K), bias (O,) -> (N, O, (L + 2 padding - dilation (K - 1)
     - 1) // stride + 1).
+
+    With `activation` "relu" that of the result, in one pass with the bias (not in PyTorch).
     """
-    return _convolve("conv1d", 1, x, weight, bias, stride, padding, dilation, groups)
+    options = stride, padding, dilation, groups, activation
+    return _convolve("conv1d", 1, x, weight, bias, *options)
 
 
 def conv2d(
@@ -48,11 +53,13 @@ def conv2d(
     padding: Padding = 0,
     dilation: Numbers = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Tensor:
     """x (N, C, H, W), weight (O, C / groups, KH, KW), bias (O,) -> (N, O, H', W'), sizes as in
     `conv1d`.
     """
-    return _convolve("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
+    options = stride, padding, dilation, groups, activation
+    return _convolve("conv2d", 2, x, weight, bias, *options)
 
 
 def conv3d(
@@ -63,9 +70,11 @@ def conv3d(
     padding: Padding = 0,
     dilation: Numbers = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Tensor:
     """x (N, C, D, H, W), weight (O, C / groups, KD, KH, KW), bias (O,) -> (N, O, D', H', W')."""
-    return _convolve("conv3d", 3, x, weight, bias, stride, padding, dilation, groups)
+    options = stride, padding, dilation, groups, activation
+    return _convolve("conv3d", 3, x, weight, bias, *options)
 
 
 def conv_transpose1d(
@@ -132,25 +141,29 @@ def _convolve(
     padding: Padding,
     dilation: Numbers,
     groups: int,
+    activation: str | None,
 ) -> Tensor:
     _check_tensors(name, axes, x, weight, bias)
+    if activation not in (None, "relu"):
+        raise ValueError(f"{name}: activation={activation!r}, expected 'relu' or None")
     if x.ndim == axes + 1:
-        batch = x.unsqueeze(0)
-        y = _convolve(name, axes, batch, weight, bias, stride, padding, dilation, groups)
-        return y.squeeze(0)
+        given = stride, padding, dilation, groups, activation
+        return _convolve(name, axes, x.unsqueeze(0), weight, bias, *given).squeeze(0)
     if isinstance(padding, str):
         padding = padding_of(name, padding, weight.shape[2:], stride, dilation)
     g = geometry_of(name, x.shape, weight.shape, stride, padding, dilation, groups)
     _check_bias(name, bias, g.out_channels)
     half, a, w, b = _operands(name, x, weight, bias)
     options = g.stride, g.padding, g.dilation, groups
-    y = convolution(a, w, b, *options)
+    y = convolution(a, w, b, *options, activation == "relu")
     want_x, want_w = x.requires_grad, weight.requires_grad
     a, w = a if want_w else None, w if want_x else None  # what the gradients need
     slot_of = place_of if x is not weight else lambda *_: None  # as in `linear`
     inputs = [x, weight] if bias is None else [x, weight, bias]
 
     def backward(dy: Array) -> list[Array | None]:
+        if activation is not None:
+            dy = relu_grad(dy, y)  # y is above 0 where the sum was
         dx = convolution_input_grad(dy, w, g.size, *options) if want_x else None
         dw = None
         if want_w:

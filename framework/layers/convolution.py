@@ -107,13 +107,15 @@ class _Plain(_Convolution):
         shape = (self.out_channels, self.in_channels // self.groups)
         self._new_parameters(shape, bias, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (N, in_channels, *size) -> (N, out_channels, *output)."""
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """x (N, in_channels, *size) -> (N, out_channels, *output); with `activation` "relu" that of
+        it, in one pass.
+        """
         padding = self._pairs
         if self.padding_mode != "zeros":
             mode, batch = self.padding_mode, [(0, 0)] * (x.ndim - self.axes)
             x, padding = F.pad(x, [*batch, *padding], mode=mode), ((0, 0),) * self.axes
-        options = self.stride, padding, self.dilation, self.groups
+        options = self.stride, padding, self.dilation, self.groups, activation
         return type(self)._function(x, self.weight, self.bias, *options)
 
     def extra_repr(self) -> str:

@@ -50,6 +50,35 @@ def test_gradients_in_one_and_three_axes(axes, padding):
     assert gradcheck(lambda *a: transposed(*a, stride=2, output_padding=1, groups=1), [x, w])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("groups", [1, 32])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_relu_behind_a_convolution_in_one_pass(kernel, groups, dtype):
+    convolution = L.Conv2d(32, 32, kernel, padding="same", groups=groups)
+    x = fw.tensor(RNG.standard_normal((2, 32, 9, 8)).astype("float32"))
+    if dtype == "float64":
+        convolution, x = convolution.to("float64"), x.to("float64")
+    x.requires_grad = True
+
+    def run(compute):
+        convolution.zero_grad()
+        x.grad = None
+        with fw.autocast("bfloat16", enabled=dtype == "bfloat16"):
+            y = compute()
+        (y * y).sum().backward()
+        return [a.astype(np.float64) for a in (y.data, x.grad.data, convolution.weight.grad.data)]
+
+    together = run(lambda: convolution(x, "relu"))
+    apart = run(lambda: F.relu(convolution(x)))
+    for a, b in zip(together, apart, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-2 if dtype == "bfloat16" else 1e-5)
+
+
+def test_an_activation_that_there_is_not():
+    with pytest.raises(ValueError, match="conv2d: activation='tanh', expected 'relu' or None"):
+        F.conv2d(zeros(1, 1, 3, 3), zeros(1, 1, 3, 3), activation="tanh")
+
+
 @pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
 def test_gradients_of_padding(mode):
     x = leaf(2, 3, 4)
