@@ -151,7 +151,13 @@ def _options(
                 "seen) or floating-point numbers"
             )
         m = in_dtype(m, q.dtype)
-    options: dict[str, Any] = {"mask": m, "lengths": array_of(lengths)}
+    n = array_of(lengths)
+    if isinstance(n, np.ndarray) and n.size and not 0 <= n.min() <= n.max() <= k.shape[2]:
+        raise ValueError(  # on CUDA this would wait for the device
+            f"{name}: lengths are {n.min()} to {n.max()}, expected 0 to {k.shape[2]}, the number "
+            "of keys"
+        )
+    options: dict[str, Any] = {"mask": m, "lengths": n}
     options["slopes"] = None if slopes is None else in_dtype(slopes.data, q.dtype)
     probability(name, p)
     if p > 0:

@@ -268,6 +268,10 @@ BAD = {
         tensors(),
         {"attn_mask": fw.tensor(normal(5, 6))},
     ),
+    r"lengths are 3 to 99, expected 0 to \d+, the number of keys": (
+        tensors(),
+        {"lengths": fw.tensor(np.array([3, 99]))},
+    ),
     r"lengths are int64\(3,\), expected integers \(2,\)": (
         tensors(),
         {"lengths": fw.tensor(np.arange(3))},
