@@ -151,7 +151,9 @@ def layer_norm_grad_on_cpu(
     dy: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, more: Array | None = None
 ) -> Triple:
     """With `more` (like x) added to dx: kernels/residual_norm.py."""
-    check_rows("layer_norm_grad", x, weight, dy=dy)
+    shape = x.shape
+    if len(shape) != 2 or dy.shape != shape or (weight is not None and weight.shape != shape[1:]):
+        check_rows("layer_norm_grad", x, weight, dy=dy)  # says what is wrong; 0.3 us of 11
     dy, x, mean, rstd = dense(dy), dense(x), dense(mean), dense(rstd)
     rows, D = x.shape
     tasks = row_blocks(rows, loops.ROW_BLOCK)

@@ -101,9 +101,11 @@ class Kernel:
             raise TypeError(
                 f"{self.name}: the first argument is a {type(x).__name__}, not an array"
             )
-        version = self.version(device, x.dtype)
-        if version is not None:
-            return version(x, *args, **options)
+        # as `version`, whose call alone takes 0.1 us
+        if _mode != "reference" and (device == "cuda" or has_numba()):
+            version = self._versions.get((device, x.dtype))
+            if version is not None:
+                return version(x, *args, **options)
         if is_half(x.dtype):
             with np.errstate(all="ignore"):  # beyond float16's range is inf: no reason to warn
                 return self._in_float32(x, *args, **options)
