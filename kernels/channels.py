@@ -41,6 +41,22 @@ def channel_axis_last(x: Array) -> Array:
     return x.transpose(0, *range(2, x.ndim), 1)
 
 
+def channel_axis_second(x: Array) -> Array:
+    """Undo `channel_axis_last`: (N, *, C) as (N, C, *)."""
+    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
+
+
+def dense_last(x: Array) -> Array:
+    """(N, C, *) as C-contiguous (N, *, C)."""
+    return array_module(x).ascontiguousarray(channel_axis_last(x))
+
+
+def empty_last(x: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
+    """C-contiguous (N, *, C) for the shape (N, C, *), where x lies, uninitialised."""
+    shape = shape[0], *shape[2:], shape[1]
+    return array_module(x).empty(shape, x.dtype if dtype is None else dtype)
+
+
 def as_columns(x: Array) -> Array:
     """(N, C, *) as contiguous (N * prod(*), C): a view of a channels-last array."""
     return (
@@ -52,9 +68,7 @@ def as_columns(x: Array) -> Array:
 
 def from_columns(y: Array, shape: tuple[int, ...]) -> Array:
     """Undo `as_columns`: (N, C, *) with channels-last strides."""
-    return y.reshape(shape[0], *shape[2:], shape[1]).transpose(
-        0, len(shape) - 1, *range(1, len(shape) - 1)
-    )
+    return channel_axis_second(y.reshape(shape[0], *shape[2:], shape[1]))
 
 
 def as_planes(x: Array) -> Array:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kernels.arrays import Array, array_module, is_half
-from kernels.channels import channel_axis_last
+from kernels.channels import channel_axis_last, channel_axis_second
 from kernels.convolution_shapes import (
     Geometry,
     Numbers,
@@ -45,7 +45,7 @@ CUDA_KERNELS = (
 def _zeros(x: Array, shape: tuple[int, ...]) -> Array:
     """(N, C, *) zeros in x's dtype, channels-last in memory."""
     last = array_module(x).zeros((shape[0], *shape[2:], shape[1]), x.dtype)
-    return last.transpose(0, last.ndim - 1, *range(1, last.ndim - 1))
+    return channel_axis_second(last)
 
 
 def _by_group(x: Array, groups: int) -> Array:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kernels.arrays import Array, array_module, is_cuda
-from kernels.channels import channel_axis_last, is_columns
+from kernels.channels import channel_axis_last, channel_axis_second, empty_last, is_columns
 from kernels.lazy import Lazy
 from kernels.reductions import mean
 from kernels.registry import kernel
@@ -62,8 +62,7 @@ def empty_images(x: Array, sizes: tuple[int, ...], columns: bool, dtype: Any = N
     dtype = x.dtype if dtype is None else dtype
     if not columns:
         return xp.empty((N, C, *sizes), dtype)
-    last = len(sizes) + 1
-    return xp.empty((N, *sizes, C), dtype).transpose(0, last, *range(1, last))
+    return channel_axis_second(empty_last(x, (N, C, *sizes), dtype))
 
 
 def _launch(

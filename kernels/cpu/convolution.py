@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.channels import channel_axis_second, empty_last
 from kernels.convolution_shapes import Geometry
 from kernels.cpu import depthwise, direct, gather, planes, winograd_plans as winograd
 from kernels.cpu.engine import workers
@@ -71,16 +72,6 @@ def suits_planes(g: Geometry) -> bool:
 
 def suits_depthwise(g: Geometry) -> bool:
     return g.groups == g.channels == g.out_channels and len(g.kernel) <= 2
-
-
-def empty_last(shape: tuple[int, ...]) -> np.ndarray:
-    """C-contiguous (N, *size, C) for the shape (N, C, *size)."""
-    return np.empty((shape[0], *shape[2:], shape[1]), np.float32)
-
-
-def first(y: np.ndarray) -> np.ndarray:
-    """(N, *size, C) as (N, C, *size)."""
-    return y.transpose(0, y.ndim - 1, *range(1, y.ndim - 1))
 
 
 # Tables of where to read --------------------------------------------------------------------------
@@ -255,10 +246,10 @@ def convolution(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, g: Geometry, relu: bool, exact: bool
 ) -> np.ndarray:
     """y (N, OC, *output), channels-last."""
-    y = empty_last(g.y_shape)
+    y = empty_last(x, g.y_shape)
     x, w = channels_last(x), np.ascontiguousarray(w)
     if y.size == 0:
-        return first(y)
+        return channel_axis_second(y)
     if suits_winograd(g) and not exact:
         before = g.padding[0][0], g.padding[1][0]
         winograd.convolve(x, w, False, before, y, bias, relu)
@@ -274,37 +265,37 @@ def convolution(
             x, g.size, w, strides, C, g.out_channels // g.groups, g, _forward_pass(g), bias, relu,
             y, g.output,
         )  # fmt: skip
-    return first(y)
+    return channel_axis_second(y)
 
 
 def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.ndarray:
     """dx (N, C, *size), channels-last."""
-    dx = empty_last(g.x_shape)
+    dx = empty_last(dy, g.x_shape)
     dy, w = channels_last(dy), np.ascontiguousarray(w)
     if dx.size == 0:
-        return first(dx)
+        return channel_axis_second(dx)
     if suits_winograd(g) and not exact:
         before = 2 - g.padding[0][0], 2 - g.padding[1][0]
         winograd.convolve(dy, w, True, before, dx, None, False)
-        return first(dx)
+        return channel_axis_second(dx)
     before = [
         d * (k - 1) - pad[0] for d, k, pad in zip(g.dilation, g.kernel, g.padding, strict=True)
     ]
     if suits_depthwise(g) and set(g.stride) == {1} and min(before) >= 0:
         turned = g._replace(size=g.output, output=g.size, padding=tuple((n, n) for n in before))
         _depthwise(dy, _by_tap(w.reshape(g.channels, -1)[:, ::-1]), None, turned, False, dx)
-        return first(dx)
+        return channel_axis_second(dx)
     if suits_depthwise(g):
         team, (size, options) = workers(), _two_axes(g)
         depthwise.input_grad(
             team, len(team), dy.reshape(-1), *_plane(g.output), g.channels, _by_tap(w), *options,
             dx.reshape(-1), g.batch, *size, work=dx.size * math.prod(g.kernel),
         )  # fmt: skip
-        return first(dx)
+        return channel_axis_second(dx)
     if suits_planes(g) and g.channels <= FEW_CHANNELS and min(before) >= 0:
         turned = np.ascontiguousarray(w[:, :, ::-1, ::-1].swapaxes(0, 1))
         planes.convolve(dy, turned, tuple(before), g.dilation, dx, None, False)
-        return first(dx)
+        return channel_axis_second(dx)
     passes = _backward_passes(g)
     if not all(p.taps.size for p in passes):
         gather.clear_all(workers(), len(workers()), dx.reshape(-1), work=dx.size)
@@ -316,7 +307,7 @@ def input_grad(dy: np.ndarray, w: np.ndarray, g: Geometry, exact: bool) -> np.nd
                 dy, g.output, w, (OC * C * taps, taps, C * taps), OC, C, g, each, None, False, dx,
                 g.size,
             )  # fmt: skip
-    return first(dx)
+    return channel_axis_second(dx)
 
 
 def _products(

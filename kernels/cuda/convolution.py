@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from kernels.arrays import Array, array_module, is_half
+from kernels.channels import channel_axis_second, dense_last, empty_last
 from kernels.convolution_shapes import Geometry
 from kernels.cuda import launch
-from kernels.cuda.layouts import empty_last, first, last
 from kernels.matmul import matmul
 from kernels.moments import parts_of
 from kernels.reductions import sum as sum_of
@@ -29,14 +29,14 @@ UNFOLDED = 256 << 20
 def convolution(x: Array, weight: Array, bias: Array | None, g: Geometry, relu: bool) -> Array:
     """y (N, O, *output), channels-last in memory."""
     xp = array_module(x)
-    x, y = last(x), empty_last(x, g.y_shape)
+    x, y = dense_last(x), empty_last(x, g.y_shape)
     if _is_depthwise(g):
         w = _taps_first(weight, g)
         add = np.uintp(0) if bias is None else xp.ascontiguousarray(bias)
         times, pixels = g.out_channels // g.channels, _places(g, g.output)
         args = (x, w, add, y, np.int64(pixels), *_int32(g.channels, times, relu), *_axes(g))
         _each("depthwise", y, args)
-        return first(y)
+        return channel_axis_second(y)
     w = weight.reshape(g.groups, -1, *weight.shape[1:])  # (G, O/G, C/G, *kernel)
     w = xp.ascontiguousarray(xp.moveaxis(w, 2, -1)).reshape(g.groups, w.shape[1], -1)
     rows_of_y = y.reshape(-1, g.out_channels)
@@ -50,18 +50,18 @@ def convolution(x: Array, weight: Array, bias: Array | None, g: Geometry, relu: 
         if not fused:
             sizes = np.int64(part.size), np.int64(g.out_channels), np.int32(relu)
             _each("add_bias", part, (sums, add, part, *sizes))
-    return first(y)
+    return channel_axis_second(y)
 
 
 def input_grad(dy: Array, weight: Array, g: Geometry) -> Array:
     """dx (N, C, *size), channels-last in memory."""
     xp = array_module(dy)
-    dy, dx = last(dy), empty_last(dy, g.x_shape)
+    dy, dx = dense_last(dy), empty_last(dy, g.x_shape)
     if _is_depthwise(g):
         times, pixels = g.out_channels // g.channels, _places(g, g.size)
         args = (dy, _taps_first(weight, g), dx, np.int64(pixels), *_int32(g.channels, times))
         _each("depthwise_input_grad", dx, (*args, *_axes(g)))
-        return first(dx)
+        return channel_axis_second(dx)
     w = weight.reshape(g.groups, -1, *weight.shape[1:])  # (G, O/G, C/G, *kernel)
     taps = range(3, w.ndim)
     w = xp.ascontiguousarray(w.transpose(0, *taps, 1, 2)).reshape(g.groups, -1, w.shape[2])
@@ -69,13 +69,13 @@ def input_grad(dy: Array, weight: Array, g: Geometry) -> Array:
     for places, rows in _unfolded("unfold_backward", dy, g, g.size, g.out_channels):
         out = _by_group(rows_of_x[places], g.groups)
         matmul(_by_group(rows, g.groups), _one(w), out=out)
-    return first(dx)
+    return channel_axis_second(dx)
 
 
 def weight_grad(dy: Array, x: Array, g: Geometry, out: Array | None) -> Array:
     """dweight (O, C / groups, *kernel), in `out` if given."""
     xp = array_module(x)
-    dy, x = last(dy), last(x)
+    dy, x = dense_last(dy), dense_last(x)
     if _is_depthwise(g):
         dw = _depthwise_weight_grad(dy, x, g).T.reshape(g.weight_shape)
     else:

@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kernels.arrays import Array, array_module
+from kernels.channels import channel_axis_second, dense_last, empty_last
 from kernels.convolution_shapes import Geometry
 from kernels.cuda import plans
-from kernels.cuda.layouts import empty_last, first, last
 from kernels.precision import tf32_is_allowed
 
 log = logging.getLogger("framework")
@@ -213,8 +213,13 @@ def convolution(
         return None
     y = empty_last(x, g.y_shape)
     xp = array_module(x)
-    graph.run(last(x), last(weight), *([] if bias is None else [xp.ascontiguousarray(bias)]), y)
-    return first(y)
+    graph.run(
+        dense_last(x),
+        dense_last(weight),
+        *([] if bias is None else [xp.ascontiguousarray(bias)]),
+        y,
+    )
+    return channel_axis_second(y)
 
 
 def input_grad(dy: Array, weight: Array, g: Geometry) -> Array | None:
@@ -223,8 +228,8 @@ def input_grad(dy: Array, weight: Array, g: Geometry) -> Array | None:
     if graph is None:
         return None
     dx = empty_last(dy, g.x_shape)
-    graph.run(last(dy), last(weight), dx)
-    return first(dx)
+    graph.run(dense_last(dy), dense_last(weight), dx)
+    return channel_axis_second(dx)
 
 
 def weight_grad(dy: Array, x: Array, g: Geometry, out: Array | None) -> Array | None:
@@ -239,9 +244,9 @@ def weight_grad(dy: Array, x: Array, g: Geometry, out: Array | None) -> Array | 
         if graph is None:
             continue
         dw = empty_last(x, g.weight_shape, dtype)
-        graph.run(last(x), last(dy), dw)
+        graph.run(dense_last(x), dense_last(dy), dw)
         if out is None:
-            return array_module(x).ascontiguousarray(first(dw))
-        out[...] = first(dw).astype(out.dtype, copy=False)
+            return array_module(x).ascontiguousarray(channel_axis_second(dw))
+        out[...] = channel_axis_second(dw).astype(out.dtype, copy=False)
         return out
     return None
