@@ -83,11 +83,39 @@ def test_errors_name_the_layer_as_seen_from_the_model():
         run.fit(loader())
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("charlstm", {"hidden": 12, "layers": 2, "dropout": 0.2}),
+        ("charlstm", {"hidden": 12, "embedding": 12, "tied": True}),
+        ("nplm", {"hidden": 12, "dropout": 0.2}),
+        ("nplm", {"hidden": 12, "direct": True}),
+    ],
+)
+def test_recurrent_models_have_one_too_with_the_state_that_they_carry(name, settings):
+    ids, target = (fw.tensor(a, device=fw.default_device()) for a in (IDS[:4, :-1], IDS[:4, 1:]))
+    fresh = [fw.tensor(np.full(4, new), device=fw.default_device()) for new in (True, False)]
+    found = []
+    for own in (False, True):
+        fw.manual_seed(0)
+        model = build(name, vocabulary=17, **settings)
+        losses = []
+        for batch in ((ids,), (ids, fresh[0]), (target, fresh[1])):
+            if own:
+                losses.append(model.loss(*batch, target, label_smoothing=0.1))
+            else:
+                losses.append(token_loss(model(*batch), target, 0.1))
+        sum(losses).backward()
+        found.append([x.item() for x in losses] + [p.grad.numpy() for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_recipes_take_the_loss_of_a_model_that_has_one():
-    gpt, nplm = build("gpt", **SMALL), layers.Linear(2, 3)
+    gpt, plain = build("gpt", **SMALL), layers.Linear(2, 3)
     found = loss_for("language", gpt, 0.1)
     assert isinstance(found, ModelLoss) and found.options == {"label_smoothing": 0.1}
-    assert loss_for("language", nplm).func is token_loss
+    assert loss_for("language", plain).func is token_loss
     assert not isinstance(loss_for("classification", gpt), ModelLoss)
     x, target = fw.tensor(np.eye(3, dtype=np.float32)), fw.tensor(np.arange(3))
     assert loss_for("classification", gpt)(x, target).item() == cross_entropy(x, target).item()
