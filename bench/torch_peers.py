@@ -175,8 +175,8 @@ direct(
 
 
 @prepared("linear_cross_entropy", "F.linear, F.cross_entropy, sum and their autograd backward")
-def _(x, weight, targets, ignore_index=-100, smoothing=0.0, with_grad=True):
-    inputs = x.requires_grad_(), weight.requires_grad_()
+def _(x, weight, targets, bias=None, ignore_index=-100, smoothing=0.0, with_grad=True):
+    inputs = [t.requires_grad_() for t in (x, weight, bias) if t is not None]
 
     def step():
         with torch.enable_grad():

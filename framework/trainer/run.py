@@ -48,6 +48,7 @@ from framework.trainer.language import (
 )
 from framework.trainer.loading import Data as Data, load_data as load_data
 from framework.trainer.metrics import R2, Accuracy, Metric
+from framework.trainer.model_loss import ModelLoss
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.store import Store, checkpoints_in
 from framework.trainer.trainer import Trainer
@@ -64,10 +65,14 @@ INPUT, TARGET = "input_transform.", "target_transform."
 # Training -----------------------------------------------------------------------------------------
 
 
-def loss_for(task: str, label_smoothing: float = 0.0) -> Any:
-    """Cross-entropy of logits, or the mean squared error."""
+def loss_for(task: str, model: Module, label_smoothing: float = 0.0) -> Any:
+    """Cross-entropy of logits, or the mean squared error; of a language model its own, if it has
+    one.
+    """
     if task == "regression":
         return F.mse_loss
+    if task == "language" and hasattr(model, "loss"):
+        return ModelLoss(label_smoothing=label_smoothing)
     if task == "language":
         return partial(token_loss, label_smoothing=label_smoothing)
 
@@ -148,7 +153,7 @@ def make_trainer(
         callbacks = [EarlyStopping("validation_loss", patience=patience), *callbacks]
     trainer = Trainer(
         model,
-        loss_for(config.task, recipe.label_smoothing),
+        loss_for(config.task, model, recipe.label_smoothing),
         optimizer_for(recipe, model),
         schedule,
         metrics=metrics_for(config.task),
