@@ -104,7 +104,7 @@ def test_shapes_are_torchs(torch, shapes, kind, dtype):
     dy = normal(*y.shape).astype(dtype)
     y.backward(dy)
     z.backward(torch.tensor(dy))
-    close = {"rtol": 1e-9, "atol": 1e-11} if dtype == "float64" else {"rtol": 2e-5, "atol": 5e-6}
+    close = {"rtol": 1e-9, "atol": 1e-11} if dtype == "float64" else {"rtol": 2e-5, "atol": 2e-5}
     np.testing.assert_allclose(y.data, z.detach(), **close)
     for a, b in zip(xs, ts, strict=True):
         np.testing.assert_allclose(a.grad.data, b.grad, **close)
