@@ -43,6 +43,7 @@ loops = Lazy("kernels.cpu.attention")
 blas = Lazy("kernels.cpu.blas")
 engine = Lazy("kernels.cpu.engine")
 products = Lazy("kernels.cuda.attention")
+cudnn = Lazy("kernels.cuda.cudnn_attention")
 
 
 def draws(q: Array, k: Array) -> int:
@@ -210,7 +211,7 @@ def _split(rest: tuple[Any, ...], *named: Array | None) -> tuple[tuple[Any, ...]
 
 
 def _placed(gradient: Array, place: Array | None) -> Array:
-    if place is None:
+    if place is None or gradient is place:
         return gradient
     place[...] = gradient
     return place
@@ -359,7 +360,8 @@ def _(q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> tuple[Array, 
     c = checked("attention", q, k, v, *rest, **options)
     if _too_wide(c):
         return _in_float32(attention, q, k, v, *c.rest())
-    return products.forward(c)
+    found = cudnn.forward(c)
+    return products.forward(c) if found is None else found
 
 
 @attention_grad.cuda
@@ -387,7 +389,8 @@ def _(
         given = (dout, q, k, v, out, lse, *c.rest(), None, None, None, room)
         made = _in_float32(attention_grad, *given)
     else:
-        made = products.gradient(c, dout, out, lse, own)
+        made = None if own is not None else cudnn.gradient(c, dout, out, lse, places[:3])
+        made = products.gradient(c, dout, out, lse, own) if made is None else made
     return tuple(_placed(x, y) for x, y in zip(made, places, strict=False))
 
 
