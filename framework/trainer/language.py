@@ -160,8 +160,10 @@ def read_tokenizer(folder: Path, size: Any = None) -> Tokenizer:
     path = folder / TOKENIZER
     try:
         tokenizer = tokenizer_from_json(read_bytes(path).decode("utf-8"))
-    except (FileError, DataError):  # the latter: the library for it is missing
+    except FileError:
         raise
+    except DataError as error:  # also where the library for it is missing
+        raise DataError(f"{path}: {error}") from error
     except ValueError as error:
         raise FileError(f"{path} is damaged: {error}") from error
     if size is not None and tokenizer.size != size:

@@ -179,6 +179,16 @@ def save_model(folder: Path, model: Module, data: Data) -> None:
     safetensors.save(arrays, folder / MODEL)
 
 
+def weights_of(folder: Path) -> Path:
+    """The file model.safetensors; FileError where there is none, as when the run did not end."""
+    path = folder / MODEL
+    if not path.is_file() and checkpoints_in(folder / CHECKPOINTS):
+        raise FileError(f"{folder} has not ended its training: go on with train --resume {folder}")
+    if not path.is_file():
+        raise FileError(f"{path} does not exist")
+    return path
+
+
 def load_model(
     folder: Path, model: Module, config: RunConfig
 ) -> tuple[Transform | None, Transform | None]:
@@ -187,9 +197,7 @@ def load_model(
     Raises:
         FileError: the file is missing (the run did not end), damaged, or of another model.
     """
-    path = folder / MODEL
-    if not path.is_file() and checkpoints_in(folder / CHECKPOINTS):
-        raise FileError(f"{folder} has not ended its training: go on with train --resume {folder}")
+    path = weights_of(folder)
     arrays, metadata = safetensors.load_with_metadata(path)
     if safetensors.CHECKSUM not in metadata:
         raise FileError(f"{path} is damaged: its checksum is missing")
