@@ -178,6 +178,12 @@ def resumed_run(
         )
     saved = bool(checkpoints_in(folder / CHECKPOINTS))
     complete = (folder / MODEL).is_file() and not saved
+    log = folder / METRICS
+    if complete and log.is_file() and not log.stat().st_size:
+        raise UsageError(
+            f"{folder} diverged in its first epoch: there is nothing to go on with; start again "
+            "with other settings, and choose another --out or remove the folder"
+        )
     if complete and epochs is not None and config.recipe.validation:
         raise UsageError(
             f"{folder} is complete and has its best epoch's weights by the validation loss: "
@@ -188,7 +194,6 @@ def resumed_run(
             f"{folder} is complete: there is nothing to go on with; "
             f"--epochs N trains on, with N above {before}"
         )
-    log = folder / METRICS
     if not saved and not complete and log.is_file() and log.stat().st_size:
         raise UsageError(f"{folder} has lost its {CHECKPOINTS}: start the run anew")
     if device is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from framework.trainer.run import (
     CURVES,
     METRICS,
     MODEL,
+    TOKENIZER,
     Data,
     LanguageScores,
     RunConfig,
@@ -65,11 +67,17 @@ def run_training(
     """
     every = _every(checkpoint_every)
     model = _prepared(plan)
+    new = not plan.folder.exists()
     make_folder(plan.folder)
-    with FolderLock(plan.folder):
-        if not resumed and (plan.folder / CONFIG).exists():  # written while this one was planned
-            raise UsageError(f"{plan.folder} holds a run already: choose another --out")
-        _train(plan, model, resumed, quiet, profiled, every)
+    try:
+        with FolderLock(plan.folder):
+            if not resumed and (plan.folder / CONFIG).exists():  # written while this was planned
+                raise UsageError(f"{plan.folder} holds a run already: choose another --out")
+            _train(plan, model, resumed, quiet, profiled, every)
+    finally:
+        if new:  # and nothing was written, or nothing kept
+            with suppress(OSError):
+                plan.folder.rmdir()
 
 
 def dry_run(plan: Plan, checkpoint_every: str | None) -> None:
@@ -198,13 +206,28 @@ def _check_batches(model: Module, data: Data, batch_size: int) -> None:
 
 
 def _save_last_good(plan: Plan, model: Module) -> str:
-    """Keep the weights that the run ended with if they are finite; says what is kept."""
+    """Keep the weights that the run ended with if they are finite; says what is kept, and how to
+    start again: a resumed run would diverge at the same step.
+    """
+    folder = plan.folder
     if all(np.isfinite(x.cpu().numpy()).all() for x in model.state_dict().values()):
-        save_model(plan.folder, model, plan.data)
-        return f"The last good weights are in {plan.folder / MODEL}"
-    if checkpoints_in(plan.folder / CHECKPOINTS):
-        return f"The states before are in {plan.folder / CHECKPOINTS}"
-    return "No epoch had ended, and the weights are not finite: nothing is kept"
+        save_model(folder, model, plan.data)
+        kept = f"The last good weights are in {folder / MODEL}"
+    elif checkpoints_in(folder / CHECKPOINTS):
+        kept = f"The states before are in {folder / CHECKPOINTS}"
+    else:
+        _remove_new_run(folder)
+        return "No epoch had ended, and the weights are not finite: nothing is kept"
+    return f"{kept}. To start again with other settings, choose another --out or remove {folder}"
+
+
+def _remove_new_run(folder: Path) -> None:
+    """Take away what a run without results has written: its name is free again."""
+    for name in (CONFIG, METRICS, TOKENIZER):
+        with suppress(OSError):
+            (folder / name).unlink()
+    with suppress(OSError):
+        (folder / CHECKPOINTS).rmdir()
 
 
 def _say_how_to_go_on(config: RunConfig, folder: Path, step: int | None) -> None:

@@ -378,12 +378,34 @@ def test_divergence_is_one_line(folder):
     assert "the loss is nan; the first layer with such an output is" in text
     assert "Lower the learning rate" in text
     run = folder / "runs" / "mlp-digits-seed0"
-    assert f"The last good weights are in {run.relative_to(folder)}/model.safetensors" in text
-    np.save(folder / "x.npy", np.zeros((2, 64)))
+    name = run.relative_to(folder)
+    assert f"The last good weights are in {name}/model.safetensors" in text
+    assert text.endswith(f"choose another --out or remove {name}")
+    for more in ([], ["--epochs", 99]):
+        assert "diverged in its first epoch" in error("train", "--resume", run, *more)
     from framework.interop import safetensors
 
     weights = safetensors.load(run / "model.safetensors")
     assert all(np.isfinite(array).all() for array in weights.values())
+
+
+def test_divergence_that_leaves_nothing_leaves_no_folder(folder, monkeypatch):
+    """The same command, with a lower rate, starts again."""
+    from framework.trainer import TerminateOnNaN
+
+    look = TerminateOnNaN.on_gradients
+
+    def spoil(self, trainer):
+        for parameter in trainer.model.parameters():
+            parameter.data[...] = np.nan
+        trainer.losses[0].data[...] = np.nan
+        look(self, trainer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TerminateOnNaN, "on_gradients", spoil)
+        assert "nothing is kept" in error("train", "--out", "first", "--quiet")
+    assert not (folder / "first").exists()
+    assert call("train", "--out", "first", "--quiet", "--epochs", 1).exit_code == 0
 
 
 def test_divergence_later_keeps_the_epochs_before(folder, monkeypatch):
