@@ -30,6 +30,7 @@ from framework.trainer import (
     SampleText,
     Stopped,
     TerminateOnNaN,
+    Trainer,
     checkpoint,
 )
 from framework.trainer.folders import make_folder
@@ -145,12 +146,12 @@ def _train(
         make_folder(folder)  # it may have gone meanwhile, and all in it
         if not (folder / CONFIG).exists():
             _describe(plan)
-        save_model(folder, model, data)
+        save_model(folder, model, data, trainer.epoch)
     except KeyboardInterrupt as error:
         _say_how_to_go_on(config, folder, trainer.step if isinstance(error, Stopped) else None)
         raise typer.Exit(130) from None
     except NonFiniteError as error:
-        raise NonFiniteError(f"{error}. {_save_last_good(plan, model)}") from error
+        raise NonFiniteError(f"{error}. {_save_last_good(plan, trainer)}") from error
     Store(folder / CHECKPOINTS).remove()
     scores = trainer.evaluate(data.test)
     if profiled and not (quiet and profiler.recorded):
@@ -205,13 +206,13 @@ def _check_batches(model: Module, data: Data, batch_size: int) -> None:
         )
 
 
-def _save_last_good(plan: Plan, model: Module) -> str:
+def _save_last_good(plan: Plan, trainer: Trainer) -> str:
     """Keep the weights that the run ended with if they are finite; says what is kept, and how to
     start again: a resumed run would diverge at the same step.
     """
-    folder = plan.folder
+    folder, model = plan.folder, trainer.model
     if all(np.isfinite(x.cpu().numpy()).all() for x in model.state_dict().values()):
-        save_model(folder, model, plan.data)
+        save_model(folder, model, plan.data, trainer.epoch)
         kept = f"The last good weights are in {folder / MODEL}"
     elif checkpoints_in(folder / CHECKPOINTS):
         kept = f"The states before are in {folder / CHECKPOINTS}"

@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -281,6 +283,53 @@ def test_a_damaged_checkpoint(run):
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"damaged")
     assert "checkpoint-000001.safetensors is no safetensors file" in error("train", "--resume", run)
+
+
+def test_a_model_of_a_run_that_is_being_trained(run, folder, caplog):
+    """Its own weights are not there yet, or are those from before it was trained on."""
+    from framework.interop.lock import holder
+
+    np.save(folder / "x.npy", np.zeros((1, 64)))
+    other = [sys.executable, "-c", HOLD, str(run)]
+
+    def said(*args):
+        caplog.clear()
+        result = call(*args)
+        assert result.exit_code == 0, result.output
+        return caplog.messages
+
+    uses = (["evaluate", run], ["predict", run, "x.npy"], ["explain", run, "test:1"])
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert holder(run) == str(process.pid)
+        for args in uses:
+            assert said(*args) == [
+                f"note: {run} is being trained by process {process.pid}; this is the model that it "
+                "has so far, of epoch 1"
+            ]
+        (run / "model.safetensors").rename(run / "elsewhere")
+        assert f"is being trained by process {process.pid}: wait" in error("evaluate", run)
+        process.communicate()
+    assert holder(run) is None
+    (run / "elsewhere").rename(run / "model.safetensors")
+    assert said("evaluate", run) == []
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"")
+    assert said("evaluate", run) == []  # killed when all was done
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["epochs"] = 2
+    (run / "config.json").write_text(json.dumps(config))
+    (message,) = said("evaluate", run)
+    assert f"has not ended its training (go on with train --resume {run})" in message
+
+
+HOLD = """
+import sys
+from framework.interop.lock import FolderLock
+with FolderLock(sys.argv[1]):
+    print(flush=True)
+    sys.stdin.read()
+"""
 
 
 def huge_npy():
