@@ -43,7 +43,7 @@ def plan_run(
 ) -> Plan:
     """A new run; without a `dataset`, on the embedded one that the family is for."""
     from framework.data import CATALOG, TokenSplits
-    from framework.trainer.config import sizes
+    from framework.trainer.config import fingerprints, sizes
     from framework.trainer.run import CONFIG, Recipe, RunConfig, load_data
     from models import entry
 
@@ -92,6 +92,7 @@ def plan_run(
         classes=splits.classes,
         shape=splits.shape,
         samples=sizes(splits),
+        fingerprint=fingerprints(splits),
     )
     return Plan(config, folder, splits, data)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from framework.backend.device import Device
-from framework.data import Splits, TokenSplits
+from framework.data import CATALOG, Splits, TokenSplits
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.trainer.folders import make_folder
 from framework.trainer.precision import check_precision
@@ -183,11 +183,23 @@ def sizes(splits: Splits) -> tuple[int, int]:
     return len(splits.train), len(splits.test)
 
 
+def fingerprints(splits: Splits) -> dict[str, str]:
+    """Hashes of the training and the test split, as far as they have one. Points that are made from
+    a seed have none: their last digits are the machine's.
+    """
+    entry = CATALOG.get(splits.name)
+    if entry is not None and entry.options:
+        return {}
+    found = {"training": splits.train.fingerprint(), "test": splits.test.fingerprint()}
+    return {part: digest for part, digest in found.items() if digest is not None}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The content of config.json. `recipe` has its final number of epochs; `samples` are the sizes
-    of the training and the test split, the training split with what is held out. Text has tokens
-    for samples, and neither transforms nor a range of inputs.
+    of the training and the test split, the training split with what is held out; `fingerprint` has
+    hashes of both, by which later commands know the data. Text has tokens for samples, and neither
+    transforms nor a range of inputs.
     """
 
     model: str
@@ -203,6 +215,7 @@ class RunConfig:
     classes: tuple[str, ...] | None
     shape: tuple[int, ...]
     samples: tuple[int, int]
+    fingerprint: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
     format: int = FORMAT
 
@@ -231,6 +244,7 @@ class RunConfig:
                 raise FileError(
                     f"{path} has format {content.get('format')!r}, this version reads {FORMAT}"
                 )
+            content.setdefault("fingerprint", {})  # which the first runs had not
             names = [f.name for f in fields(cls)]
             if set(content) != set(names):
                 odd = ", ".join(sorted(set(content) ^ set(names)))
@@ -265,6 +279,14 @@ class RunConfig:
                 raise FileError(
                     f"{self.dataset} is not the data of this run: {name} was {_short(then)}, "
                     f"now it is {_short(now)}"
+                )
+        now = fingerprints(splits)
+        for part in sorted(set(now) & set(self.fingerprint)):
+            if now[part] != self.fingerprint[part]:
+                raise FileError(
+                    f"{self.dataset} is not the data of this run: as many {part} samples, but "
+                    f"others than when the run began (their hash was {self.fingerprint[part]}, "
+                    f"now it is {now[part]})"
                 )
 
 
@@ -330,6 +352,10 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (lambda v: v is None or _list_of(_is_text)(v), "names or null"),
     "shape": (_list_of(_is_size), "positive integers"),
     "samples": (_list_of(_is_size, 2), "two positive integers"),
+    "fingerprint": (
+        lambda v: _is_mapping(v) and all(map(_is_text, v.values())),
+        "parts of the data with their hashes",
+    ),
     "versions": (_is_mapping, "names with versions"),
 }
 

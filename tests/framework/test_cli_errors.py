@@ -246,6 +246,14 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
         ("shape", [1, 8, 9], "inputs of model_config do not fit"),
         ("shape", [1, 4, 16], "digits is not the data of this run: shape"),
         ("samples", [1438, 0], "samples is [1438, 0]"),
+        ("fingerprint", [], "fingerprint is []"),
+        ("fingerprint.test", 3, "fingerprint is {"),
+        (
+            "fingerprint.test",
+            "0123",
+            "digits is not the data of this run: as many test samples, but others than when the "
+            "run began (their hash was 0123, now it is ",
+        ),
         ("samples", [1438, 358], "samples was (1438, 358), now it is (1438, 359)"),
     ],
 )
@@ -259,6 +267,14 @@ def test_a_config_that_was_edited(run, entry, value, named):
     file.write_text(json.dumps(content))
     text = error("evaluate", run)
     assert any(part in text for part in named.split("|")), text
+
+
+def test_a_config_without_a_fingerprint(run):
+    """As runs had it before there was one."""
+    content = json.loads((run / "config.json").read_text())
+    assert content.pop("fingerprint").keys() == {"training", "test"}
+    (run / "config.json").write_text(json.dumps(content))
+    assert call("evaluate", run).exit_code == 0
 
 
 def test_resume_notices_other_data(run):

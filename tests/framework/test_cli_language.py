@@ -164,6 +164,22 @@ def test_a_text_that_has_changed(trained, folder, text):  # noqa: F811
     assert "is not the data of this run: samples was (5400, 600)" in error("evaluate", run)
 
 
+def test_a_text_of_the_same_length_that_has_changed(trained, folder, text):  # noqa: F811
+    run = shutil.copytree(trained[0], folder / "run")
+    content = text.read_text(encoding="utf-8")
+    middle = len(content) // 2
+    for cut, part in ((middle, "training"), (len(content) - 40, "test")):
+        assert content[cut] != content[cut + 1]
+        swapped = content[cut + 1] + content[cut]
+        text.write_text(content[:cut] + swapped + content[cut + 2 :], encoding="utf-8")
+        try:
+            for args in (("evaluate", run), ("train", "--resume", run, "--epochs", 5)):
+                assert f"as many {part} samples, but others than when" in error(*args)
+        finally:
+            text.write_text(content, encoding="utf-8")
+    good("evaluate", run)
+
+
 def test_recipes_are_the_family_s_and_then_the_user_s(folder, monkeypatch):  # noqa: F811
     plan = plan_run("nplm", None, 0, "cpu", folder / "x", {"lr": 0.5}, ["batch_size=7"])
     recipe = plan.config.recipe
