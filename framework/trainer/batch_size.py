@@ -20,6 +20,7 @@ from framework.backend.memory import (
 from framework.backend.out_of_memory import OutOfMemoryError, release
 from framework.backend.random import default_generator
 from framework.data import DataLoader
+from framework.layers.carry import carries
 from kernels.arrays import array_module
 
 if TYPE_CHECKING:
@@ -43,14 +44,17 @@ def find_batch_size(
     is free), at most `most`; above 8 a multiple of 8.
 
     Steps forward and backward with 2, 4, 8, ... samples of the loader's first batch are measured
-    until their growth shows what a sample takes; weights, buffers, optimizer and generator stay as
-    they are. On the CPU that is Linux only.
+    until their growth shows what a sample takes; weights, buffers, carried state, optimizer,
+    generator and the order of a DataLoader stay as they are. On the CPU that is Linux only.
 
     Raises:
         OutOfMemoryError: not even two samples fit.
         ValueError: the loader has no batches.
     """
+    place = loader.upcoming() if isinstance(loader, DataLoader) else None
     batch = next(iter(loader), None)
+    if place is not None:
+        loader.load_state_dict(place)
     if batch is None:
         raise ValueError("the loader has no batches")
     batch = trainer._here(batch)
@@ -71,12 +75,17 @@ def set_batch_size(trainer: Trainer, loader: Any) -> None:
         raise TypeError(
             f"batch_size={trainer.batch_size!r} needs a DataLoader, got a {type(loader).__name__}"
         )
+    sampler = loader.sampler
+    laid_out = None if sampler is None else sampler.batch_size
+    if laid_out not in (None, trainer.batch_size):
+        raise ValueError(
+            f"batch_size is {trainer.batch_size!r}, but the loader's {type(sampler).__name__} lays "
+            f"out batches of {laid_out}: leave batch_size out, or make a sampler for another"
+        )
     if trainer.batch_size == "auto":
         saved = trainer.position.saved_batch_size
-        samples = len(loader.dataset)
-        place = loader.upcoming()
-        trainer.batch_size = saved or find_batch_size(trainer, loader, most=min(MOST, samples))
-        loader.load_state_dict(place)
+        most = min(MOST, len(loader.dataset))
+        trainer.batch_size = saved or find_batch_size(trainer, loader, most=most)
         log.info("batch size %d", trainer.batch_size)
     loader.batch_size = int(trainer.batch_size or loader.batch_size)
 
@@ -119,6 +128,7 @@ def _largest(trainer: Trainer, batch: Batch, room: int, most: int) -> int | None
 def _peak_of_step(trainer: Trainer, batch: Batch) -> int:
     """The most memory in use during forward and backward; nothing of them stays."""
     buffers = [(b, b.data.copy()) for b in trainer.model.buffers()]
+    carried = [(carry, [x.copy() for x in carry.kept()]) for carry in carries(trainer.model)]
     generator = default_generator.state()
     modes = [(module, module.training) for module in trainer.model.modules()]
     trainer.model.train()
@@ -135,6 +145,8 @@ def _peak_of_step(trainer: Trainer, batch: Batch) -> int:
         default_generator.load_state(generator)
         for buffer, then in buffers:
             buffer.data[...] = then
+        for carry, kept in carried:
+            carry.restore(kept)
         for module, training in modes:
             module.training = training
 

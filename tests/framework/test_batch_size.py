@@ -9,9 +9,10 @@ import pytest
 
 import framework as fw
 from framework import layers, optimizers
-from framework.data import ArrayDataset, DataLoader
+from framework.data import ArrayDataset, BucketSampler, DataLoader, StreamSampler, Windows
 from framework.functional import mse_loss
 from framework.trainer import Trainer, batch_size, checkpoint, find_batch_size
+from models import CharRNN, CharRNNConfig
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
@@ -89,3 +90,49 @@ def test_auto_and_a_number(monkeypatch, tmp_path):
         make_trainer(Wide(), batch_size=32).fit(list(loader))
     with pytest.raises(ValueError, match="batch_size is 'big'"):
         make_trainer(Wide(), batch_size="big")
+
+
+@linux
+@pytest.mark.parametrize("done", [0, 2])
+def test_looking_for_a_size_uses_up_nothing(done):
+    """The loader's order goes on where it was, and so does the state that streams carry."""
+
+    def rest(look):
+        loader = DataLoader(
+            ArrayDataset(X + np.arange(64, dtype=np.float32)[:, None], X), 8, shuffle=True, seed=1
+        )
+        loader.skip(done)
+        if look:
+            find_batch_size(make_trainer(Wide()), loader, 64 << 20, most=4)
+        return loader.epoch, [x.numpy().tolist() for x, _ in loader]
+
+    assert rest(True) == rest(False)
+    model = CharRNN(CharRNNConfig(vocabulary=5, embedding=4, hidden=4))
+    trainer = Trainer(
+        model, lambda o, t: o.mean() + 0 * t.sum(), optimizers.SGD(model.parameters(), 0.0)
+    )
+    loader = make_streams()
+    trainer.fit(loader)
+    before = checkpoint.to_bytes({"carried": trainer.state_dict()["carried"]})
+    assert len(before) > 200
+    find_batch_size(trainer, loader, 64 << 20, most=8)
+    assert checkpoint.to_bytes({"carried": trainer.state_dict()["carried"]}) == before
+
+
+def make_streams():
+    sampler = StreamSampler(50, 6, 4)
+    windows = Windows(np.arange(50) % 5, 6, sampler.length)
+    return DataLoader(windows, 4, sampler=sampler, device="cpu")
+
+
+@pytest.mark.parametrize("size", ["auto", 8])
+def test_batches_that_a_sampler_lays_out_keep_their_size(size):
+    buckets = DataLoader(ArrayDataset(X, X), 4, sampler=BucketSampler([1] * 64, 4), device="cpu")
+    for loader in (buckets, make_streams()):
+        name = type(loader.sampler).__name__
+        message = f"batch_size is {size!r}, but the loader's {name} lays out batches of 4"
+        with pytest.raises(ValueError, match=message):
+            make_trainer(Wide(), batch_size=size).fit(loader)
+        assert loader.batch_size == 4
+    with pytest.raises(ValueError, match="batch_size is 3, but the BucketSampler lays out"):
+        DataLoader(ArrayDataset(X, X), 3, sampler=BucketSampler([1] * 64, 4))
