@@ -135,6 +135,8 @@ def _train(
         keep_state_of_complete_run(folder, trainer, config, data)
     if saved or anew:
         checkpoint.resume(folder / CHECKPOINTS, trainer)
+    if plan.epochs_before is not None and config.recipe.steps is not None:
+        trainer.should_stop &= config.recipe.validation > 0  # there are more steps now
     if not resumed or plan.epochs_before is not None:
         _describe(plan)
     if not quiet:

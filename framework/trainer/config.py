@@ -47,8 +47,9 @@ class Recipe:
         beta2: AdamW's second.
         decay: what `weight_decay` is for: all, or matrices only (weights with two axes or more).
         final_lr: where the cosine ends, as a share of `lr`; 1 makes a constant.
-        steps: of text: optimizer steps in all, of which each of the `epochs` (10 by default) is an
-            equal part, ended by an evaluation; None: an epoch is as many as read the text once.
+        steps: of text: optimizer steps in all, of which each of the `epochs` (10 by default, fewer
+            where there are not as many steps) is an equal part, the last one what is left, ended by
+            an evaluation; None: an epoch is as many as read the text once.
         window: of text: tokens of a window.
         sampling: of text: windows at random places, or streams side by side, in which a recurrent
             model carries its state from window to window.
@@ -164,16 +165,22 @@ class Recipe:
 
     def epochs_for(self, samples: int) -> int:
         """The number of epochs for a training split of so many samples."""
-        if self.epochs is None and self.steps is not None:
-            return min(10, self.steps)
+        if self.steps is not None:
+            return -(-self.steps // replace(self, epochs=self.epochs or 10).steps_of_epoch)
         return self.epochs or max(5, min(40, 60_000 // samples))
 
     def trained_on(self, epochs: int) -> Recipe:
         """The recipe with more epochs of the same length."""
         steps = self.steps
         if steps is not None and self.epochs is not None:
-            steps = -(-steps // self.epochs) * epochs
+            steps += (epochs - self.epochs) * self.steps_of_epoch
         return replace(self, epochs=epochs, steps=steps)
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Where there are `steps`: those of an epoch, of the last one at most."""
+        assert self.steps is not None and self.epochs is not None
+        return -(-self.steps // self.epochs)
 
 
 def sizes(splits: Splits) -> tuple[int, int]:

@@ -42,6 +42,7 @@ from framework.trainer.folders import make_folder
 from framework.trainer.language import (
     TOKENIZER as TOKENIZER,
     LanguageScores as LanguageScores,
+    LastStep,
     language_scores as language_scores,
     opening as opening,
     read_tokenizer as read_tokenizer,
@@ -143,7 +144,7 @@ def make_trainer(
     """
     recipe = config.recipe
     assert recipe.epochs is not None
-    steps = -(-len(data.train) // recipe.accumulate) * recipe.epochs
+    steps = recipe.steps or -(-len(data.train) // recipe.accumulate) * recipe.epochs
     rising = round(recipe.warmup * steps)
     schedule = schedules.linear_warmup(
         rising,
@@ -153,6 +154,8 @@ def make_trainer(
     if data.validation is not None:
         patience = recipe.patience or recipe.epochs
         callbacks = [EarlyStopping("validation_loss", patience=patience), *callbacks]
+    if recipe.steps is not None:
+        callbacks = [LastStep(recipe.steps), *callbacks]
     trainer = Trainer(
         model,
         loss_for(config.task, recipe.label_smoothing),

@@ -84,6 +84,28 @@ def test_streams_of_words_and_a_longer_run(text, folder):  # noqa: F811
     assert good("generate", "words", "--tokens", 5).startswith("\n")
 
 
+@pytest.mark.parametrize(
+    ("steps", "epochs", "ends"),
+    [(3, 10, [1, 2, 3]), (10, 4, [3, 6, 9, 10]), (9, 4, [3, 6, 9]), (6, 2, [3, 6])],
+)
+def test_exactly_as_many_steps(text, folder, steps, epochs, ends):  # noqa: F811
+    good(
+        *("train", "nplm", "--dataset", text, "--epochs", epochs, "--batch-size", 2, "--out", "s"),
+        *("--set", "hidden=8", "--set", "window=8", "--set", f"steps={steps}", "--quiet"),
+    )
+
+    def records():
+        lines = (folder / "s" / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    assert [record["step"] for record in records()] == ends
+    assert json.loads((folder / "s" / "config.json").read_text())["recipe"]["epochs"] == len(ends)
+    good("train", "--resume", "s", "--epochs", len(ends) + 2, "--quiet")
+    longest = ends[0]
+    more = [ends[-1] + longest, ends[-1] + 2 * longest]
+    assert [record["step"] for record in records()] == ends + more
+
+
 def test_charlstm(text, folder):  # noqa: F811
     """Streams by default; it writes with its state."""
     options = ["train", "charlstm", "--dataset", text, "--epochs", 2, "--batch-size", 4]
