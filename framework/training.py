@@ -46,6 +46,7 @@ from framework.trainer.run import (
     RunConfig,
     fitting_threads,
     keep_state_of_complete_run,
+    load_model,
     make_trainer,
     opening,
     save_model,
@@ -82,16 +83,25 @@ def run_training(
 
 
 def dry_run(plan: Plan, checkpoint_every: str | None) -> None:
-    """One batch of each loader, through everything but files."""
+    """One batch of each loader, through everything but files; of a run to go on with, from where it
+    is.
+    """
     _every(checkpoint_every)
     model, data = _prepared(plan), plan.data
     callbacks: list[Callback] = [TerminateOnNaN()]
     if isinstance(plan.splits, TokenSplits):
         callbacks.insert(0, LanguageScores(plan.splits))
     trainer = make_trainer(model, plan.config, data, callbacks)
+    after = ""
+    if checkpoints_in(plan.folder / CHECKPOINTS):
+        checkpoint.resume(plan.folder / CHECKPOINTS, trainer)
+        after = f" after step {trainer.step}"
+    elif (plan.folder / MODEL).is_file():
+        load_model(plan.folder, model, plan.config)
+        after = f" after epoch {plan.epochs_before}"
     (record,) = trainer.fit(data.train, _watched(data), fast_dev_run=True)
     shown = "  ".join(f"{k} {v:.4f}" for k, v in record.items() if k.endswith("loss"))
-    print(f"one batch went through everything: {shown}")
+    print(f"one batch went through everything{after}: {shown}")
 
 
 def _prepared(plan: Plan) -> Module:

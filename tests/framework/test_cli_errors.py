@@ -512,6 +512,19 @@ def test_a_fast_dev_run_writes_nothing(folder):
     assert not (folder / "runs").exists()
 
 
+def test_a_fast_dev_run_of_a_run_to_go_on_with(run, folder):
+    """Its weights, its loss; nothing is written."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    shown = call("train", "--fast-dev-run", "--resume", run, "--epochs", 2)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("one batch went through everything after epoch 1: loss ")
+    assert float(shown.stdout.split()[-1]) < 1.5  # new weights: 2.5
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert "is complete: there is nothing to go on with" in (
+        error("train", "--fast-dev-run", "--resume", run)
+    )
+
+
 @pytest.mark.parametrize("every", ["0", "-3", "soon", "m", "1x", "1.5"])
 def test_checkpoint_every(folder, every):
     assert f"--checkpoint-every {every}: expected a number of steps, or a time" in error(
