@@ -55,7 +55,7 @@ def plan_run(
     on = place(device)
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: expected 0 or more")
-    for_model, for_recipe = _settings(settings, family.config, Recipe)
+    for_model, for_recipe = _settings(settings, model, Recipe)
     for name in options:
         if name in for_recipe:
             option = "--" + name.replace("_", "-")
@@ -64,6 +64,7 @@ def plan_run(
     recipe = expect(lambda: Recipe(**{**family.recipe, **suits, **for_recipe, **options}))
     splits = expect(lambda: _splits(dataset, seed, recipe))
     _check_family(model, family, splits, recipe)
+    _check_meaning(model, splits, recipe, for_recipe)
     classes = len(splits.classes) if splits.classes else None
     trained_on = len(splits.train)
     if isinstance(splits, TokenSplits):
@@ -130,6 +131,26 @@ def _check_family(model: str, family: Any, splits: Splits, recipe: Recipe) -> No
         raise UsageError(
             f"sampling is stream, but {model} carries no state from window to window: "
             "set sampling=random"
+        )
+
+
+def _check_meaning(model: str, splits: Splits, recipe: Recipe, given: dict[str, Any]) -> None:
+    """UsageError for a setting that would change nothing here."""
+    from framework.trainer.config import OF_TEXT
+    from models import ZOO
+
+    for name in OF_TEXT if splits.task != "language" else ():
+        if name in given:
+            writers = ", ".join(
+                key for key, other in sorted(ZOO.items()) if "language" in other.tasks
+            )
+            raise UsageError(
+                f"{name} is {given[name]}, which is for text, but {splits.name} is none: it is a "
+                f"setting of {writers}, not of {model}"
+            )
+    if "beta2" in given and recipe.optimizer != "adamw":
+        raise UsageError(
+            f"beta2 is {given['beta2']}, which is AdamW's, but the optimizer is {recipe.optimizer}"
         )
 
 
@@ -222,17 +243,17 @@ def damage_of(folder: Path) -> Iterator[None]:
 
 
 def _settings(
-    given: list[str], model_config: type[Any], recipe: type[Recipe]
+    given: list[str], model: str, recipe: type[Recipe]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """--set key=value, sorted into settings of the model and of the recipe."""
-    from models import hint
+    from models import ZOO, hint
 
+    model_config = ZOO[model].config
     for_model, for_recipe = (
         {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
         for kind in (model_config, recipe)
     )
-    for name in model_config.of_data:
-        for_model.pop(name, None)
+    for_model = {name: for_model[name] for name in _free_settings(ZOO[model])}
     known = [*for_model, *for_recipe]
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for setting in given:
@@ -241,6 +262,12 @@ def _settings(
         if not equals or not key:
             raise UsageError(f"--set {setting}: expected key=value, for example --set dropout=0.2")
         if key not in known:
+            theirs = [n for n, other in sorted(ZOO.items()) if key in _free_settings(other)]
+            if theirs:
+                raise UsageError(
+                    f"--set {setting}: {key} is a setting of {', '.join(theirs)}, not of {model}; "
+                    f"there are: {', '.join(known)}"
+                )
             raise UsageError(
                 f"--set {setting}: unknown setting {key!r}{hint(key, known)}; "
                 f"there are: {', '.join(known)}"
@@ -250,6 +277,11 @@ def _settings(
             raise UsageError(f"--set {setting}: {key} is given twice")
         found[side][key] = _parsed(setting, text.strip(), (for_model | for_recipe)[key])
     return found
+
+
+def _free_settings(family: Any) -> list[str]:
+    """Fields of its configuration that the data set does not decide."""
+    return [f.name for f in fields(family.config) if f.name not in family.config.of_data]
 
 
 def _parsed(setting: str, text: str, kind: Any) -> Any:

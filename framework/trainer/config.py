@@ -18,6 +18,9 @@ from framework.trainer.versions import versions
 CONFIG = "config.json"
 FORMAT = 1
 
+#: Settings of a recipe that have a meaning for text only.
+OF_TEXT = ("steps", "window", "sampling", "tokenizer", "vocabulary")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -150,7 +150,16 @@ def test_a_transformer_writes_past_its_block(text, folder):  # noqa: F811
         (["charlstm", "--set", "cell=ltsm"], "expected one of lstm, gru, rnn"),
         (["charlstm", "--batch-size", 90000], "too few for a window of 64"),
         (["rnnseq2seq"], "rnnseq2seq has no data to train on from here; train it from Python"),
-        (["mlp", "--set", "steps=9"], "steps is 9, which is for text, but digits is none"),
+        (
+            ["mlp", "--set", "steps=9"],
+            "steps is 9, which is for text, but digits is none: it is a setting of charlstm, gpt, "
+            "nplm, not of mlp",
+        ),
+        (["lenet", "--set", "window=64"], "window is 64, which is for text, but digits is none"),
+        (["mlp", "--set", "sampling=random"], "sampling is random, which is for text"),
+        (["mlp", "--set", "cell=gru"], "cell is a setting of charlstm, rnnclassifier"),
+        (["lenet", "--set", "cell=gru"], "not of lenet; there are: "),
+        (["resnet18", "--set", "beta2=0.9"], "beta2 is 0.9, which is AdamW's, but the optimizer"),
     ],
 )
 def test_what_cannot_be_trained(args, message, folder):  # noqa: F811
