@@ -239,7 +239,7 @@ def evaluate(run: Run, device: Device = None, debug: Debug = False) -> None:
         trainer.metrics.append(ConfusionMatrix(len(config.classes)))
     scores = trainer.evaluate(data.test)
     screen.show_evaluation(config, scores, config.samples[1])
-    screen.print_score(splits, scores)
+    screen.print_score(splits, scores, run)
 
 
 @app.command()

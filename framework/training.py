@@ -170,7 +170,7 @@ def _train(
         screen.show_profile(profiler)
     if not quiet:
         screen.show_files(folder)
-    screen.print_score(plan.splits, scores)
+    screen.print_score(plan.splits, scores, folder)
 
 
 def _describe(plan: Plan) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -473,6 +474,34 @@ def test_divergence_that_leaves_nothing_leaves_no_folder(folder, monkeypatch):
     assert call("train", "--out", "first", "--quiet", "--epochs", 1).exit_code == 0
 
 
+def test_a_final_loss_that_is_no_number_is_an_error(folder, monkeypatch):
+    """The weights are there, and the exit code says that something is wrong."""
+    from framework.data import catalog
+
+    load = catalog.CATALOG["digits"].load
+
+    def spoilt(seed):
+        splits = load(seed)
+        monkeypatch.setattr(
+            splits.test, "batch", lambda rows: spoil(*type(splits.test).batch(splits.test, rows))
+        )
+        return splits
+
+    def spoil(images, labels):
+        return np.full_like(images, np.inf), labels
+
+    monkeypatch.setitem(catalog.CATALOG, "digits", replace(catalog.CATALOG["digits"], load=spoilt))
+    for args in (["train", "--epochs", 1, "--out", "r", "--quiet"], ["evaluate", "r"]):
+        result = call(*args)
+        assert result.exit_code == 1
+        assert "error: the loss on the test data is nan: r has learnt nothing to rely on" in (
+            result.stderr
+        )
+        assert "test accuracy" not in result.stdout
+    assert (folder / "r" / "model.safetensors").is_file()
+    assert not (folder / "r" / "checkpoints").exists()
+
+
 def test_divergence_later_keeps_the_epochs_before(folder, monkeypatch):
     from framework.trainer import TerminateOnNaN
 
@@ -491,8 +520,6 @@ def test_divergence_later_keeps_the_epochs_before(folder, monkeypatch):
 
 
 def test_a_single_training_sample(monkeypatch, folder):
-    from dataclasses import replace
-
     from framework import data
 
     load = data.load
