@@ -154,6 +154,14 @@ def _check_meaning(model: str, splits: Splits, recipe: Recipe, given: dict[str, 
         )
 
 
+def whole_number(option: str, text: str) -> int:
+    """What an option that also has words was given as a number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option} {text}: expected an integer, or auto") from None
+
+
 def place(device: str | None) -> str:
     """The device's name: of --device, else of FRAMEWORK_DEVICE, else cuda where it works."""
     from framework.backend.device import choose_device, default_device
@@ -306,6 +314,8 @@ def _parsed(setting: str, text: str, kind: Any) -> Any:
         return kind(text)
     except (ValueError, KeyError):
         expected = {bool: "true or false", int: "an integer", float: "a number"}.get(kind)
+        if setting.partition("=")[0].strip().replace("-", "_") == "batch_size":
+            expected = "an integer; for the most that fit into memory give --batch-size auto"
         if get_origin(kind) is tuple:
             expected = "integers with commas between, for example 512,256"
         if get_origin(kind) is Literal:

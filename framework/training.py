@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from framework import screen
 from framework.data import TokenSplits
 from framework.interop.lock import FolderLock
 from framework.layers import BatchNorm1d, BatchNorm2d, Module
-from framework.planning import Plan, UsageError
+from framework.planning import Plan, UsageError, expect
 from framework.trainer import (
     Callback,
     CurvePlot,
@@ -32,7 +33,9 @@ from framework.trainer import (
     TerminateOnNaN,
     Trainer,
     checkpoint,
+    find_batch_size,
 )
+from framework.trainer.batch_size import MOST
 from framework.trainer.folders import make_folder
 from framework.trainer.run import (
     CHECKPOINTS,
@@ -46,6 +49,7 @@ from framework.trainer.run import (
     RunConfig,
     fitting_threads,
     keep_state_of_complete_run,
+    load_data,
     load_model,
     make_trainer,
     opening,
@@ -102,6 +106,34 @@ def dry_run(plan: Plan, checkpoint_every: str | None) -> None:
     (record,) = trainer.fit(data.train, _watched(data), fast_dev_run=True)
     shown = "  ".join(f"{k} {v:.4f}" for k, v in record.items() if k.endswith("loss"))
     print(f"one batch went through everything{after}: {shown}")
+
+
+def with_fitting_batch(plan: Plan, quiet: bool) -> Plan:
+    """The plan with the largest batch that fits into memory, but of the data set's size at most.
+
+    Raises:
+        UsageError: this system does not say how much memory is free.
+        OutOfMemoryError: not even two samples fit.
+    """
+    config, splits = plan.config, plan.splits
+    most = len(plan.data.train.dataset)
+    if isinstance(splits, TokenSplits):
+        most = len(splits.train.starts)
+    trainer = make_trainer(_prepared(plan), config, plan.data, [])
+    try:
+        found = find_batch_size(trainer, plan.data.train, most=min(MOST, most))
+    except NotImplementedError:
+        raise UsageError(
+            "--batch-size auto: this system does not say how much memory is free: give a number"
+        ) from None
+    whole = found > most - 8  # it is a multiple of 8
+    found = most if whole else found
+    if not quiet:
+        limit = "all training data at once" if whole else "the largest that fits into memory"
+        print(f"batch size {found:,}: {limit}", flush=True)
+    config = replace(config, recipe=replace(config.recipe, batch_size=found))
+    data = expect(lambda: load_data(splits, config.recipe, config.seed, config.device))
+    return replace(plan, config=config, data=data)
 
 
 def _prepared(plan: Plan) -> Module:

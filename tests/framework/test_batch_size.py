@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import framework as fw
 from framework import layers, optimizers
+from framework.cli import app
 from framework.data import ArrayDataset, BucketSampler, DataLoader, StreamSampler, Windows
 from framework.functional import mse_loss
 from framework.trainer import Trainer, batch_size, checkpoint, find_batch_size
@@ -136,3 +139,29 @@ def test_batches_that_a_sampler_lays_out_keep_their_size(size):
         assert loader.batch_size == 4
     with pytest.raises(ValueError, match="batch_size is 3, but the BucketSampler lays out"):
         DataLoader(ArrayDataset(X, X), 3, sampler=BucketSampler([1] * 64, 4))
+
+
+@linux
+def test_auto_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_size, "_free", lambda device: 60 << 20)
+    run = tmp_path / "run"
+    options = ("train", "--device", "cpu", "--batch-size", "auto", "--epochs", "1")
+    shown = invoke(*options, "--out", run, "--set", "hidden=4096")
+    found = json.loads((run / "config.json").read_text())["recipe"]["batch_size"]
+    assert f"batch size {found:,}: the largest that fits into memory\n" in shown
+    assert f"batches of {found}" in shown
+    assert 8 <= found < 1438
+    invoke("train", "--resume", run, "--epochs", "2", "--quiet")  # with the same
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [-(-1438 // found), 2 * -(-1438 // found)]
+    monkeypatch.setattr(batch_size, "_free", lambda device: 1 << 40)
+    shown = invoke(*options, "--fast-dev-run", "--set", "hidden=8")
+    assert "batch size 1,438: all training data at once\n" in shown
+    assert "expected an integer, or auto" in invoke("train", "--batch-size", "x", code=2)
+    assert "--batch-size auto" in invoke("train", "--set", "batch_size=auto", code=2)
+
+
+def invoke(*args, code=0):
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result.output
