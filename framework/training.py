@@ -196,6 +196,12 @@ def _train(
         raise typer.Exit(130) from None
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}. {_save_last_good(plan, trainer)}") from error
+    except Exception:  # memory, the data, ...: what there is has been kept
+        if checkpoints_in(folder / CHECKPOINTS):
+            _say_how_to_go_on(config, folder, None)
+        elif not resumed:
+            _remove_new_run(folder)
+        raise
     Store(folder / CHECKPOINTS).remove()
     scores = trainer.evaluate(data.test)
     if profiled and not (quiet and profiler.recorded):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.autograd import Tensor
@@ -34,6 +35,16 @@ SHARE = 0.8
 #: that its allocator has kept, and grows by pages and arenas.
 GROWTH = 24 << 20
 MOST = 1 << 16
+#: Files of a control group's memory, as a container sees its own: of version 2, and of version 1.
+GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file ",
+    ),
+)
 LEAST = 2  # one sample has no variance for batch norm
 
 
@@ -113,7 +124,8 @@ def _largest(trainer: Trainer, batch: Batch, room: int, most: int) -> int | None
         if taken > room:
             break
         fits, grown, before = size, taken - before, taken
-        if grown > GROWTH or size * 2 > most:
+        # the first step also makes gradients, and loads what it needs: that is no sample's
+        if (size > LEAST and grown > GROWTH) or size * 2 > most:
             if size > LEAST and grown > 0:
                 fits = min(most, size + int((room - taken) / (grown / (size / 2))))
             else:
@@ -163,11 +175,35 @@ def _resized(batch: Batch, size: int) -> list[Tensor]:
 def _free(device: Device) -> int:
     if device.kind == "cuda":
         return _pool_room(device)
-    with suppress(OSError), open("/proc/meminfo") as lines:
+    free = _entry("/proc/meminfo", "MemAvailable:")
+    if free is None:
+        raise NotImplementedError("this system does not say how much memory is free: give a limit")
+    return max(0, min([free, *_limits()]))
+
+
+def _limits() -> list[int]:
+    """What ``ulimit -v`` and the control group of a container leave of the machine's memory."""
+    import resource  # not on Windows
+
+    found = []
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit - (_entry("/proc/self/status", "VmSize:") or 0))
+    for folder, most, now, cache in GROUPS:
+        with suppress(OSError, ValueError):  # "max" is no number: no limit
+            most_bytes, used = (int(Path(folder, name).read_text()) for name in (most, now))
+            reclaimed = (_entry(f"{folder}/memory.stat", cache) or 0) // 1024
+            found.append(most_bytes - used + reclaimed)
+    return found
+
+
+def _entry(path: str, name: str) -> int | None:
+    """A line of `path` that begins with `name`, its KiB as bytes."""
+    with suppress(OSError), open(path) as lines:
         for line in lines:
-            if line.startswith("MemAvailable:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
-    raise NotImplementedError("this system does not say how much memory is free: give a limit")
+    return None
 
 
 def _pool_room(device: Device) -> int:

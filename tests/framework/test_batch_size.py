@@ -66,6 +66,35 @@ def test_the_largest_batch_within_a_limit():
 
 
 @linux
+def test_what_the_first_step_alone_takes_is_no_samples():
+    class First(Wide):
+        def forward(self, x):
+            if not hasattr(self, "table"):
+                self.table = np.ones(12 << 20, np.float32)  # 48 MiB, which stay
+            return super().forward(x)
+
+    assert 8 <= find_batch_size(make_trainer(First()), make_loader(), 256 << 20) < 1000
+
+
+@linux
+def test_limits_of_the_process_count(monkeypatch, tmp_path):
+    import resource
+
+    device = fw.Device("cpu")
+    whole = batch_size._free(device)
+    monkeypatch.setattr(batch_size, "GROUPS", [(tmp_path, "max", "now", "inactive_file ")])
+    (tmp_path / "now").write_text(f"{90 << 20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {20 << 20}\n")
+    (tmp_path / "max").write_text("max\n")
+    assert batch_size._free(device) > whole // 2
+    (tmp_path / "max").write_text(f"{100 << 20}\n")
+    assert batch_size._free(device) == 30 << 20
+    used = batch_size._entry("/proc/self/status", "VmSize:")
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (used + (9 << 20), used << 1))
+    assert batch_size._free(device) <= 9 << 20
+
+
+@linux
 def test_the_error_says_what_would_fit():
     trainer = make_trainer(Wide(most=24))
     with pytest.raises(fw.OutOfMemoryError, match=r"\(64 samples; 16 would fit\)") as caught:

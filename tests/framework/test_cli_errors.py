@@ -474,6 +474,35 @@ def test_divergence_that_leaves_nothing_leaves_no_folder(folder, monkeypatch):
     assert call("train", "--out", "first", "--quiet", "--epochs", 1).exit_code == 0
 
 
+@pytest.mark.parametrize("step", [3, 30])
+def test_an_error_while_it_trains(folder, monkeypatch, step):
+    """What to go on with, where there is something; else the folder's name is free again."""
+    from framework.trainer import TerminateOnNaN
+
+    def run_out(self, trainer):
+        if trainer.step == step:
+            raise MemoryError("too much")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TerminateOnNaN, "on_gradients", run_out)
+        result = call("train", "--out", "r", "--quiet", "--epochs", 2)
+    assert result.exit_code == 2
+    *before, last = result.stderr.splitlines()
+    assert last.startswith("error: not enough memory (out of memory on cpu: ")
+    assert before == (
+        []
+        if step == 3
+        else [
+            "",
+            "stopped; the last state is in r/checkpoints",
+            "go on with: python -m framework train mlp --resume r",
+        ]
+    )
+    again = ["--resume", "r"] if step == 30 else ["--out", "r", "--epochs", 1]
+    assert (folder / "r").exists() == (step == 30)
+    assert call("train", "--quiet", *again).exit_code == 0
+
+
 def test_a_final_loss_that_is_no_number_is_an_error(folder, monkeypatch):
     """The weights are there, and the exit code says that something is wrong."""
     from framework.data import catalog
