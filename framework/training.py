@@ -181,10 +181,11 @@ def _train(
         trainer.should_stop &= config.recipe.validation > 0  # there are more steps now
     if not resumed or plan.epochs_before is not None:
         _describe(plan)
-    if not quiet:
-        screen.show_training(config, plan.splits, model, trainer, plan.epochs_before, anew, resumed)
     assert config.recipe.epochs is not None
     try:
+        if not quiet:
+            before = plan.epochs_before
+            screen.show_training(config, plan.splits, model, trainer, before, anew, resumed)
         with fitting_threads(model, config):
             trainer.fit(data.train, _watched(data), config.recipe.epochs)
         make_folder(folder)  # it may have gone meanwhile, and all in it
@@ -202,13 +203,19 @@ def _train(
         elif not resumed:
             _remove_new_run(folder)
         raise
-    Store(folder / CHECKPOINTS).remove()
-    scores = trainer.evaluate(data.test)
-    if profiled and not (quiet and profiler.recorded):
-        screen.show_profile(profiler)
-    if not quiet:
-        screen.show_files(folder)
-    screen.print_score(plan.splits, scores, folder)
+    try:
+        Store(folder / CHECKPOINTS).remove()
+        scores = trainer.evaluate(data.test)
+        if profiled and not (quiet and profiler.recorded):
+            screen.show_profile(profiler)
+        if not quiet:
+            screen.show_files(folder)
+        screen.print_score(plan.splits, scores, folder)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the run is complete, its model in {folder / MODEL}", file=sys.stderr)
+        command = f"python -m framework evaluate {shlex.quote(str(folder))}"
+        print(f"score it with: {command}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _describe(plan: Plan) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import pkgutil
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -617,3 +620,58 @@ def test_usage_errors_of_the_command_line():
         result = call(*args)
         assert result.exit_code == 2
         assert "Traceback" not in result.output
+
+
+# Being stopped at awkward moments -----------------------------------------------------------------
+
+MOMENTS = {
+    "while layers are shown": ("framework.screen.show_training", 1),
+    "in a step": ("framework.trainer.trainer.Trainer.compute_gradients", 1),
+    "in a step, twice": ("framework.trainer.trainer.Trainer.compute_gradients", 2),
+    "in an evaluation": ("framework.trainer.trainer.Trainer.evaluate", 1),
+    "in an evaluation, twice": ("framework.trainer.trainer.Trainer.evaluate", 2),
+    "while a checkpoint is written": ("framework.trainer.store.Store.save", 1),
+    "while a checkpoint is written, three times": ("framework.trainer.store.Store.save", 3),
+    "while the model is written": ("framework.training.save_model", 1),
+    "while checkpoints are removed": ("framework.trainer.store.Store.remove", 1),
+    "in the last evaluation": ("framework.training.screen.print_score", 1),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_stopped_at_awkward_moments(moment, folder, monkeypatch):
+    """One line that says how to go on, never a traceback; gone on with, it is the same run."""
+    target, times = MOMENTS[moment]
+    options = ["train", "--epochs", 2, "--set", "hidden=8", "--checkpoint-every", 9]
+    assert call(*options, "--out", "whole").exit_code == 0
+    place, _, name = target.rpartition(".")
+    owner = pkgutil.resolve_name(place)
+    real = getattr(owner, name)
+
+    def interrupt(*args, **options):
+        monkeypatch.setattr(owner, name, real)
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stopped = call(*options, "--out", "parts")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.exit_code == 130, stopped.output
+    assert "Traceback" not in stopped.output
+    last = stopped.stderr.splitlines()[-1]
+    if "evaluate parts" in last:
+        assert last == "score it with: python -m framework evaluate parts"
+    else:
+        assert last == "go on with: python -m framework train mlp --resume parts"
+        gone_on = call("train", "--resume", "parts")
+        assert gone_on.exit_code == 0, gone_on.output
+    assert call("evaluate", "parts").stdout == call("evaluate", "whole").stdout.replace(
+        "whole", "parts"
+    )
+    mine, theirs = (folder / run / "model.safetensors" for run in ("parts", "whole"))
+    assert mine.read_bytes() == theirs.read_bytes()
