@@ -201,7 +201,7 @@ def _train(
         raise NonFiniteError(f"{error}. {_save_last_good(plan, trainer)}") from error
     except Exception:  # memory, the data, ...: what there is has been kept
         if checkpoints_in(folder / CHECKPOINTS):
-            _say_how_to_go_on(config, folder, None)
+            _say_how_to_go_on(config, folder, None, kept.saved)
         elif not resumed:
             _remove_new_run(folder)
         raise

@@ -290,13 +290,13 @@ class RunConfig:
                     f"{self.dataset} is not the data of this run: {name} was {_short(then)}, "
                     f"now it is {_short(now)}"
                 )
-        now = fingerprints(splits)
-        for part in sorted(set(now) & set(self.fingerprint)):
-            if now[part] != self.fingerprint[part]:
+        hashes = fingerprints(splits)
+        for part in sorted(set(hashes) & set(self.fingerprint)):
+            if hashes[part] != self.fingerprint[part]:
                 raise FileError(
                     f"{self.dataset} is not the data of this run: as many {part} samples, but "
                     f"others than when the run began (their hash was {self.fingerprint[part]}, "
-                    f"now it is {now[part]})"
+                    f"now it is {hashes[part]})"
                 )
 
 
