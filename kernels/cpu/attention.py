@@ -216,8 +216,7 @@ def _mask(scores, row, key, stop, start, end, first, rows, address, kind, t_step
         for t in range(LANES * start, min(LANES * end, rows)):
             i = (first + t) * t_step + s * s_step
             if kind == 1:
-                if seen[i] == 0:
-                    scores[place + t] = MINUS_INF
+                scores[place + t] = select(seen[i] == 0, MINUS_INF, scores[place + t])
             elif added[i // 4] == MINUS_INF:
                 scores[place + t] = MINUS_INF
             else:
