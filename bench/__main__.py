@@ -49,7 +49,7 @@ def kernels(
         str,
         typer.Option(
             help="Sides to compare with: reference (on cuda also cupy), torch, torch.compile, "
-            "on cuda triton, or none."
+            "on cuda triton and own (our kernels without cuDNN), or none."
         ),
     ] = "reference,torch",
     json: Json = None,

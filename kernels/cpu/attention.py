@@ -184,16 +184,39 @@ def _hide(scores, row, key, stop, start, end, first, causal, window, slope, posi
 
 
 @jit
-def _mask(scores, row, key, stop, start, end, first, rows, address, kind, t_step, s_step):
+def _mask(scores, row, key, stop, start, end, first, rows, address, kind, t_step, s_step, square):
     """A mask at `address`, of bytes (kind 1) or of numbers (2), for rows `first` and on."""
     seen, added = bytes_at(address), floats_at(address)
-    for s in range(key, stop):
+    if t_step == 0:  # of keys alone
+        for s in range(key, stop):
+            i = s * s_step
+            more = added[i // 4] if kind == 2 else select(seen[i] == 0, MINUS_INF, ZERO)
+            if more == ZERO:
+                continue
+            place = (row + s - key) * ROWS
+            for t in range(place + LANES * start, place + LANES * end, LANES):
+                x = load(scores, t, LANES) + more
+                store(scores, t, LANES, each(MINUS_INF) if more == MINUS_INF else x)
+        return
+    done = key
+    if kind == 2 and s_step == 4:
+        while done + LANES <= stop:
+            for i in range(start, end):
+                place, left = (row + done - key) * ROWS + LANES * i, min(LANES, rows - LANES * i)
+                line = (first + LANES * i) * t_step // 4 + done
+                turn(added, line, t_step // 4, left, square, 0, LANES, LANES)
+                for k in range(LANES):
+                    more = load(square, LANES * k, LANES)
+                    x = load(scores, place, LANES) + more
+                    store(scores, place, LANES, select(more == MINUS_INF, MINUS_INF, x))
+                    place += ROWS
+            done += LANES
+    for s in range(done, stop):
         place = (row + s - key) * ROWS
         for t in range(LANES * start, min(LANES * end, rows)):
             i = (first + t) * t_step + s * s_step
             if kind == 1:
-                if seen[i] == 0:
-                    scores[place + t] = MINUS_INF
+                scores[place + t] = select(seen[i] == 0, MINUS_INF, scores[place + t])
             elif added[i // 4] == MINUS_INF:
                 scores[place + t] = MINUS_INF
             else:
@@ -322,8 +345,9 @@ def _move_peaks(before, now, sums, out, columns, first):
 
 @jit
 def _forward_tile(
-    task, addresses, sizes, steps, scale, seed, offset, kept, qt, ot, p, keep, m, peaks, sums, at
-):
+    task, addresses, sizes, steps, scale, seed, offset, kept,
+    qt, ot, p, keep, m, peaks, sums, at, square,
+):  # fmt: skip
     q, k, v, out, lse = (
         floats_at(addresses[0]),
         floats_at(addresses[1]),
@@ -368,7 +392,9 @@ def _forward_tile(
                 )  # fmt: skip
                 _hide(p, row, key, end, c0, c1, first, causal, window, slope, at)
                 if kind > 0:
-                    _mask(p, row, key, end, c0, c1, t, rows, mask, kind, steps[14], steps[15])
+                    _mask(
+                        p, row, key, end, c0, c1, t, rows, mask, kind, steps[14], steps[15], square
+                    )
                 _peaks(p, row, end - key, c0, c1, peaks)
             key = end
         _move_peaks(m, peaks, sums, ot, E, block == low)
@@ -409,10 +435,11 @@ def forward(tasks, addresses, sizes, steps, scale, seed, offset, kept):
     keep = np.empty(KEYS * ROWS if sizes[10] >= 0 else 0, np.float32)
     m, peaks = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
     sums, at = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
+    square = np.empty(LANES * LANES, np.float32)
     for task in tasks:
         _forward_tile(
             task, addresses, sizes, steps, scale, seed, offset, kept,
-            qt, ot, p, keep, m, peaks, sums, at,
+            qt, ot, p, keep, m, peaks, sums, at, square,
         )  # fmt: skip
 
 
@@ -437,18 +464,33 @@ def _slopes_of_scores(p, g, keep, count, start, end, lse, delta, scale, thin):
 
 
 @jit
-def _add_turned(g, count, start, end, first, rows, key, address, t_step, s_step):
+def _add_turned(g, count, start, end, first, rows, key, address, t_step, s_step, square):
     """Rows g of keys, from `key` on, added to where queries from `first` on come before keys."""
     to = floats_at(address)
-    for s in range(count):
-        for t in range(LANES * start, min(LANES * end, rows)):
-            to[((first + t) * t_step + (key + s) * s_step) // 4] += g[s * ROWS + t]
+    whole = rows // LANES  # registers of queries
+    for i in range(start, end):
+        done = 0
+        if t_step == 0 and i < whole:
+            for s in range(count):
+                to[(key + s) * s_step // 4] += total(load(g, s * ROWS + LANES * i, LANES))
+            continue
+        if s_step == 4:
+            while done + LANES <= count:
+                turn(g, done * ROWS + LANES * i, ROWS, LANES, square, 0, LANES, LANES)
+                line = (first + LANES * i) * t_step // 4 + key + done
+                for t in range(min(LANES, rows - LANES * i)):
+                    store(to, line, LANES, load(to, line, LANES) + load(square, LANES * t, LANES))
+                    line += t_step // 4
+                done += LANES
+        for s in range(done, count):
+            for t in range(LANES * i, min(LANES * i + LANES, rows)):
+                to[((first + t) * t_step + (key + s) * s_step) // 4] += g[s * ROWS + t]
 
 
 @jit
 def _backward_tile(
     b, h, t, addresses, sizes, steps, scale, seed, offset, kept, into,
-    qt, gt, dqt, p, g, keep, lse, delta, at,
+    qt, gt, dqt, p, g, keep, lse, delta, at, square,
 ):  # fmt: skip
     """dq of a tile of queries, and its part of dk and dv; or, where `into` has an address, its part
     of the gradient of the mask there.
@@ -502,14 +544,14 @@ def _backward_tile(
             _product(k, k0 + key * ks, ks, 1, qt, left, ROWS, p, left, ROWS, n, c, D, False)
             _hide(p, 0, key, end, c0, c1, first, causal, window, slope, at)
             if kind > 0:
-                _mask(p, 0, key, end, c0, c1, t, rows, mask, kind, steps[14], steps[15])
+                _mask(p, 0, key, end, c0, c1, t, rows, mask, kind, steps[14], steps[15], square)
             _product(v, v0 + key * vs, vs, 1, gt, left, ROWS, g, left, ROWS, n, c, E, False)
             if drop >= 0:
                 _draw(keep, (b * H + h) * T + t, wide, key, end, seed, offset, drop, kept)
             factor = scale if to_mask == 0 else ONE
             _slopes_of_scores(p, g, keep, n, c0, c1, lse, delta, factor, drop >= 0)
             if to_mask != 0:
-                _add_turned(g, n, c0, c1, t, rows, key, to_mask, into[3], into[4])
+                _add_turned(g, n, c0, c1, t, rows, key, to_mask, into[3], into[4], square)
                 key = end
                 continue
             _product(
@@ -546,6 +588,7 @@ def backward(tasks, addresses, sizes, steps, scale, seed, offset, kept, into):
         np.empty(ROWS, np.float32),
         np.empty(ROWS, np.float32),
     )
+    square = np.empty(LANES * LANES, np.float32)
     dk, dv = floats_at(addresses[10]), floats_at(addresses[11])
     own_b, own_h, tiles = into[5], into[6], into[7]
     for task in tasks:
@@ -564,5 +607,5 @@ def backward(tasks, addresses, sizes, steps, scale, seed, offset, kept, into):
                 for t in range(t0, t1, ROWS):
                     _backward_tile(
                         b, h, t, addresses, sizes, steps, scale, seed, offset, kept, into,
-                        qt, gt, dqt, p, g, keep, lse, delta, at,
+                        qt, gt, dqt, p, g, keep, lse, delta, at, square,
                     )  # fmt: skip

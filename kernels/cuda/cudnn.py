@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -31,11 +32,25 @@ log = logging.getLogger("framework")
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
 
 
+_used = True
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Within this block our own kernels run: to compare the two."""
+    global _used
+    previous, _used = _used, False
+    try:
+        yield
+    finally:
+        _used = previous
+
+
 def usable() -> bool:
     """Is cuDNN there for the current device? Where its frontend is installed but does not start,
     the reason is logged once.
     """
-    return _found() and _handle(plans.current_device()) is not None
+    return _used and _found() and _handle(plans.current_device()) is not None
 
 
 @cache

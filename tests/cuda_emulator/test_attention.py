@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.attention import attention, attention_grad
-from kernels.cuda import cudnn_attention
+from kernels.cuda import cudnn, cudnn_attention
 from tests.cuda_emulator import matrix
 from tests.kernels import contract
 from tests.kernels.contract import DTYPES
@@ -71,7 +71,6 @@ REFUSED = {
     "dropout": {"p": 0.2, "seed": 3},
     "between": {"causal": True, "start": 3},
     "masked_window": {"mask": drawn(10, 16), "window": 3},
-    "one_query": {"lengths": np.array([16, 9])},
     "late_lengths": {"causal": True, "start": 6, "lengths": np.array([16, 9])},
 }
 
@@ -130,6 +129,19 @@ def test_what_cudnn_does_not_do_our_own_kernel_does(library, cupy, options):
 )
 def test_other_heads_are_for_our_own_kernel(library, cupy, dtype, D, E):
     compare(*through(cupy, operands(2, {}, dtype, D, E), {}), "our own")
+    assert library.executed == 0
+
+
+def test_a_single_query_is_for_our_own_kernel(library, cupy):
+    arrays = operands(2, {}, "float16")
+    arrays[:2] = [x[:, :, :1] for x in arrays[:2]]
+    compare(*through(cupy, arrays, {}), "one query")
+    assert library.executed == 0
+
+
+def test_cudnn_can_be_left_out_to_compare(library, cupy):
+    with cudnn.without_cudnn():
+        compare(*through(cupy, operands(2, {}, "float16"), {}), "left out")
     assert library.executed == 0
 
 

@@ -175,6 +175,9 @@ LAYERS = {
     "no_bias": ({"bias": False, "batch_first": True}, 1),
     "cross": ({"batch_first": True}, 2),
     "kdim": ({"batch_first": True, "kdim": 5, "vdim": 3}, 3),
+    "bias_kv": ({"add_bias_kv": True}, 1),
+    "zero": ({"batch_first": True, "add_zero_attn": True}, 2),
+    "more": ({"kdim": 5, "vdim": 3, "add_bias_kv": True, "add_zero_attn": True}, 3),
 }
 
 
@@ -214,6 +217,31 @@ def test_multihead_equals_torch(torch, options, inputs, masks, weights):
     theirs_by_name = dict(theirs.named_parameters())
     for name, p in ours.named_parameters():
         np.testing.assert_allclose(p.grad.data, theirs_by_name[name].grad, rtol=1e-8, atol=1e-10)
+
+
+def test_added_keys_are_seen_by_every_query():
+    layer = L.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True)
+    x = fw.tensor(normal(2, 3, 8).astype("float32"))
+    y, w = layer(x, x, x, is_causal=True, average_attn_weights=False)
+    assert w.shape == (2, 2, 3, 5)
+    assert (w.data[..., :3][..., np.triu(np.ones((3, 3), bool), 1)] == 0).all()
+    assert (w.data[..., 3:] > 0).all()
+    hidden = fw.tensor(np.triu(np.ones((3, 3), bool), 1))
+    for mask in (hidden, L.Transformer.generate_square_subsequent_mask(3)):
+        z, _ = layer(x, x, x, attn_mask=mask, need_weights=False)
+        np.testing.assert_allclose(z.data, y.data, rtol=1e-6, atol=1e-7)
+    for mask in (fw.tensor(np.zeros((3, 3), bool)), fw.tensor(np.zeros((3, 3), "float32"))):
+        z, _ = layer(x, x, x, attn_mask=mask, is_causal=True)
+        np.testing.assert_allclose(z.data, y.data, rtol=1e-6, atol=1e-7)
+    y.sum().backward()
+    assert layer.bias_k.grad is not None and layer.bias_v.grad is not None
+
+
+def test_a_learned_mask_of_a_layer_gets_a_gradient():
+    layer, mask = L.MultiheadAttention(8, 2), leaf(normal(3, 3).astype("float32"))
+    x = fw.tensor(normal(3, 2, 8).astype("float32"))
+    layer(x, x, x, attn_mask=mask, need_weights=False)[0].sum().backward()
+    assert (mask.grad.data != 0).any()
 
 
 def test_multihead_without_a_batch_equals_torch(torch):
@@ -424,6 +452,14 @@ def test_bad_layers_are_named():
         layer(x, x, x, fw.tensor(np.zeros((3, 2), bool)))
     with pytest.raises(ValueError, match=r"attn_mask has shape \(3, 4\)"):
         layer(x, x, x, attn_mask=fw.tensor(np.zeros((3, 4), bool)))
+    with pytest.raises(ValueError, match=r"query \(2, 3, 8\), key \(1, 3, 8\): axis 0, the batch"):
+        layer(x, x[:1], x[:1])
+    with pytest.raises(TypeError, match="MultiheadAttention: key must be a Tensor, got a ndarray"):
+        layer(x, x.data, x)
+    with pytest.raises(TypeError, match="attn_mask must be a Tensor, got a ndarray"):
+        layer(x, x, x, attn_mask=np.zeros((3, 3), bool))
+    with pytest.raises(TypeError, match="key_padding_mask is int64, expected booleans"):
+        layer(x, x, x, fw.tensor(np.zeros((2, 3), int)))
     with pytest.raises(ValueError, match=r"packed_attention: qkv has shape \(2, 3, 8\)"):
         F.packed_attention(x, 3)
 
@@ -621,6 +657,43 @@ def test_causal_needs_no_mask():
     np.testing.assert_allclose(layer(x, mask).data, layer(x, is_causal=True).data, atol=1e-6)
 
 
+class Twice(L.Module):
+    """In place of a stack: takes what that takes."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.names = names
+
+    def forward(self, x, *memory, **options):
+        assert set(options) == set(self.names)
+        return x * 2.0 if not memory else x + memory[0].sum()
+
+
+def test_custom_encoders_and_decoders_stand_in_for_the_stacks():
+    encoder = Twice("mask", "src_key_padding_mask", "is_causal")
+    masks = [f"{x}_{kind}" for x in ("tgt", "memory") for kind in ("mask", "key_padding_mask")]
+    decoder = Twice(*masks, "tgt_is_causal", "memory_is_causal")
+    model = L.Transformer(8, 2, custom_encoder=encoder, custom_decoder=decoder)
+    assert model.encoder is encoder
+    assert model.decoder is decoder
+    src, tgt = (fw.tensor(normal(n, 2, 8).astype("float32")) for n in (3, 4))
+    np.testing.assert_allclose(
+        model(src, tgt).data, tgt.data + 2 * src.data.sum(), rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(TypeError, match="custom_encoder is a function, expected a Module"):
+        L.Transformer(8, 2, custom_encoder=test_bad_transformers_are_named)
+
+
+def test_a_square_mask_hides_later_keys(torch):
+    mask = L.Transformer.generate_square_subsequent_mask(4)
+    expected = torch.nn.Transformer.generate_square_subsequent_mask(4)
+    np.testing.assert_array_equal(mask.data, expected)
+    assert mask.dtype == np.float32
+    assert L.Transformer.generate_square_subsequent_mask(2, dtype="float64").dtype == np.float64
+    with pytest.raises(ValueError, match="size=0, expected an integer of at least 1"):
+        L.Transformer.generate_square_subsequent_mask(0)
+
+
 def test_bad_transformers_are_named():
     with pytest.raises(ValueError, match="activation='tanh', expected 'relu', 'gelu'"):
         L.TransformerEncoderLayer(8, 2, activation="tanh")
@@ -628,5 +701,9 @@ def test_bad_transformers_are_named():
         L.TransformerDecoderLayer(8, 3)
     model = L.Transformer(8, 2, 1, 1, 16, batch_first=True)
     a, b = (fw.tensor(np.zeros((n, 3, 8), "float32")) for n in (2, 1))
+    with pytest.raises(ValueError, match=r"tgt has shape \(2, 3, 7\), expected .* the last of 8"):
+        model(a, fw.tensor(np.zeros((2, 3, 7), "float32")))
+    with pytest.raises(TypeError, match="Transformer: src must be a Tensor, got a list"):
+        model([[1.0]], a)
     with pytest.raises(ValueError, match=r"src has shape \(2, 3, 8\), tgt \(1, 3, 8\): axis 0"):
         model(a, b)
