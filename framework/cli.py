@@ -111,10 +111,12 @@ def _joined(error: Exception) -> str:
 def _expected_errors() -> tuple[type[Exception], ...]:
     from framework.backend import DeviceError
     from framework.data import DataError, LoaderError
+    from framework.generation import LogitsError
     from framework.interop.atomic import FileError
     from framework.trainer import NonFiniteError
 
-    return UsageError, DataError, LoaderError, FileError, DeviceError, NonFiniteError
+    numbers = LogitsError, NonFiniteError
+    return UsageError, DataError, LoaderError, FileError, DeviceError, *numbers
 
 
 # Commands -----------------------------------------------------------------------------------------
@@ -348,8 +350,8 @@ def _test_image(config: RunConfig, run: Path, image: str) -> tuple[Any, int]:
 def generate(
     run: Run,
     prompt: Annotated[
-        str, typer.Option(help="What the text begins with.", show_default="a new line")
-    ] = "\n",
+        str | None, typer.Option(help="What the text begins with.", show_default="a new line")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 500,
     temperature: Annotated[
         float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the most probable.")
@@ -372,10 +374,13 @@ def generate(
     """Write text with a trained language model, as it comes."""
     from framework import screen
     from framework.generation import generate_text
+    from framework.trainer.run import opening
 
     opened = _opened(run, device)
     if opened.tokenizer is None:
         raise UsageError(f"{run} has learnt {opened.config.task}, no language: it has predict")
+    if prompt is None:
+        prompt = opening(opened.tokenizer)
     pieces = expect(
         lambda: generate_text(
             opened.model,

@@ -23,6 +23,7 @@ from rich.text import Text
 from framework.backend.device import Device
 from framework.data import Splits, TokenSplits
 from framework.explain import Subject
+from framework.generation import LogitsError
 from framework.layers import Module
 from framework.trainer import Profiler, Trainer
 from framework.trainer.run import RunConfig, example, language_scores
@@ -296,7 +297,7 @@ def write_text(prompt: str, pieces: Iterator[str]) -> None:
         for piece in pieces:
             print(printable(piece), end="", flush=True)
         print(flush=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, LogitsError):
         print(flush=True)
         raise
     except BrokenPipeError:  # | head has seen enough; Python's own flush at the end would fail too
