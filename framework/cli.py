@@ -295,18 +295,25 @@ def predict(
 def explain(
     run: Run,
     image: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="A .png or .npy file, or test:17, the image of this number in the test data.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a language model: a text.", show_default="the beginning of the test data"
+        ),
+    ] = None,
     device: Device = None,
     debug: Debug = False,
 ) -> None:
-    """Draw what a model makes of an image: which pixels decide, its filters and feature maps.
+    """Draw what a model makes of an image: which pixels decide, filters, feature maps, attention.
 
-    The pictures are written into the run folder.
+    Or what the attention of a language model looks at in a text. The pictures are written into the
+    run folder.
     """
     from framework import explain as pictures, screen
     from framework.trainer.drawing import INSTALL, has_matplotlib
@@ -316,10 +323,17 @@ def explain(
         raise UsageError(f"explain draws with matplotlib, which is not installed: {INSTALL}")
     opened = open_run(run, place(device))
     config = opened.config
+    if config.task == "language":
+        _explain_text(opened, run, image, text)
+        return
     if config.task != "classification" or config.classes is None or len(config.shape) != 3:
         raise UsageError(
             f"{run} has learnt {config.task} of inputs {config.shape}: explain is for images and "
             "their classes"
+        )
+    if image is None or text is not None:
+        raise UsageError(
+            f"{run} has learnt images: name one to explain, a .png or .npy file or test:17"
         )
     assert opened.inputs is not None
     truth = None
@@ -333,6 +347,26 @@ def explain(
     )
     files = pictures.explain(subject, run / "explain" / name)
     screen.show_explanation(subject, files)
+
+
+def _explain_text(opened: OpenedRun, run: Path, image: str | None, text: str | None) -> None:
+    """Attention in `text`; without one, in what was held out."""
+    from framework import explain as pictures, screen
+
+    assert opened.tokenizer is not None
+    if image is not None:
+        raise UsageError(f"{run} has learnt a language: explain it by --text, not on {image}")
+    if not pictures.has_attention(opened.model):
+        raise UsageError(
+            f"{run} is a {opened.config.model}, which has no attention to look at: explain is for "
+            "transformers, such as gpt, and for classifiers of images"
+        )
+    ids = splits_of(opened.config, run).test.ids if text is None else opened.tokenizer.encode(text)
+    if not len(ids):
+        raise UsageError(f"--text {text!r} has no tokens, expected at least one")
+    subject = pictures.TextSubject(opened.model, ids, opened.tokenizer, opened.config.device)
+    files = pictures.explain(subject, run / "explain" / ("text" if text else "test"))
+    screen.show_files_written(files)
 
 
 def _test_image(config: RunConfig, run: Path, image: str) -> tuple[Any, int]:

@@ -276,6 +276,11 @@ def show_explanation(subject: Subject, files: list[Path]) -> None:
         cells = escape(subject.classes[label]), f"{subject.probabilities[label]:.4f}"
         out.add_row(*cells, f"[green]{note}[/]")
     console().print(out)
+    show_files_written(files)
+
+
+def show_files_written(files: list[Path]) -> None:
+    """A line for each."""
     for file in files:
         console().print(f"[dim]wrote[/] {escape(str(file))}", soft_wrap=True)
 

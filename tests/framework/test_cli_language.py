@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -107,6 +108,12 @@ def test_a_transformer_writes_past_its_block(text, folder):  # noqa: F811
     config = json.loads((folder / "gpt" / "config.json").read_text())
     assert config["model_config"]["block"] == 16 and config["recipe"]["decay"] == "matrices"
     assert len(good("generate", "gpt", "--prompt", "The ", "--tokens", 40)) == 4 + 40 + 1
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    assert "gpt/explain/test/attention.png" in good("explain", "gpt")
+    assert "gpt/explain/text/attention.png" in good("explain", "gpt", "--text", "The end")
+    assert "explain it by --text, not on test:3" in error("explain", "gpt", "test:3")
+    assert "has no tokens, expected at least one" in error("explain", "gpt", "--text", "")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +152,8 @@ def test_what_cannot_be_generated(trained, folder, text):  # noqa: F811
     assert "expected at least one token" in error("generate", run, "--prompt", "")
     assert "temperature is -1" in error("generate", run, "--temperature", -1)
     assert "it has generate, not predict" in error("predict", run, text)
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert "is a nplm, which has no attention to look at: explain is" in error("explain", run)
     tokenizer = run / "tokenizer.json"
     content = tokenizer.read_text(encoding="utf-8")
     for damaged, message in (
