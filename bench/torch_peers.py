@@ -448,9 +448,12 @@ direct("attention", _SDPA, _attention)
 
 @prepared("attention_grad", f"autograd backward of {_SDPA}")
 def _(dout, q, k, v, out, lse, *options):
+    mask, *others = options or (None,)
     inputs = [x.requires_grad_() for x in (q, k, v)]
+    if len(others) == 13:  # with a place for its gradient
+        inputs.append(mask.requires_grad_())
     with torch.enable_grad():
-        y = _attention(*inputs, *options)
+        y = _attention(*inputs[:3], mask, *others)
     return lambda: torch.autograd.grad(y, inputs, dout, retain_graph=True)
 
 

@@ -147,8 +147,7 @@ class BERT(layers.Module):
                 shape.
         """
         config = hugging_face.read_config(folder, ("bert",))
-        path = Path(folder) / hugging_face.CONFIG
-        model = cls(hugging_face.fields_of(path, lambda: _read(config, head)))
+        model = hugging_face.build(folder, lambda: _read(config, head), cls)
         model.load_pretrained(folder)
         return model.eval()
 

@@ -67,7 +67,8 @@ class GPTConfig:
         self.blocks()
         if not isinstance(self.tied, bool):
             raise ValueError(f"tied is {self.tied!r}, expected True or False")
-        if not isinstance(self.rotary_base, (int, float)) or self.rotary_base <= 0:
+        base = self.rotary_base
+        if not isinstance(base, (int, float)) or not 0 < base < float("inf"):
             raise ValueError(f"rotary_base is {self.rotary_base!r}, expected above 0")
         if self.positions == "rotary" and self.width // self.heads % 2:
             raise ValueError(
@@ -175,8 +176,8 @@ class GPT(layers.Module):
                 shape.
         """
         config = hugging_face.read_config(folder, tuple(_READ))
-        path, read = Path(folder) / hugging_face.CONFIG, _READ[config["model_type"]]
-        model = cls(hugging_face.fields_of(path, lambda: read(config)))
+        read = _READ[config["model_type"]]
+        model = hugging_face.build(folder, lambda: read(config), cls)
         model.load_pretrained(folder)
         return model.eval()
 

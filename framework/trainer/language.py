@@ -81,8 +81,7 @@ def token_loaders(
 def _trained(windows: Windows, recipe: Recipe, seed: int, device: str) -> DataLoader:
     size, batches = recipe.batch_size, None
     if recipe.steps is not None:
-        assert recipe.epochs is not None
-        batches = -(-recipe.steps // recipe.epochs) * recipe.accumulate
+        batches = recipe.steps_of_epoch * recipe.accumulate
     if recipe.sampling == "stream":
         return _streamed(windows, size, device, batches)
     if batches is None:
@@ -143,6 +142,19 @@ class LanguageScores(Callback):
                 record |= {prefix + name: value for name, value in scores.items()}
 
 
+class LastStep(Callback):
+    """Ends the run after so many steps, where that is within an epoch."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        trainer.should_stop |= trainer.step + trainer.skipped >= self.steps
+
+    def on_step_skipped(self, trainer: Trainer) -> None:
+        self.on_step_end(trainer)
+
+
 def opening(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray[Any, Any] = ()) -> str:
     """What a sample of text begins with: a new line, or where the vocabulary has none the first of
     `ids`, or of all tokens, that stands for itself (neither [UNK] nor a piece within a word).
@@ -170,8 +182,10 @@ def read_tokenizer(folder: Path, size: Any = None) -> Tokenizer:
     path = folder / TOKENIZER
     try:
         tokenizer = tokenizer_from_json(read_bytes(path).decode("utf-8"))
-    except (FileError, DataError):  # the latter: the library for it is missing
+    except FileError:
         raise
+    except DataError as error:  # also where the library for it is missing
+        raise DataError(f"{path}: {error}") from error
     except ValueError as error:
         raise FileError(f"{path} is damaged: {error}") from error
     if size is not None and tokenizer.size != size:

@@ -184,7 +184,7 @@ class Trainer:
         self.should_stop, self._resumed = self.should_stop and self._resumed, False
         try:
             self._call("on_fit_start")
-            while self.epoch < epochs and not self.should_stop:
+            while self.epoch < epochs and (self.position.batches or not self.should_stop):
                 self._call("on_epoch_start")
                 record = self._train_epoch()
                 for name, where in self.validation.items():
@@ -211,6 +211,8 @@ class Trainer:
             self._reset()
         self.model.train()
         for window in _windows(self.position.rest(self.device), self.accumulate):
+            if self.should_stop:  # resumed after its last step: the epoch's end is to be made up
+                break
             self._train_step(window)
             if self.should_stop:
                 break

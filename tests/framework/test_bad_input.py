@@ -92,7 +92,7 @@ def test_any_plain_values_come_back(folder, content):
 @few
 @given(content=plain)
 def test_any_state_that_is_none_of_a_run_is_refused(folder, content):
-    from bench.mutate import _trainer
+    from bench.mutate_targets import _trainer
 
     trainer = _trainer("mlp")
     before = checkpoint.to_bytes(trainer.state_dict())

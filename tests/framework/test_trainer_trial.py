@@ -10,7 +10,6 @@ import pytest
 import framework as fw
 from bench.families import FAMILIES
 from framework import optimizers
-from framework.data import DataLoader
 from framework.trainer import (
     Accuracy,
     Callback,
@@ -37,7 +36,7 @@ def make_trainer(family="mlp", callbacks=(), lr=0.01, **options):
 
 
 def make_loader(family="mlp"):
-    return DataLoader(FAMILIES[family].data(), 8, shuffle=True, seed=4, device="cpu")
+    return FAMILIES[family].loader(seed=4)
 
 
 def content(trainer):
@@ -64,6 +63,25 @@ def test_a_trial_changes_nothing_of_the_run(family):
         return content(trainer)
 
     assert run(True) == run(False)
+
+
+def test_a_fast_dev_run_of_a_run_that_was_interrupted(tmp_path):
+    """With the weights of its checkpoint, which is what the trainer then has."""
+    states = []
+
+    class Keep(Callback):
+        def on_step_end(self, trainer):
+            states.append(checkpoint.to_bytes(trainer.state_dict()))
+
+    whole = make_trainer(callbacks=[Keep()])
+    whole.fit(make_loader(), epochs=2)
+    (tmp_path / "c").write_bytes(states[9])
+    trainer = make_trainer(lr=0.5)
+    record = trainer.fit(make_loader(), make_loader(), fast_dev_run=True, resume=tmp_path / "c")[0]
+    assert (record["step"], record["epoch"], trainer.step) == (11, 2, 10)
+    assert abs(record["loss"] - whole.history[-1]["loss"]) < 0.5
+    trainer.fit(make_loader(), epochs=2)
+    assert content(trainer) == content(whole)
 
 
 def test_the_finder_suggests_a_rate_that_learns(tmp_path):
