@@ -249,7 +249,8 @@ def _every(text: str | None) -> dict[str, Any]:
 
 def _sample(splits: TokenSplits) -> Callback:
     """Shows a little text after each epoch."""
-    return SampleText(splits.tokenizer, opening(splits), show=screen.show_sample)
+    start = opening(splits.tokenizer, splits.train.ids)
+    return SampleText(splits.tokenizer, start, show=screen.show_sample)
 
 
 def _check_batches(model: Module, data: Data, batch_size: int) -> None:

@@ -39,7 +39,7 @@ def _check(x: Array, weight: Array, targets: Array, bias: Array | None) -> None:
         )
 
 
-@kernel(statistics=(0,))
+@kernel(statistics=(0,), inplace=("out",))
 def linear_cross_entropy(
     x: Array,
     weight: Array,
@@ -48,11 +48,13 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     with_grad: bool = True,
+    out: Array | None = None,
 ) -> Result:
     """`cross_entropy` of x weight^T + bias: losses (N,), and the gradients of their sum, dx (N, D),
     dweight (V, D) and dbias (V,); without `with_grad` those are None, and dbias without a bias.
 
-    x (N, D), weight (V, D), targets (N,) integers below V, or `ignore_index`, bias (V,).
+    x (N, D), weight (V, D), targets (N,) integers below V, or `ignore_index`, bias (V,). dweight
+    goes to `out` if that is given, which may be float32 for 16-bit x: it is not rounded then.
     """
     _check(x, weight, targets, bias)
     options = (None, ignore_index, label_smoothing, with_grad)
@@ -60,8 +62,11 @@ def linear_cross_entropy(
     losses, dlogits = cross_entropy.reference(logits, targets, *options)
     if dlogits is None:
         return losses, None, None, None
-    dbias = None if bias is None else dlogits.sum(0)
-    return losses, dlogits @ weight, dlogits.T @ x, dbias
+    dbias, dweight = None if bias is None else dlogits.sum(0), dlogits.T @ x
+    if out is not None:
+        out[...] = dweight
+        dweight = out
+    return losses, dlogits @ weight, dweight, dbias
 
 
 def _product(x: Array, weight: Array, bias: Array | None) -> Array:
@@ -82,6 +87,7 @@ def _in_chunks(
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     with_grad: bool = True,
+    out: Array | None = None,
 ) -> Result:
     """By the kernels of products and of the loss, chunk by chunk."""
     _check(x, weight, targets, bias)
@@ -93,7 +99,11 @@ def _in_chunks(
     x, weight = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
     losses = xp.empty(N, np.float32)
     dx = xp.empty((N, D), x.dtype) if with_grad else None
-    dw = xp.zeros((V, D), np.float32) if with_grad else None  # of all chunks: rounded once
+    dw = None
+    if with_grad:
+        dw = xp.empty((V, D), np.float32) if out is None else out  # of all chunks: rounded once
+        if N == 0:
+            dw[...] = 0
     db = xp.zeros(V, np.float32) if with_grad and bias is not None else None
     for start in range(0, N, rows):
         part = slice(start, start + rows)
@@ -107,8 +117,9 @@ def _in_chunks(
             dlogits = dlogits.astype(x.dtype, copy=False)
             matmul(dlogits, weight, out=dx[part])
             add_product(dw, dlogits, x[part], start == 0)
-    dw, db = (g if g is None else g.astype(x.dtype, copy=False) for g in (dw, db))
-    return losses, dx, dw, db
+    if dw is not None and out is None:
+        dw = dw.astype(x.dtype, copy=False)
+    return losses, dx, dw, db if db is None else db.astype(x.dtype, copy=False)
 
 
 linear_cross_entropy.cpu(_in_chunks)

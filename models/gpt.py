@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 
 from framework import functional as F, layers
 from framework.autograd import Tensor
-from framework.generation import inference
 from framework.layers import KVCache
 from models import hugging_face
 from models.hugging_face import Place, expect_values, one, several
@@ -241,26 +240,6 @@ class GPT(layers.Module):
                 yield from several(f"{ours}.feed_forward.up", gated, (hidden, hidden))
                 yield from one(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj")
         yield Place("head.weight", ("lm_head.weight",))
-
-
-def attention_maps(model: GPT, ids: Tensor) -> list[Tensor]:
-    """What each block looks at when it reads ids (B, T), for pictures: weights (B, heads, T, T) of
-    which each row sums to 1.
-    """
-    seen: list[Tensor] = []
-    removers = [
-        block.attention.register_forward_pre_hook(
-            lambda attention, args: seen.append(attention.weights(args[0]))
-        )
-        for block in model.blocks.each
-    ]
-    try:
-        with inference(model):
-            model(ids)
-    finally:
-        for remove in removers:
-            remove()
-    return seen
 
 
 # config.json of the two ---------------------------------------------------------------------------

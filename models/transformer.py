@@ -16,7 +16,6 @@ import numpy as np
 
 from framework import functional as F, layers
 from framework.autograd import Tensor
-from framework.backend.device import to_device
 from framework.layers import KVCache, RotaryPositions
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
@@ -138,16 +137,28 @@ class SelfAttention(layers.Module):
             qk = self.positions(qk, start)
         return qk[:, :H], qk[:, H:], v
 
-    def weights(self, x: Tensor) -> Tensor:
-        """What it looks at, (B, H, T, T), for pictures: each row sums to 1."""
+    def attention_weights(
+        self, x: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """What it looks at without a cache, (B, H, T, T), for pictures: each row sums to 1."""
         q, k, _ = self.split(self.qkv(x))
         T, H, G = x.shape[1], self.heads, self.groups
         q = q.reshape(len(x), G, H // G, T, self.head_width)  # (B, G, H / G, T, D)
-        scores = q @ k.unsqueeze(2).transpose(-1, -2) / self.head_width**0.5
-        if self.causal:
-            later = np.triu(np.full((T, T), -np.inf, np.float32), 1)
-            scores = scores + Tensor(to_device(later, x.device)).to(x.dtype)
-        return F.softmax(scores, -1).reshape(len(x), H, T, T)
+        weights = _weights(q, k.unsqueeze(2), lengths, self.causal)
+        return weights.reshape(len(x), H, T, T)
+
+
+def _weights(q: Tensor, k: Tensor, lengths: Tensor | None, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(D)) of q (B, ..., T, D) and k (B, ..., S, D) that broadcast, over keys
+    before `lengths` (B,) and, if it is `causal`, not behind the query.
+    """
+    scores, xp = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, q.device.module
+    keys = xp.arange(k.shape[-2])
+    seen = keys <= xp.arange(q.shape[-2])[:, None] if causal else keys >= 0  # (T, S) or (S,)
+    if lengths is not None:
+        seen = seen & (keys < lengths.data.reshape(-1, *[1] * (scores.ndim - 1)))
+    unseen = xp.where(seen, 0.0, -np.inf).astype(scores.dtype)
+    return F.softmax(scores + Tensor(unseen), -1)
 
 
 class CrossAttention(layers.Module):
@@ -175,6 +186,12 @@ class CrossAttention(layers.Module):
             self._by_head(self.q(x)), *kv, dropout_p=p, lengths=lengths
         )
         return self.dropout(self.out(y.transpose(1, 2).reshape(*x.shape)))  # (B, T, C)
+
+    def attention_weights(
+        self, x: Tensor, kv: tuple[Tensor, Tensor], lengths: Tensor | None = None
+    ) -> Tensor:
+        """What it looks at, (B, H, T, S), for pictures: each row sums to 1."""
+        return _weights(self._by_head(self.q(x)), kv[0], lengths)
 
     def _by_head(self, x: Tensor) -> Tensor:
         B, T, C = x.shape

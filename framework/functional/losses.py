@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from framework.autograd import Tensor, is_grad_enabled, record
-from framework.autograd.casting import lowered, state, widened
-from framework.autograd.graph import as_array
+from framework.autograd.casting import compute_copy, product_dtype, state, widened
+from framework.autograd.graph import as_array, in_dtype
 from framework.functional.check import (
     array_of,
     broadcasts_to,
@@ -324,15 +324,22 @@ def linear_cross_entropy(
         )
     if optional_tensor(name, "bias", bias) is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{name}: bias {bias.shape}, weight {weight.shape}: expected (V,), (V, D)")
-    x, weight, bias = lowered(x, weight, bias)
     inputs = [x, weight] if bias is None else [x, weight, bias]
-    if len({i.dtype for i in inputs}) > 1:
+    half = None if state.dtype is None else product_dtype(*inputs)
+    if half is not None:
+        a, w, b = (None if i is None else compute_copy(i, half) for i in (x, weight, bias))
+    elif len({i.dtype for i in inputs}) == 1:
+        a, w, b = x.data, weight.data, array_of(bias)
+    else:
         dtypes = ", ".join(i.dtype.name for i in inputs)
         raise TypeError(f"{name}: x, weight (and bias) are {dtypes}; use .to(...)")
-    rows, t = x.data.reshape(-1, x.shape[-1]), target.data.reshape(-1)
+    rows, t = a.reshape(-1, x.shape[-1]), target.data.reshape(-1)
     want_grad = is_grad_enabled() and any(i.requires_grad for i in inputs)
+    out = None  # gradients of float32 weights are not rounded to 16 bits
+    if half is not None and want_grad and weight.dtype == np.float32:
+        out = array_module(w).empty(weight.shape, np.float32)
     losses, dx, dw, db = fused_kernels.linear_cross_entropy(
-        rows, weight.data, t, array_of(bias), ignore_index, label_smoothing, want_grad
+        rows, w, t, b, ignore_index, label_smoothing, want_grad, out
     )
     shape, xp = x.shape, array_module(losses)
     total, count = reductions.sum(losses), None
@@ -350,7 +357,8 @@ def linear_cross_entropy(
                 dy = dy / count
         by_rows = [kernels.cross_entropy_grad(xp.broadcast_to(dy, len(g)), g) for g in (dx, dw)]
         gradients = [by_rows[0].reshape(shape), by_rows[1]]
-        return gradients if db is None else [*gradients, (db * dy).astype(db.dtype, copy=False)]
+        gradients += [] if db is None else [db * dy]
+        return [in_dtype(g, i.dtype) for g, i in zip(gradients, inputs, strict=True)]
 
     return record(as_array(total), inputs, backward)
 

@@ -7,8 +7,8 @@ import pytest
 
 import framework as fw
 from framework import optimizers
+from framework.explain.attention import attention_maps
 from models import GPT, GPTConfig, build
-from models.gpt import attention_maps
 
 IDS = np.random.default_rng(0).integers(0, 9, (2, 12))
 SMALL = {"vocabulary": 9, "block": 12, "depth": 2, "heads": 4, "width": 16}
@@ -95,11 +95,12 @@ def test_it_can_learn_a_sequence():
 
 
 def test_attention_maps(model):
-    maps = [m.numpy() for m in attention_maps(model, moved(IDS))]
-    assert [m.shape for m in maps] == [(2, 4, 12, 12)] * 2
+    maps = attention_maps(model, moved(IDS))
+    assert [m.name for m in maps] == ["blocks.each.0.attention", "blocks.each.1.attention"]
     for m in maps:
-        np.testing.assert_allclose(m.sum(-1), 1, rtol=1e-5)
-        assert (np.triu(m, 1) == 0).all()
+        assert m.weights.shape == (2, 4, 12, 12)
+        np.testing.assert_allclose(m.weights.sum(-1), 1, rtol=1e-5)
+        assert (np.triu(m.weights, 1) == 0).all()
     assert not model.blocks.each[0].attention.has_hooks
 
 
