@@ -28,6 +28,7 @@ from framework.planning import (
     plan_run,
     resumed_run,
     splits_of,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -143,7 +144,12 @@ def train(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples of a step.", show_default="by the model")
+        str | None,
+        typer.Option(
+            metavar="INTEGER|auto",
+            help="Samples of a step; auto: the most that fit into memory.",
+            show_default="by the model",
+        ),
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="The highest learning rate.", show_default="by the model")
@@ -206,14 +212,17 @@ def train(
     if model is not None:
         expect(lambda: entry(model))
     if resume is None:
-        given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
+        size = None if batch_size in (None, "auto") else whole_number("--batch-size", batch_size)
+        given = {"epochs": epochs, "batch_size": size, "lr": lr, "precision": precision}
         options = {name: value for name, value in given.items() if value is not None}
         plan = plan_run(model or "mlp", dataset, seed or 0, device, out, options, settings or [])
     else:
         only_resume(dataset, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device, epochs)
-    from framework.training import dry_run, run_training
+    from framework.training import dry_run, run_training, with_fitting_batch
 
+    if batch_size == "auto":
+        plan = with_fitting_batch(plan, quiet)
     if fast_dev_run:
         dry_run(plan, checkpoint_every)
     else:
@@ -239,7 +248,7 @@ def evaluate(run: Run, device: Device = None, debug: Debug = False) -> None:
         trainer.metrics.append(ConfusionMatrix(len(config.classes)))
     scores = trainer.evaluate(data.test)
     screen.show_evaluation(config, scores, config.samples[1])
-    screen.print_score(splits, scores)
+    screen.print_score(splits, scores, run)
 
 
 @app.command()

@@ -43,7 +43,7 @@ def plan_run(
 ) -> Plan:
     """A new run; without a `dataset`, on the embedded one that the family is for."""
     from framework.data import CATALOG, TokenSplits
-    from framework.trainer.config import sizes
+    from framework.trainer.config import fingerprints, sizes
     from framework.trainer.run import CONFIG, Recipe, RunConfig, load_data
     from models import entry
 
@@ -55,7 +55,7 @@ def plan_run(
     on = place(device)
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: expected 0 or more")
-    for_model, for_recipe = _settings(settings, family.config, Recipe)
+    for_model, for_recipe = _settings(settings, model, Recipe)
     for name in options:
         if name in for_recipe:
             option = "--" + name.replace("_", "-")
@@ -64,6 +64,7 @@ def plan_run(
     recipe = expect(lambda: Recipe(**{**family.recipe, **suits, **for_recipe, **options}))
     splits = expect(lambda: _splits(dataset, seed, recipe))
     _check_family(model, family, splits, recipe)
+    _check_meaning(model, splits, recipe, for_recipe)
     classes = len(splits.classes) if splits.classes else None
     trained_on = len(splits.train)
     if isinstance(splits, TokenSplits):
@@ -92,6 +93,7 @@ def plan_run(
         classes=splits.classes,
         shape=splits.shape,
         samples=sizes(splits),
+        fingerprint=fingerprints(splits),
     )
     return Plan(config, folder, splits, data)
 
@@ -130,6 +132,34 @@ def _check_family(model: str, family: Any, splits: Splits, recipe: Recipe) -> No
             f"sampling is stream, but {model} carries no state from window to window: "
             "set sampling=random"
         )
+
+
+def _check_meaning(model: str, splits: Splits, recipe: Recipe, given: dict[str, Any]) -> None:
+    """UsageError for a setting that would change nothing here."""
+    from framework.trainer.config import OF_TEXT
+    from models import ZOO
+
+    for name in OF_TEXT if splits.task != "language" else ():
+        if name in given:
+            writers = ", ".join(
+                key for key, other in sorted(ZOO.items()) if "language" in other.tasks
+            )
+            raise UsageError(
+                f"{name} is {given[name]}, which is for text, but {splits.name} is none: it is a "
+                f"setting of {writers}, not of {model}"
+            )
+    if "beta2" in given and recipe.optimizer != "adamw":
+        raise UsageError(
+            f"beta2 is {given['beta2']}, which is AdamW's, but the optimizer is {recipe.optimizer}"
+        )
+
+
+def whole_number(option: str, text: str) -> int:
+    """What an option that also has words was given as a number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option} {text}: expected an integer, or auto") from None
 
 
 def place(device: str | None) -> str:
@@ -178,6 +208,12 @@ def resumed_run(
         )
     saved = bool(checkpoints_in(folder / CHECKPOINTS))
     complete = (folder / MODEL).is_file() and not saved
+    log = folder / METRICS
+    if complete and log.is_file() and not log.stat().st_size:
+        raise UsageError(
+            f"{folder} diverged in its first epoch: there is nothing to go on with; start again "
+            "with other settings, and choose another --out or remove the folder"
+        )
     if complete and epochs is not None and config.recipe.validation:
         raise UsageError(
             f"{folder} is complete and has its best epoch's weights by the validation loss: "
@@ -188,7 +224,6 @@ def resumed_run(
             f"{folder} is complete: there is nothing to go on with; "
             f"--epochs N trains on, with N above {before}"
         )
-    log = folder / METRICS
     if not saved and not complete and log.is_file() and log.stat().st_size:
         raise UsageError(f"{folder} has lost its {CHECKPOINTS}: start the run anew")
     if device is not None:
@@ -216,17 +251,17 @@ def damage_of(folder: Path) -> Iterator[None]:
 
 
 def _settings(
-    given: list[str], model_config: type[Any], recipe: type[Recipe]
+    given: list[str], model: str, recipe: type[Recipe]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """--set key=value, sorted into settings of the model and of the recipe."""
-    from models import hint
+    from models import ZOO, hint
 
+    model_config = ZOO[model].config
     for_model, for_recipe = (
         {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
         for kind in (model_config, recipe)
     )
-    for name in model_config.of_data:
-        for_model.pop(name, None)
+    for_model = {name: for_model[name] for name in _free_settings(ZOO[model])}
     known = [*for_model, *for_recipe]
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for setting in given:
@@ -235,6 +270,12 @@ def _settings(
         if not equals or not key:
             raise UsageError(f"--set {setting}: expected key=value, for example --set dropout=0.2")
         if key not in known:
+            theirs = [n for n, other in sorted(ZOO.items()) if key in _free_settings(other)]
+            if theirs:
+                raise UsageError(
+                    f"--set {setting}: {key} is a setting of {', '.join(theirs)}, not of {model}; "
+                    f"there are: {', '.join(known)}"
+                )
             raise UsageError(
                 f"--set {setting}: unknown setting {key!r}{hint(key, known)}; "
                 f"there are: {', '.join(known)}"
@@ -244,6 +285,11 @@ def _settings(
             raise UsageError(f"--set {setting}: {key} is given twice")
         found[side][key] = _parsed(setting, text.strip(), (for_model | for_recipe)[key])
     return found
+
+
+def _free_settings(family: Any) -> list[str]:
+    """Fields of its configuration that the data set does not decide."""
+    return [f.name for f in fields(family.config) if f.name not in family.config.of_data]
 
 
 def _parsed(setting: str, text: str, kind: Any) -> Any:
@@ -268,6 +314,8 @@ def _parsed(setting: str, text: str, kind: Any) -> Any:
         return kind(text)
     except (ValueError, KeyError):
         expected = {bool: "true or false", int: "an integer", float: "a number"}.get(kind)
+        if setting.partition("=")[0].strip().replace("-", "_") == "batch_size":
+            expected = "an integer; for the most that fit into memory give --batch-size auto"
         if get_origin(kind) is tuple:
             expected = "integers with commas between, for example 512,256"
         if get_origin(kind) is Literal:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -179,8 +180,18 @@ def show_files(folder: Path) -> None:
 # evaluate, predict --------------------------------------------------------------------------------
 
 
-def print_score(splits: Splits, scores: dict[str, Any]) -> None:
-    """The last line of train and evaluate."""
+def print_score(splits: Splits, scores: dict[str, Any], folder: Path) -> None:
+    """The last line of train and evaluate. Where the loss is no number, that is an error: exit code
+    1.
+    """
+    if not np.isfinite(scores["loss"]):
+        print(
+            f"error: the loss on the test data is {scores['loss']}: {folder} has learnt nothing to "
+            "rely on (its weights are kept); train it with a lower learning rate, or look at the "
+            "data",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
     if isinstance(splits, TokenSplits):
         meant = language_scores(scores["loss"], splits.characters_per_token[1])
         shown = [f"loss {scores['loss']:.4f}", *(f"{n} {value:.4f}" for n, value in meant.items())]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from framework import screen
 from framework.data import TokenSplits
 from framework.interop.lock import FolderLock
 from framework.layers import BatchNorm1d, BatchNorm2d, Module
-from framework.planning import Plan, UsageError
+from framework.planning import Plan, UsageError, expect
 from framework.trainer import (
     Callback,
     CurvePlot,
@@ -29,8 +31,11 @@ from framework.trainer import (
     SampleText,
     Stopped,
     TerminateOnNaN,
+    Trainer,
     checkpoint,
+    find_batch_size,
 )
+from framework.trainer.batch_size import MOST
 from framework.trainer.folders import make_folder
 from framework.trainer.run import (
     CHECKPOINTS,
@@ -38,11 +43,14 @@ from framework.trainer.run import (
     CURVES,
     METRICS,
     MODEL,
+    TOKENIZER,
     Data,
     LanguageScores,
     RunConfig,
     fitting_threads,
     keep_state_of_complete_run,
+    load_data,
+    load_model,
     make_trainer,
     opening,
     save_model,
@@ -65,24 +73,67 @@ def run_training(
     """
     every = _every(checkpoint_every)
     model = _prepared(plan)
+    new = not plan.folder.exists()
     make_folder(plan.folder)
-    with FolderLock(plan.folder):
-        if not resumed and (plan.folder / CONFIG).exists():  # written while this one was planned
-            raise UsageError(f"{plan.folder} holds a run already: choose another --out")
-        _train(plan, model, resumed, quiet, profiled, every)
+    try:
+        with FolderLock(plan.folder):
+            if not resumed and (plan.folder / CONFIG).exists():  # written while this was planned
+                raise UsageError(f"{plan.folder} holds a run already: choose another --out")
+            _train(plan, model, resumed, quiet, profiled, every)
+    finally:
+        if new:  # and nothing was written, or nothing kept
+            with suppress(OSError):
+                plan.folder.rmdir()
 
 
 def dry_run(plan: Plan, checkpoint_every: str | None) -> None:
-    """One batch of each loader, through everything but files."""
+    """One batch of each loader, through everything but files; of a run to go on with, from where it
+    is.
+    """
     _every(checkpoint_every)
     model, data = _prepared(plan), plan.data
     callbacks: list[Callback] = [TerminateOnNaN()]
     if isinstance(plan.splits, TokenSplits):
         callbacks.insert(0, LanguageScores(plan.splits))
     trainer = make_trainer(model, plan.config, data, callbacks)
+    after = ""
+    if checkpoints_in(plan.folder / CHECKPOINTS):
+        checkpoint.resume(plan.folder / CHECKPOINTS, trainer)
+        after = f" after step {trainer.step}"
+    elif (plan.folder / MODEL).is_file():
+        load_model(plan.folder, model, plan.config)
+        after = f" after epoch {plan.epochs_before}"
     (record,) = trainer.fit(data.train, _watched(data), fast_dev_run=True)
     shown = "  ".join(f"{k} {v:.4f}" for k, v in record.items() if k.endswith("loss"))
-    print(f"one batch went through everything: {shown}")
+    print(f"one batch went through everything{after}: {shown}")
+
+
+def with_fitting_batch(plan: Plan, quiet: bool) -> Plan:
+    """The plan with the largest batch that fits into memory, but of the data set's size at most.
+
+    Raises:
+        UsageError: this system does not say how much memory is free.
+        OutOfMemoryError: not even two samples fit.
+    """
+    config, splits = plan.config, plan.splits
+    most = len(plan.data.train.dataset)
+    if isinstance(splits, TokenSplits):
+        most = len(splits.train.starts)
+    trainer = make_trainer(_prepared(plan), config, plan.data, [])
+    try:
+        found = find_batch_size(trainer, plan.data.train, most=min(MOST, most))
+    except NotImplementedError:
+        raise UsageError(
+            "--batch-size auto: this system does not say how much memory is free: give a number"
+        ) from None
+    whole = found > most - 8  # it is a multiple of 8
+    found = most if whole else found
+    if not quiet:
+        limit = "all training data at once" if whole else "the largest that fits into memory"
+        print(f"batch size {found:,}: {limit}", flush=True)
+    config = replace(config, recipe=replace(config.recipe, batch_size=found))
+    data = expect(lambda: load_data(splits, config.recipe, config.seed, config.device))
+    return replace(plan, config=config, data=data)
 
 
 def _prepared(plan: Plan) -> Module:
@@ -127,31 +178,46 @@ def _train(
         keep_state_of_complete_run(folder, trainer, config, data)
     if saved or anew:
         checkpoint.resume(folder / CHECKPOINTS, trainer)
+    if plan.epochs_before is not None and config.recipe.steps is not None:
+        trainer.should_stop &= config.recipe.validation > 0  # there are more steps now
     if not resumed or plan.epochs_before is not None:
         _describe(plan)
-    if not quiet:
-        screen.show_training(config, plan.splits, model, trainer, plan.epochs_before, anew, resumed)
     assert config.recipe.epochs is not None
     try:
+        if not quiet:
+            before = plan.epochs_before
+            screen.show_training(config, plan.splits, model, trainer, before, anew, resumed)
         with fitting_threads(model, config):
             trainer.fit(data.train, _watched(data), config.recipe.epochs)
         make_folder(folder)  # it may have gone meanwhile, and all in it
         if not (folder / CONFIG).exists():
             _describe(plan)
-        save_model(folder, model, data)
+        save_model(folder, model, data, trainer.epoch)
     except KeyboardInterrupt as error:
         step = trainer.step if isinstance(error, Stopped) else None
         _say_how_to_go_on(config, folder, step, kept.saved)
         raise typer.Exit(130) from None
     except NonFiniteError as error:
-        raise NonFiniteError(f"{error}. {_save_last_good(plan, model)}") from error
-    Store(folder / CHECKPOINTS).remove()
-    scores = trainer.evaluate(data.test)
-    if profiled and not (quiet and profiler.recorded):
-        screen.show_profile(profiler)
-    if not quiet:
-        screen.show_files(folder)
-    screen.print_score(plan.splits, scores)
+        raise NonFiniteError(f"{error}. {_save_last_good(plan, trainer)}") from error
+    except Exception:  # memory, the data, ...: what there is has been kept
+        if checkpoints_in(folder / CHECKPOINTS):
+            _say_how_to_go_on(config, folder, None, kept.saved)
+        elif not resumed:
+            _remove_new_run(folder)
+        raise
+    try:
+        Store(folder / CHECKPOINTS).remove()
+        scores = trainer.evaluate(data.test)
+        if profiled and not (quiet and profiler.recorded):
+            screen.show_profile(profiler)
+        if not quiet:
+            screen.show_files(folder)
+        screen.print_score(plan.splits, scores, folder)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the run is complete, its model in {folder / MODEL}", file=sys.stderr)
+        command = f"python -m framework evaluate {shlex.quote(str(folder))}"
+        print(f"score it with: {command}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _describe(plan: Plan) -> None:
@@ -199,14 +265,29 @@ def _check_batches(model: Module, data: Data, batch_size: int) -> None:
         )
 
 
-def _save_last_good(plan: Plan, model: Module) -> str:
-    """Keep the weights that the run ended with if they are finite; says what is kept."""
+def _save_last_good(plan: Plan, trainer: Trainer) -> str:
+    """Keep the weights that the run ended with if they are finite; says what is kept, and how to
+    start again: a resumed run would diverge at the same step.
+    """
+    folder, model = plan.folder, trainer.model
     if all(np.isfinite(x.cpu().numpy()).all() for x in model.state_dict().values()):
-        save_model(plan.folder, model, plan.data)
-        return f"The last good weights are in {plan.folder / MODEL}"
-    if checkpoints_in(plan.folder / CHECKPOINTS):
-        return f"The states before are in {plan.folder / CHECKPOINTS}"
-    return "No epoch had ended, and the weights are not finite: nothing is kept"
+        save_model(folder, model, plan.data, trainer.epoch)
+        kept = f"The last good weights are in {folder / MODEL}"
+    elif checkpoints_in(folder / CHECKPOINTS):
+        kept = f"The states before are in {folder / CHECKPOINTS}"
+    else:
+        _remove_new_run(folder)
+        return "No epoch had ended, and the weights are not finite: nothing is kept"
+    return f"{kept}. To start again with other settings, choose another --out or remove {folder}"
+
+
+def _remove_new_run(folder: Path) -> None:
+    """Take away what a run without results has written: its name is free again."""
+    for name in (CONFIG, METRICS, TOKENIZER):
+        with suppress(OSError):
+            (folder / name).unlink()
+    with suppress(OSError):
+        (folder / CHECKPOINTS).rmdir()
 
 
 def _say_how_to_go_on(config: RunConfig, folder: Path, step: int | None, saved: int | None) -> None:

@@ -133,9 +133,10 @@ class GPT(layers.Module):
     def forward(self, ids: Tensor) -> Tensor:
         return F.linear(self.features(ids), self._output_weight())  # (B, T, V)
 
-    def loss(self, ids: Tensor, target: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """The mean cross-entropy of `target` (B, T), without the logits in memory."""
-        return F.linear_cross_entropy(self.features(ids), self._output_weight(), target)
+        x, weight = self.features(ids), self._output_weight()
+        return F.linear_cross_entropy(x, weight, target, label_smoothing=label_smoothing)
 
     def features(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """What the head reads, (B, T, C); with `caches` ids go on behind what those hold."""

@@ -26,7 +26,8 @@ class OutOfMemoryError(MemoryError):
             captured graphs, and by "graphs" alone, and "free" and "total" of the device (and the
             default pool's "limit", 0 without one).
         used: bytes in use when it happened, `memory_used`.
-        held: of these by "weights", "gradients", "optimizer state", as far as known.
+        held: of these by "weights", "gradients", "optimizer state", and, after a Trainer's step, by
+            "activations", as far as known.
         leaves: the parameters, if any, that the failed gradient is for (`relation` is "of"), or the
             nearest ones among what its inputs were computed from ("after").
         advice: what to lower.
@@ -69,7 +70,10 @@ class OutOfMemoryError(MemoryError):
         if self.held:
             rest = max(0, self.used - sum(self.held.values()))
             known = ", ".join(f"{name} {size(n)}" for name, n in self.held.items())
-            lines.append(f"held by {known}, the rest (activations, batches, ...) {size(rest)}")
+            others = "batches, the program itself, ..."
+            if "activations" not in self.held:
+                others = "activations, batches, ..."
+            lines.append(f"held by {known}, the rest ({others}) {size(rest)}")
         lines.append(f"lower {' or '.join(self.advice)}")
         return "\n".join(lines)
 

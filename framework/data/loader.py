@@ -107,6 +107,12 @@ class DataLoader:
             raise ValueError("dataset has no samples")
         if sampler is not None and shuffle:
             raise ValueError("shuffle is True, but the sampler decides the order: leave out one")
+        laid_out = None if sampler is None else sampler.batch_size
+        if laid_out not in (None, batch_size):
+            raise ValueError(
+                f"batch_size is {batch_size}, but the {type(sampler).__name__} lays out batches of "
+                f"{laid_out}"
+            )
         self.dataset, self.sampler, self.batch_size = dataset, sampler, int(batch_size)
         if drop_last and batch_size > self._samples():
             raise ValueError(

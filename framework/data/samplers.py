@@ -16,7 +16,12 @@ from framework.data.errors import DataError
 
 
 class Sampler(ABC):
-    """``sampler(epoch)``: the samples of an epoch in their order, int64 (len,)."""
+    """``sampler(epoch)``: the samples of an epoch in their order, int64 (len,).
+
+    `batch_size`: that of the batches for which the order is laid out; None: any will do.
+    """
+
+    batch_size: int | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -75,7 +80,7 @@ class StreamSampler(Sampler):
                 f"{streams} streams of a text of {tokens:,} tokens have {max(self.length, 0):,} "
                 f"each, too few for a window of {window}: lower the window or the batch size"
             )
-        self.window, self.streams = window, streams
+        self.window, self.streams, self.batch_size = window, streams, streams
         self.batches = self.windows if batches is None else batches
         _at_least_one(batches=self.batches)
 

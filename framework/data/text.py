@@ -8,6 +8,7 @@ loader = DataLoader(windows, batch_size=12, sampler=sampler)      # 250 batches 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +64,12 @@ class Windows(Dataset):
         if self.stream is None:
             return x, target
         return x, index % self.stream == 0, target
+
+    def fingerprint(self) -> str:
+        """A hash of the whole text: another one may differ in a word only."""
+        digest = hashlib.blake2b(f"{self.window} {self.ids.dtype}".encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.ids))
+        return digest.hexdigest()
 
     @property
     def starts(self) -> np.ndarray:

@@ -296,12 +296,13 @@ def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
     target: Tensor,
+    bias: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``cross_entropy(linear(x, weight), target)`` without the logits: x (*, D), weight (V, D), a
-    tied embedding say, target (*) class indices below V.
+    """``cross_entropy(linear(x, weight, bias), target)`` without the logits: x (*, D), weight (V,
+    D), a tied embedding say, target (*) class indices below V, bias (V,).
 
     Rows go by in chunks, and leave their gradients at once: nothing as large as the logits of a
     batch exists. Only "mean" (over the targets that count) and "sum".
@@ -321,29 +322,37 @@ def linear_cross_entropy(
             f"{name}: target is {target.dtype.name} {target.shape}, expected integers "
             f"{x.shape[:-1]}"
         )
-    x, weight = lowered(x, weight)
-    if x.dtype != weight.dtype:
-        raise TypeError(f"{name}: x is {x.dtype.name}, weight {weight.dtype.name}; use .to(...)")
+    if optional_tensor(name, "bias", bias) is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}: bias {bias.shape}, weight {weight.shape}: expected (V,), (V, D)")
+    x, weight, bias = lowered(x, weight, bias)
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    if len({i.dtype for i in inputs}) > 1:
+        dtypes = ", ".join(i.dtype.name for i in inputs)
+        raise TypeError(f"{name}: x, weight (and bias) are {dtypes}; use .to(...)")
     rows, t = x.data.reshape(-1, x.shape[-1]), target.data.reshape(-1)
-    want_grad = is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    losses, dx, dw = fused_kernels.linear_cross_entropy(
-        rows, weight.data, t, ignore_index, label_smoothing, want_grad
+    want_grad = is_grad_enabled() and any(i.requires_grad for i in inputs)
+    losses, dx, dw, db = fused_kernels.linear_cross_entropy(
+        rows, weight.data, t, array_of(bias), ignore_index, label_smoothing, want_grad
     )
-    shape = x.shape
+    shape, xp = x.shape, array_module(losses)
+    total, count = reductions.sum(losses), None
+    if reduction == "mean":
+        if t.size == 0:
+            raise ValueError(f"{name}: an empty batch has no mean loss")
+        count = xp.asarray(t.size - xp.count_nonzero(t == ignore_index), dtype=losses.dtype)
+        with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
+            total = total / count
 
     def backward(dy: Array) -> list[Array]:
-        # all losses have one factor: a new array each time, for it may come a second time
-        return [(g * dy).astype(g.dtype, copy=False) for g in (dx.reshape(shape), dw)]
+        # all losses have one factor: new arrays each time, for it may come a second time
+        if count is not None:
+            with np.errstate(all="ignore"):
+                dy = dy / count
+        by_rows = [kernels.cross_entropy_grad(xp.broadcast_to(dy, len(g)), g) for g in (dx, dw)]
+        gradients = [by_rows[0].reshape(shape), by_rows[1]]
+        return gradients if db is None else [*gradients, (db * dy).astype(db.dtype, copy=False)]
 
-    total = record(as_array(reductions.sum(losses)), [x, weight], backward)
-    if reduction == "sum":
-        return total
-    if t.size == 0:
-        raise ValueError(f"{name}: an empty batch has no mean loss")
-    xp = array_module(losses)
-    count = xp.asarray(t.size - xp.count_nonzero(t == ignore_index), dtype=losses.dtype)
-    with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
-        return total / Tensor(as_array(count))
+    return record(as_array(total), inputs, backward)
 
 
 def _check_class_weight(name: str, weight: Tensor | None, classes: int) -> None:

@@ -34,7 +34,7 @@ class FolderLock:
             except OSError as error:
                 raise FileError(f"cannot write {path}: {error.strerror or error}") from error
             if not _lock(handle):
-                owner = os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
+                owner = _owner(handle)
                 os.close(handle)
                 mine = ", this process" if owner == str(os.getpid()) else ""
                 raise FileError(
@@ -62,6 +62,22 @@ class FolderLock:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+def holder(folder: str | Path) -> str | None:
+    """The process id of the run that has `folder`; None where nobody has it."""
+    try:
+        handle = os.open(Path(folder) / LOCK, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return None if _lock(handle) else _owner(handle)
+    finally:
+        os.close(handle)  # which also lets go of it
+
+
+def _owner(handle: int) -> str:
+    return os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
 
 
 def _lock(handle: int) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.autograd import Tensor
@@ -20,6 +21,7 @@ from framework.backend.memory import (
 from framework.backend.out_of_memory import OutOfMemoryError, release
 from framework.backend.random import default_generator
 from framework.data import DataLoader
+from framework.layers.carry import carries
 from kernels.arrays import array_module
 
 if TYPE_CHECKING:
@@ -33,6 +35,16 @@ SHARE = 0.8
 #: that its allocator has kept, and grows by pages and arenas.
 GROWTH = 24 << 20
 MOST = 1 << 16
+#: Files of a control group's memory, as a container sees its own: of version 2, and of version 1.
+GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file ",
+    ),
+)
 LEAST = 2  # one sample has no variance for batch norm
 
 
@@ -43,17 +55,22 @@ def find_batch_size(
     is free), at most `most`; above 8 a multiple of 8.
 
     Steps forward and backward with 2, 4, 8, ... samples of the loader's first batch are measured
-    until their growth shows what a sample takes; weights, buffers, optimizer and generator stay as
-    they are. On the CPU that is Linux only.
+    until their growth shows what a sample takes; weights, buffers, carried state, optimizer,
+    generator and the order of a DataLoader stay as they are. On the CPU that is Linux only.
 
     Raises:
         OutOfMemoryError: not even two samples fit.
         ValueError: the loader has no batches.
     """
-    batch = next(iter(loader), None)
-    if batch is None:
+    if isinstance(loader, DataLoader):
+        place = loader.upcoming()
+        first: Batch | None = next(iter(loader), None)
+        loader.load_state_dict(place)
+    else:
+        first = next(iter(loader), None)
+    if first is None:
         raise ValueError("the loader has no batches")
-    batch = trainer._here(batch)
+    batch = trainer._here(first)
     room = int(SHARE * _free(trainer.device)) if limit is None else limit
     found = _largest(trainer, batch, room, most)
     if found is None:
@@ -71,12 +88,17 @@ def set_batch_size(trainer: Trainer, loader: Any) -> None:
         raise TypeError(
             f"batch_size={trainer.batch_size!r} needs a DataLoader, got a {type(loader).__name__}"
         )
+    sampler = loader.sampler
+    laid_out = None if sampler is None else sampler.batch_size
+    if laid_out not in (None, trainer.batch_size):
+        raise ValueError(
+            f"batch_size is {trainer.batch_size!r}, but the loader's {type(sampler).__name__} lays "
+            f"out batches of {laid_out}: leave batch_size out, or make a sampler for another"
+        )
     if trainer.batch_size == "auto":
         saved = trainer.position.saved_batch_size
-        samples = len(loader.dataset)
-        place = loader.upcoming()
-        trainer.batch_size = saved or find_batch_size(trainer, loader, most=min(MOST, samples))
-        loader.load_state_dict(place)
+        most = min(MOST, len(loader.dataset))
+        trainer.batch_size = saved or find_batch_size(trainer, loader, most=most)
         log.info("batch size %d", trainer.batch_size)
     loader.batch_size = int(trainer.batch_size or loader.batch_size)
 
@@ -104,7 +126,8 @@ def _largest(trainer: Trainer, batch: Batch, room: int, most: int) -> int | None
         if taken > room:
             break
         fits, grown, before = size, taken - before, taken
-        if grown > GROWTH or size * 2 > most:
+        # the first step also makes gradients, and loads what it needs: that is no sample's
+        if (size > LEAST and grown > GROWTH) or size * 2 > most:
             if size > LEAST and grown > 0:
                 fits = min(most, size + int((room - taken) / (grown / (size / 2))))
             else:
@@ -119,6 +142,7 @@ def _largest(trainer: Trainer, batch: Batch, room: int, most: int) -> int | None
 def _peak_of_step(trainer: Trainer, batch: Batch) -> int:
     """The most memory in use during forward and backward; nothing of them stays."""
     buffers = [(b, b.data.copy()) for b in trainer.model.buffers()]
+    carried = [(carry, [x.copy() for x in carry.kept()]) for carry in carries(trainer.model)]
     generator = default_generator.state()
     modes = [(module, module.training) for module in trainer.model.modules()]
     trainer.model.train()
@@ -135,6 +159,8 @@ def _peak_of_step(trainer: Trainer, batch: Batch) -> int:
         default_generator.load_state(generator)
         for buffer, then in buffers:
             buffer.data[...] = then
+        for carry, kept in carried:
+            carry.restore(kept)
         for module, training in modes:
             module.training = training
 
@@ -151,11 +177,35 @@ def _resized(batch: Batch, size: int) -> list[Tensor]:
 def _free(device: Device) -> int:
     if device.kind == "cuda":
         return _pool_room(device)
-    with suppress(OSError), open("/proc/meminfo") as lines:
+    free = _entry("/proc/meminfo", "MemAvailable:")
+    if free is None:
+        raise NotImplementedError("this system does not say how much memory is free: give a limit")
+    return max(0, min([free, *_limits()]))
+
+
+def _limits() -> list[int]:
+    """What ``ulimit -v`` and the control group of a container leave of the machine's memory."""
+    import resource  # not on Windows
+
+    found = []
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit - (_entry("/proc/self/status", "VmSize:") or 0))
+    for folder, most, now, cache in GROUPS:
+        with suppress(OSError, ValueError):  # "max" is no number: no limit
+            most_bytes, used = (int(Path(folder, name).read_text()) for name in (most, now))
+            reclaimed = (_entry(f"{folder}/memory.stat", cache) or 0) // 1024
+            found.append(most_bytes - used + reclaimed)
+    return found
+
+
+def _entry(path: str, name: str) -> int | None:
+    """A line of `path` that begins with `name`, its KiB as bytes."""
+    with suppress(OSError), open(path) as lines:
         for line in lines:
-            if line.startswith("MemAvailable:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
-    raise NotImplementedError("this system does not say how much memory is free: give a limit")
+    return None
 
 
 def _pool_room(device: Device) -> int:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("framework")
 
-#: Of each batch: output, target and loss.
-Results = list[tuple[Tensor, Tensor, Tensor]]
+#: Of each batch: output (None with a `ModelLoss`), target and loss.
+Results = list[tuple[Any, Tensor, Tensor]]
 
 
 def captured_training(trainer: Trainer, capture: bool | str) -> CapturedTraining | None:
@@ -123,8 +123,7 @@ class CapturedTraining:
         window: list[Batch] = [[next(rest) for _ in range(size)] for size in sizes]
         results: Results = []
 
-        def observe(*result: Tensor) -> None:
-            output, target, loss = result
+        def observe(output: Any, target: Tensor, loss: Tensor) -> None:
             self.trainer.running.update(loss.detach(), len(target))
             for metric in self.trainer.metrics:
                 if metric.is_replayable(output, target):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from framework.backend.device import Device
-from framework.data import Splits, TokenSplits
+from framework.data import CATALOG, Splits, TokenSplits
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.trainer.folders import make_folder
 from framework.trainer.precision import check_precision
@@ -17,6 +17,9 @@ from framework.trainer.versions import versions
 
 CONFIG = "config.json"
 FORMAT = 1
+
+#: Settings of a recipe that have a meaning for text only.
+OF_TEXT = ("steps", "window", "sampling", "tokenizer", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Recipe:
         beta2: AdamW's second.
         decay: what `weight_decay` is for: all, or matrices only (weights with two axes or more).
         final_lr: where the cosine ends, as a share of `lr`; 1 makes a constant.
-        steps: of text: optimizer steps in all, of which each of the `epochs` (10 by default) is an
-            equal part, ended by an evaluation; None: an epoch is as many as read the text once.
+        steps: of text: optimizer steps in all, of which each of the `epochs` (10 by default, fewer
+            where there are not as many steps) is an equal part, the last one what is left, ended by
+            an evaluation; None: an epoch is as many as read the text once.
         window: of text: tokens of a window.
         sampling: of text: windows at random places, or streams side by side, in which a recurrent
             model carries its state from window to window.
@@ -164,16 +168,22 @@ class Recipe:
 
     def epochs_for(self, samples: int) -> int:
         """The number of epochs for a training split of so many samples."""
-        if self.epochs is None and self.steps is not None:
-            return min(10, self.steps)
+        if self.steps is not None:
+            return -(-self.steps // replace(self, epochs=self.epochs or 10).steps_of_epoch)
         return self.epochs or max(5, min(40, 60_000 // samples))
 
     def trained_on(self, epochs: int) -> Recipe:
         """The recipe with more epochs of the same length."""
         steps = self.steps
         if steps is not None and self.epochs is not None:
-            steps = -(-steps // self.epochs) * epochs
+            steps += (epochs - self.epochs) * self.steps_of_epoch
         return replace(self, epochs=epochs, steps=steps)
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Where there are `steps`: those of an epoch, of the last one at most."""
+        assert self.steps is not None and self.epochs is not None
+        return -(-self.steps // self.epochs)
 
 
 def sizes(splits: Splits) -> tuple[int, int]:
@@ -183,11 +193,23 @@ def sizes(splits: Splits) -> tuple[int, int]:
     return len(splits.train), len(splits.test)
 
 
+def fingerprints(splits: Splits) -> dict[str, str]:
+    """Hashes of the training and the test split, as far as they have one. Points that are made from
+    a seed have none: their last digits are the machine's.
+    """
+    entry = CATALOG.get(splits.name)
+    if entry is not None and entry.options:
+        return {}
+    found = {"training": splits.train.fingerprint(), "test": splits.test.fingerprint()}
+    return {part: digest for part, digest in found.items() if digest is not None}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The content of config.json. `recipe` has its final number of epochs; `samples` are the sizes
-    of the training and the test split, the training split with what is held out. Text has tokens
-    for samples, and neither transforms nor a range of inputs.
+    of the training and the test split, the training split with what is held out; `fingerprint` has
+    hashes of both, by which later commands know the data. Text has tokens for samples, and neither
+    transforms nor a range of inputs.
     """
 
     model: str
@@ -203,6 +225,7 @@ class RunConfig:
     classes: tuple[str, ...] | None
     shape: tuple[int, ...]
     samples: tuple[int, int]
+    fingerprint: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
     format: int = FORMAT
 
@@ -231,6 +254,7 @@ class RunConfig:
                 raise FileError(
                     f"{path} has format {content.get('format')!r}, this version reads {FORMAT}"
                 )
+            content.setdefault("fingerprint", {})  # which the first runs had not
             names = [f.name for f in fields(cls)]
             if set(content) != set(names):
                 odd = ", ".join(sorted(set(content) ^ set(names)))
@@ -265,6 +289,14 @@ class RunConfig:
                 raise FileError(
                     f"{self.dataset} is not the data of this run: {name} was {_short(then)}, "
                     f"now it is {_short(now)}"
+                )
+        hashes = fingerprints(splits)
+        for part in sorted(set(hashes) & set(self.fingerprint)):
+            if hashes[part] != self.fingerprint[part]:
+                raise FileError(
+                    f"{self.dataset} is not the data of this run: as many {part} samples, but "
+                    f"others than when the run began (their hash was {self.fingerprint[part]}, "
+                    f"now it is {hashes[part]})"
                 )
 
 
@@ -330,6 +362,10 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (lambda v: v is None or _list_of(_is_text)(v), "names or null"),
     "shape": (_list_of(_is_size), "positive integers"),
     "samples": (_list_of(_is_size, 2), "two positive integers"),
+    "fingerprint": (
+        lambda v: _is_mapping(v) and all(map(_is_text, v.values())),
+        "parts of the data with their hashes",
+    ),
     "versions": (_is_mapping, "names with versions"),
 }
 

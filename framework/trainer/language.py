@@ -71,8 +71,7 @@ def token_loaders(
 def _trained(windows: Windows, recipe: Recipe, seed: int, device: str) -> DataLoader:
     size, batches = recipe.batch_size, None
     if recipe.steps is not None:
-        assert recipe.epochs is not None
-        batches = -(-recipe.steps // recipe.epochs) * recipe.accumulate
+        batches = recipe.steps_of_epoch * recipe.accumulate
     if recipe.sampling == "stream":
         return _streamed(windows, size, device, batches)
     if batches is None:
@@ -131,6 +130,19 @@ class LanguageScores(Callback):
             if f"{prefix}loss" in record:
                 scores = language_scores(record[f"{prefix}loss"], characters)
                 record |= {prefix + name: value for name, value in scores.items()}
+
+
+class LastStep(Callback):
+    """Ends the run after so many steps, where that is within an epoch."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        trainer.should_stop |= trainer.step + trainer.skipped >= self.steps
+
+    def on_step_skipped(self, trainer: Trainer) -> None:
+        self.on_step_end(trainer)
 
 
 def opening(splits: TokenSplits) -> str:

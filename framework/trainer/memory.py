@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from framework.backend import cuda
+from framework.backend.memory import give_back_freed_memory, memory_used
 from framework.backend.out_of_memory import OutOfMemoryError, release
 from framework.layers.errors import held_by, name_leaves
 from framework.optimizers import Optimizer
@@ -51,6 +52,9 @@ def _explain(error: OutOfMemoryError, trainer: Trainer) -> None:
     error.advice = _advice(trainer, None)
     trainer.optimizer.zero_grad()
     release(error)
+    give_back_freed_memory()
+    # what is free now: on the CPU also what the allocator had kept of the steps before
+    error.held["activations"] = max(0, error.used - memory_used(error.device))
     if trainer._captured is not None:
         trainer._captured.forget()  # each graph keeps a step's activations, of one shape
     if error.device.kind == "cuda":

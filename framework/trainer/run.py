@@ -12,6 +12,8 @@ checkpoints/         while it trains, and after Ctrl-C: the states to resume fro
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +28,7 @@ from framework.autograd import Tensor, no_grad
 from framework.data import Transform, from_state
 from framework.interop import safetensors
 from framework.interop.atomic import FileError, read_bytes
+from framework.interop.lock import holder
 from framework.layers import Module
 from framework.optimizers import SGD, AdamW, Optimizer, schedules
 from framework.trainer import checkpoint
@@ -39,6 +42,7 @@ from framework.trainer.folders import make_folder
 from framework.trainer.language import (
     TOKENIZER as TOKENIZER,
     LanguageScores as LanguageScores,
+    LastStep,
     language_scores as language_scores,
     opening as opening,
     read_tokenizer as read_tokenizer,
@@ -48,26 +52,35 @@ from framework.trainer.language import (
 )
 from framework.trainer.loading import Data as Data, load_data as load_data
 from framework.trainer.metrics import R2, Accuracy, Metric
+from framework.trainer.model_loss import ModelLoss
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.store import Store, checkpoints_in
 from framework.trainer.trainer import Trainer
 from framework.trainer.versions import version_of as version_of, versions as versions
 from kernels.registry import has_numba
 
+log = logging.getLogger("framework")
+
 METRICS, MODEL, CURVES = "metrics.jsonl", "model.safetensors", "curves.png"
 CHECKPOINTS = "checkpoints"
 
 #: Names in model.safetensors, before the names of a transform's arrays.
 INPUT, TARGET = "input_transform.", "target_transform."
+#: And of the epochs that its weights have seen.
+EPOCH = "run.epoch"
 
 
 # Training -----------------------------------------------------------------------------------------
 
 
-def loss_for(task: str, label_smoothing: float = 0.0) -> Any:
-    """Cross-entropy of logits, or the mean squared error."""
+def loss_for(task: str, model: Module, label_smoothing: float = 0.0) -> Any:
+    """Cross-entropy of logits, or the mean squared error; of a language model its own, if it has
+    one.
+    """
     if task == "regression":
         return F.mse_loss
+    if task == "language" and hasattr(model, "loss"):
+        return ModelLoss(label_smoothing=label_smoothing)
     if task == "language":
         return partial(token_loss, label_smoothing=label_smoothing)
 
@@ -136,7 +149,7 @@ def make_trainer(
     """
     recipe = config.recipe
     assert recipe.epochs is not None
-    steps = -(-len(data.train) // recipe.accumulate) * recipe.epochs
+    steps = recipe.steps or -(-len(data.train) // recipe.accumulate) * recipe.epochs
     rising = round(recipe.warmup * steps)
     schedule = schedules.linear_warmup(
         rising,
@@ -146,9 +159,11 @@ def make_trainer(
     if data.validation is not None:
         patience = recipe.patience or recipe.epochs
         callbacks = [EarlyStopping("validation_loss", patience=patience), *callbacks]
+    if recipe.steps is not None:
+        callbacks = [LastStep(recipe.steps), *callbacks]
     trainer = Trainer(
         model,
-        loss_for(config.task, recipe.label_smoothing),
+        loss_for(config.task, model, recipe.label_smoothing),
         optimizer_for(recipe, model),
         schedule,
         metrics=metrics_for(config.task),
@@ -165,23 +180,26 @@ def make_trainer(
 # Weights ------------------------------------------------------------------------------------------
 
 
-def save_model(folder: Path, model: Module, data: Data) -> None:
-    """Write model.safetensors."""
+def save_model(folder: Path, model: Module, data: Data, epoch: int) -> None:
+    """Write model.safetensors, the weights after so many epochs."""
     arrays: dict[str, Any] = dict(model.state_dict())
     for prefix, transform in ((INPUT, data.inputs), (TARGET, data.targets)):
         if transform is not None:
             arrays |= {prefix + name: x for name, x in transform.state_dict().items()}
+    arrays[EPOCH] = np.array(epoch)
     safetensors.save(arrays, folder / MODEL)
 
 
 def weights_of(folder: Path) -> Path:
     """The file model.safetensors; FileError where there is none, as when the run did not end."""
     path = folder / MODEL
-    if not path.is_file() and checkpoints_in(folder / CHECKPOINTS):
-        raise FileError(f"{folder} has not ended its training: go on with train --resume {folder}")
-    if not path.is_file():
-        raise FileError(f"{path} does not exist")
-    return path
+    if path.is_file():
+        return path
+    if (process := holder(folder)) is not None:
+        raise FileError(f"{folder} is being trained by process {process}: wait for its end")
+    if checkpoints_in(folder / CHECKPOINTS):
+        raise FileError(f"{folder} has not ended its training: {_go_on(folder)}")
+    raise FileError(f"{path} does not exist")
 
 
 def load_model(
@@ -194,6 +212,7 @@ def load_model(
     """
     path = weights_of(folder)
     arrays, metadata = safetensors.load_with_metadata(path)
+    epoch = arrays.pop(EPOCH, None)
     if safetensors.CHECKSUM not in metadata:
         raise FileError(f"{path} is damaged: its checksum is missing")
     try:
@@ -205,7 +224,24 @@ def load_model(
         reason = "; ".join(line.strip() for line in str(error).splitlines())
         reason = reason.replace(":; ", ": ")  # a list begins
         raise FileError(f"{path} does not fit {folder / CONFIG}: {reason}") from error
+    _tell_of_older_weights(folder, None if epoch is None else int(epoch), config)
     return inputs, targets
+
+
+def _tell_of_older_weights(folder: Path, epoch: int | None, config: RunConfig) -> None:
+    """A warning where a run that was complete is being trained on, or was until a stop."""
+    process, about = holder(folder), "" if epoch is None else f", of epoch {epoch}"
+    if process not in (None, str(os.getpid())):
+        what = f"is being trained by process {process}"
+    elif checkpoints_in(folder / CHECKPOINTS) and epoch != config.recipe.epochs:
+        what = f"has not ended its training ({_go_on(folder)})"
+    else:
+        return
+    log.warning("note: %s %s; this is the model that it has so far%s", folder, what, about)
+
+
+def _go_on(folder: Path) -> str:
+    return f"go on with train --resume {folder}"
 
 
 def keep_state_of_complete_run(

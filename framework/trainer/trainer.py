@@ -25,6 +25,7 @@ from framework.trainer.capture import captured_training
 from framework.trainer.inputs import as_input, holds_numbers
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
+from framework.trainer.model_loss import ModelLoss
 from framework.trainer.position import Position, attached
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.state import load_state, state_of
@@ -42,7 +43,8 @@ class Trainer:
 
     Args:
         model: called as ``model(*inputs)``.
-        loss: ``loss(output, target)``, a scalar Tensor, the mean over the batch's samples.
+        loss: ``loss(output, target)``, a scalar Tensor, the mean over the batch's samples; or a
+            `ModelLoss`, the model's own.
         optimizer: over the model's parameters; its learning rates are the schedule's 1.
         schedule: ``schedule(step)``, by which the learning rates are multiplied, or a
             ReduceOnPlateau.
@@ -76,7 +78,7 @@ class Trainer:
     def __init__(
         self,
         model: Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Tensor, Tensor], Tensor] | ModelLoss,
         optimizer: Optimizer,
         schedule: Callable[[int], float] | ReduceOnPlateau | None = None,
         metrics: Sequence[Metric] = (),
@@ -105,6 +107,8 @@ class Trainer:
         names = [metric.name for metric in metrics]
         if len({"loss", *names}) <= len(names):
             raise ValueError(f"metrics are named {', '.join(names)}; names differ, and from 'loss'")
+        if isinstance(loss, ModelLoss):
+            loss.check(model, metrics)
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.metrics, self.callbacks = list(metrics), list(callbacks)
         self.device = _device_of(model, device)
@@ -180,7 +184,7 @@ class Trainer:
         self.should_stop, self._resumed = self.should_stop and self._resumed, False
         try:
             self._call("on_fit_start")
-            while self.epoch < epochs and not self.should_stop:
+            while self.epoch < epochs and (self.position.batches or not self.should_stop):
                 self._call("on_epoch_start")
                 record = self._train_epoch()
                 for name, where in self.validation.items():
@@ -207,6 +211,8 @@ class Trainer:
             self._reset()
         self.model.train()
         for window in _windows(self.position.rest(self.device), self.accumulate):
+            if self.should_stop:  # resumed after its last step: the epoch's end is to be made up
+                break
             self._train_step(window)
             if self.should_stop:
                 break
@@ -258,9 +264,10 @@ class Trainer:
         return not self.skip_step
 
     def compute_gradients(
-        self, window: list[Batch], observe: Callable[[Tensor, Tensor, Tensor], None]
+        self, window: list[Batch], observe: Callable[[Any, Tensor, Tensor], None]
     ) -> bool:
-        """Forward, loss, backward, clip; `observe` gets output, target and loss of each batch.
+        """Forward, loss, backward, clip; `observe` gets output (None with a `ModelLoss`), target
+        and loss of each batch.
 
         False where the gradients overflowed, with precision "fp16-mixed": there is no step then.
         """
@@ -269,9 +276,7 @@ class Trainer:
         in_window = sum(len(batch[-1]) for batch in window)
         with self.precision.computing():  # 16-bit copies of the weights live as long as this
             for batch in window:
-                *inputs, target = self._here(batch)
-                output = self.precision.widened(self.model(*inputs))
-                loss = self.loss(output, target)
+                output, target, loss = self._forward(batch)
                 share = len(target) / in_window
                 self.precision.scaled(loss if share == 1 else loss * share).backward()
                 observe(output, target, loss)
@@ -282,6 +287,14 @@ class Trainer:
         if self.clip_norm is not None:
             clip_grad_norm_(self.optimizer, self.clip_norm)
         return True
+
+    def _forward(self, batch: Batch) -> tuple[Any, Tensor, Tensor]:
+        """Output, target and loss of a batch."""
+        *inputs, target = self._here(batch)
+        if isinstance(self.loss, ModelLoss):
+            return None, target, self.loss(self.model, inputs, target)
+        output = self.precision.widened(self.model(*inputs))
+        return output, target, self.loss(output, target)
 
     def apply_schedule(self) -> None:
         """Set the learning rates of this step."""
@@ -295,14 +308,14 @@ class Trainer:
         if self.ema is not None:
             self.ema.update()
 
-    def _observe(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
+    def _observe(self, output: Any, target: Tensor, loss: Tensor) -> None:
         """Running loss and metrics. Sums stay on the device: no waiting for it in a step."""
-        output, loss = output.detach(), loss.detach()
+        loss = loss.detach()
         self.losses.append(loss)
         self.running.update(loss, len(target))
         self.samples += len(target)
         for metric in self.metrics:
-            metric.update(output, target)
+            metric.update(output.detach(), target)
 
     def _reset(self) -> None:
         self._began, self._skipped_before = time.perf_counter(), self.skipped
@@ -332,10 +345,8 @@ class Trainer:
             metric.reset()
         with self.evaluating():
             for batch in batches_on(loader, self.device):
-                *inputs, target = self._here(batch)
                 with self.precision.computing():
-                    output = self.precision.widened(self.model(*inputs))
-                    loss = self.loss(output, target)
+                    output, target, loss = self._forward(batch)
                 mean.update(loss, len(target))
                 for metric in metrics:
                     metric.update(output, target)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from framework.data import DataLoader
+from framework.trainer.position import Position
 from framework.trainer.state import copied_state, put_back
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def dry_run(
     others = {name: _first(x, batches) for name, x in loaders.items() if x is not None}
     with trial(trainer, train_loader, *loaders.values()):
         trainer.callbacks = [c for c in trainer.callbacks if not c.writes]
+        trainer.position, trainer.should_stop = Position(), False  # a resumed run's wait for it
         return list(trainer.fit(few[0], others, trainer.epoch + 1)[-1:])
 
 

@@ -19,7 +19,15 @@ from framework.backend import cuda, graph, out_of_memory
 from framework.backend.live import CaptureError
 from framework.backend.random import Generator
 from framework.data import DataLoader, StreamSampler, Windows, load
-from framework.trainer import Callback, Metric, TerminateOnNaN, Trainer, batch_size, checkpoint
+from framework.trainer import (
+    Callback,
+    Metric,
+    ModelLoss,
+    TerminateOnNaN,
+    Trainer,
+    batch_size,
+    checkpoint,
+)
 from framework.trainer.config import Recipe
 from framework.trainer.language import token_loss
 from framework.trainer.run import load_data
@@ -645,7 +653,7 @@ def test_graphs_go_with_their_trainer():
 # --- a state from window to window ----------------------------------------------------------------
 
 
-def streamed(capture):
+def streamed(capture, loss):
     """A language model over streams: three windows, again and again."""
     ids = np.random.default_rng(0).integers(0, 7, 37)
     sampler = StreamSampler(len(ids), 4, 3, batches=6)
@@ -653,13 +661,14 @@ def streamed(capture):
     fw.manual_seed(0)
     model = build("nplm", vocabulary=7, context=6, embedding=4, hidden=8).to("cuda")
     optimizer = optimizers.SGD(model.parameters(), lr=0.5)
-    run = Trainer(model, token_loss, optimizer, capture=capture)
+    run = Trainer(model, loss, optimizer, capture=capture)
     run.fit(loader, epochs=2)
     return run
 
 
-def test_a_carried_state_goes_on_in_replays():
-    eager, captured = streamed(False), streamed(True)
+@pytest.mark.parametrize("loss", [token_loss, ModelLoss()], ids=["of logits", "the model's"])
+def test_a_carried_state_goes_on_in_replays(loss):
+    eager, captured = streamed(False, loss), streamed(True, loss)
     assert captured._captured.whole.replays == 10
     for name, x in eager.model.state_dict().items():
         np.testing.assert_array_equal(x.numpy(), captured.model.state_dict()[name].numpy(), name)

@@ -65,6 +65,94 @@ def test_equals_torch(torch, options, groups, dtype):
         np.testing.assert_allclose(a.grad.data, b.grad, **close)
 
 
+#: query, key, value, mask
+SHAPES = {
+    "2": ((5, 6), (7, 6), (7, 3), (5, 7)),
+    "3": ((2, 5, 6), (2, 7, 6), (2, 7, 9), (2, 5, 7)),
+    "3 shared": ((4, 5, 6), (1, 7, 6), (1, 7, 6), (7,)),
+    "4 values": ((2, 4, 5, 6), (2, 4, 7, 6), (2, 4, 7, 40), (2, 1, 1, 7)),
+    "4 batch": ((2, 4, 5, 6), (1, 4, 7, 6), (1, 4, 7, 6), (1, 4, 5, 7)),
+    "4 heads": ((2, 1, 5, 6), (2, 4, 7, 6), (2, 1, 7, 6), (2, 4, 1, 7)),
+    "4 and 2": ((2, 4, 5, 6), (7, 6), (7, 6), (5, 7)),
+    "5": ((2, 3, 4, 5, 6), (2, 3, 4, 7, 6), (2, 3, 4, 7, 2), (3, 1, 5, 7)),
+    "5 broadcast": ((2, 1, 4, 5, 6), (3, 4, 7, 6), (2, 3, 4, 7, 6), (2, 1, 1, 1, 7)),
+    "6": ((1, 2, 1, 2, 5, 6), (2, 2, 1, 2, 7, 6), (2, 1, 7, 6), (1, 1, 1, 2, 5, 7)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", ["numbers", "booleans"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_shapes_are_torchs(torch, shapes, kind, dtype):
+    arrays = [normal(*shape).astype(dtype) for shape in shapes]
+    if kind == "booleans":
+        mask = arrays.pop() < 1
+        mask[..., 0] = True
+        masks = [fw.tensor(mask)], [torch.tensor(mask)]
+    else:
+        masks = [], []
+    xs, ts = [leaf(x) for x in arrays], [torch.tensor(x, requires_grad=True) for x in arrays]
+    y = F.scaled_dot_product_attention(*xs, *masks[0])
+    # the formula: torch's function does not take all that broadcasts
+    scores = ts[0] @ ts[1].transpose(-1, -2) / shapes[0][-1] ** 0.5
+    if kind == "booleans":
+        scores = scores.masked_fill(~masks[1][0], -torch.inf)
+    else:
+        scores = scores + ts[3]
+    z = scores.softmax(-1) @ ts[2]
+    assert y.shape == tuple(z.shape)
+    dy = normal(*y.shape).astype(dtype)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    close = {"rtol": 1e-9, "atol": 1e-11} if dtype == "float64" else {"rtol": 2e-5, "atol": 2e-5}
+    np.testing.assert_allclose(y.data, z.detach(), **close)
+    for a, b in zip(xs, ts, strict=True):
+        np.testing.assert_allclose(a.grad.data, b.grad, **close)
+
+
+def test_lengths_are_of_the_axes_before_the_heads():
+    q, k, v = normal(2, 3, 4, 5, 6), normal(2, 3, 4, 7, 6), normal(2, 3, 4, 7, 6)
+    lengths = np.array([[1, 2, 3], [4, 5, 7]])
+    y = F.scaled_dot_product_attention(*map(fw.tensor, (q, k, v)), lengths=fw.tensor(lengths))
+    three = [fw.tensor(x[:, 1, 2]) for x in (q, k, v)]  # (B, T, D), without heads
+    z = F.scaled_dot_product_attention(*three, lengths=fw.tensor(lengths[:, 1]))
+    np.testing.assert_allclose(y.data[:, 1, 2], z.data, rtol=1e-12)
+    mask = np.arange(7) < lengths[..., None, None, None]
+    w = F.scaled_dot_product_attention(*map(fw.tensor, (q, k, v)), fw.tensor(mask))
+    np.testing.assert_allclose(y.data, w.data, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(5, 7), (4, 5, 7), (2, 1, 1, 7), (2, 4, 5, 7), (1, 4, 1, 7)])
+def test_a_learned_bias_gets_the_gradient_that_torch_gives(torch, shape, dtype):
+    arrays = [x.astype(dtype) for x in (*qkv(), normal(*shape))]
+    arrays[3].flat[1] = -np.inf
+    xs, ts = [leaf(x) for x in arrays], [torch.tensor(x, requires_grad=True) for x in arrays]
+    y = F.scaled_dot_product_attention(*xs)
+    z = torch.nn.functional.scaled_dot_product_attention(*ts)
+    dy = normal(*y.shape).astype(dtype)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    close = {"rtol": 1e-9, "atol": 1e-11} if dtype == "float64" else {"rtol": 2e-5, "atol": 5e-6}
+    for a, b in zip(xs, ts, strict=True):
+        np.testing.assert_allclose(a.grad.data, b.grad, **close)
+
+
+def test_a_learned_bias_of_packed_attention():
+    packed, bias = normal(2, 5, 3 * 8), normal(4, 5, 5)
+    assert fw.gradcheck(
+        lambda x, m: F.packed_attention(x, 4, attn_mask=m), [leaf(packed), leaf(bias)]
+    )
+    x, m = fw.tensor(packed), leaf(bias)  # the bias alone
+    F.packed_attention(x, 4, attn_mask=m).sum().backward()
+    assert m.grad.shape == bias.shape
+    with fw.autocast("bfloat16"):
+        m = leaf(bias.astype("float32"))
+        y = F.packed_attention(leaf(packed.astype("float32")), 4, attn_mask=m)
+    y.sum().backward()
+    assert m.grad.dtype == np.float32
+
+
 MASKS = {
     "none": {},
     "padding": {"key_padding_mask": np.array([[0, 0, 1], [0, 0, 0]], bool)},
@@ -156,6 +244,13 @@ OPTIONS = {
 def test_gradients_by_central_differences(options):
     xs = [leaf(x) for x in qkv(G=2, D=3)]
     assert fw.gradcheck(lambda *a: F.scaled_dot_product_attention(*a, **options), xs)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2, 4, 1, 7), (4, 1, 1), (1, 4, 5, 7)])
+def test_gradients_of_learned_biases_by_central_differences(shape):
+    xs = [leaf(x) for x in (*qkv(G=2, D=3), normal(*shape))]
+    window = {"window": 4, "lengths": fw.tensor(np.array([6, 7]))}
+    assert fw.gradcheck(lambda *a: F.scaled_dot_product_attention(*a, **window), xs)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -260,11 +355,31 @@ def tensors(**sizes):
 
 BAD = {
     "3 heads of keys and values do not divide 4": ((tensors(G=3)), {}),
-    r"q \(2, 4, 5, 6\), k \(2, 4, 7, 6\), v \(2, 4, 5, 6\)": (
+    r"key has shape \(2, 4, 7, 6\), value \(2, 4, 5, 6\): the axes before the last": (
         [*tensors()[:2], fw.tensor(normal(2, 4, 5, 6))],
         {},
     ),
-    r"mask has shape \(5, 6\), which does not broadcast to \(2, 4, 5, 7\)": (
+    r"query has shape \(2, 4, 5, 6\), key \(2, 4, 7, 5\): the last axes": (
+        [tensors()[0], fw.tensor(normal(2, 4, 7, 5)), tensors()[2]],
+        {},
+    ),
+    r"query has shape \(6,\), key \(2, 4, 7, 6\), value \(2, 4, 7, 6\): expected": (
+        [fw.tensor(normal(6)), *tensors()[1:]],
+        {},
+    ),
+    r"query has shape \(3, 4, 5, 6\), key \(2, 4, 7, 6\), value .*do not broadcast": (
+        [fw.tensor(normal(3, 4, 5, 6)), *tensors()[1:]],
+        {},
+    ),
+    r"attn_mask has shape \(3, 4, 5, 7\), query \(2, 4, 5, 6\), key .*\(2, 4, 5, 7\)": (
+        tensors(),
+        {"attn_mask": fw.tensor(normal(3, 4, 5, 7))},
+    ),
+    r"lengths have shape \(2,\), query \(1, 2, 4, 5, 6\), .*expected \(1, 2\)": (
+        [x.unsqueeze(0) for x in tensors()],
+        {"lengths": fw.tensor(np.array([3, 3]))},
+    ),
+    r"attn_mask has shape \(5, 6\), query \(2, 4, 5, 6\), key \(2, 4, 7, 6\): expected": (
         tensors(),
         {"attn_mask": fw.tensor(normal(5, 6))},
     ),
@@ -280,7 +395,7 @@ BAD = {
     "window=0, expected at least 1": (tensors(), {"window": 0}),
     "start=-1": (tensors(), {"start": -1}),
     "p=1.5": (tensors(), {"dropout_p": 1.5}),
-    "attn_mask requires a gradient": (tensors(), {"attn_mask": leaf(normal(5, 7))}),
+    "slopes requires a gradient": (tensors(), {"slopes": leaf(normal(4))}),
 }
 
 

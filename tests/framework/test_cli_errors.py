@@ -5,7 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import pkgutil
 import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -248,6 +254,14 @@ def test_run_folders_that_cannot_be_read(command, run, folder):
         ("shape", [1, 8, 9], "inputs of model_config do not fit"),
         ("shape", [1, 4, 16], "digits is not the data of this run: shape"),
         ("samples", [1438, 0], "samples is [1438, 0]"),
+        ("fingerprint", [], "fingerprint is []"),
+        ("fingerprint.test", 3, "fingerprint is {"),
+        (
+            "fingerprint.test",
+            "0123",
+            "digits is not the data of this run: as many test samples, but others than when the "
+            "run began (their hash was 0123, now it is ",
+        ),
         ("samples", [1438, 358], "samples was (1438, 358), now it is (1438, 359)"),
     ],
 )
@@ -261,6 +275,14 @@ def test_a_config_that_was_edited(run, entry, value, named):
     file.write_text(json.dumps(content))
     text = error("evaluate", run)
     assert any(part in text for part in named.split("|")), text
+
+
+def test_a_config_without_a_fingerprint(run):
+    """As runs had it before there was one."""
+    content = json.loads((run / "config.json").read_text())
+    assert content.pop("fingerprint").keys() == {"training", "test"}
+    (run / "config.json").write_text(json.dumps(content))
+    assert call("evaluate", run).exit_code == 0
 
 
 def test_resume_notices_other_data(run):
@@ -285,6 +307,53 @@ def test_a_damaged_checkpoint(run):
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"damaged")
     assert "checkpoint-000001.safetensors is no safetensors file" in error("train", "--resume", run)
+
+
+def test_a_model_of_a_run_that_is_being_trained(run, folder, caplog):
+    """Its own weights are not there yet, or are those from before it was trained on."""
+    from framework.interop.lock import holder
+
+    np.save(folder / "x.npy", np.zeros((1, 64)))
+    other = [sys.executable, "-c", HOLD, str(run)]
+
+    def said(*args):
+        caplog.clear()
+        result = call(*args)
+        assert result.exit_code == 0, result.output
+        return caplog.messages
+
+    uses = (["evaluate", run], ["predict", run, "x.npy"], ["explain", run, "test:1"])
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert holder(run) == str(process.pid)
+        for args in uses:
+            assert said(*args) == [
+                f"note: {run} is being trained by process {process.pid}; this is the model that it "
+                "has so far, of epoch 1"
+            ]
+        (run / "model.safetensors").rename(run / "elsewhere")
+        assert f"is being trained by process {process.pid}: wait" in error("evaluate", run)
+        process.communicate()
+    assert holder(run) is None
+    (run / "elsewhere").rename(run / "model.safetensors")
+    assert said("evaluate", run) == []
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"")
+    assert said("evaluate", run) == []  # killed when all was done
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["epochs"] = 2
+    (run / "config.json").write_text(json.dumps(config))
+    (message,) = said("evaluate", run)
+    assert f"has not ended its training (go on with train --resume {run})" in message
+
+
+HOLD = """
+import sys
+from framework.interop.lock import FolderLock
+with FolderLock(sys.argv[1]):
+    print(flush=True)
+    sys.stdin.read()
+"""
 
 
 def huge_npy():
@@ -382,12 +451,91 @@ def test_divergence_is_one_line(folder):
     assert "the loss is nan; the first layer with such an output is" in text
     assert "Lower the learning rate" in text
     run = folder / "runs" / "mlp-digits-seed0"
-    assert f"The last good weights are in {run.relative_to(folder)}/model.safetensors" in text
-    np.save(folder / "x.npy", np.zeros((2, 64)))
+    name = run.relative_to(folder)
+    assert f"The last good weights are in {name}/model.safetensors" in text
+    assert text.endswith(f"choose another --out or remove {name}")
+    for more in ([], ["--epochs", 99]):
+        assert "diverged in its first epoch" in error("train", "--resume", run, *more)
     from framework.interop import safetensors
 
     weights = safetensors.load(run / "model.safetensors")
     assert all(np.isfinite(array).all() for array in weights.values())
+
+
+def test_divergence_that_leaves_nothing_leaves_no_folder(folder, monkeypatch):
+    """The same command, with a lower rate, starts again."""
+    from framework.trainer import TerminateOnNaN
+
+    look = TerminateOnNaN.on_gradients
+
+    def spoil(self, trainer):
+        for parameter in trainer.model.parameters():
+            parameter.data[...] = np.nan
+        trainer.losses[0].data[...] = np.nan
+        look(self, trainer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TerminateOnNaN, "on_gradients", spoil)
+        assert "nothing is kept" in error("train", "--out", "first", "--quiet")
+    assert not (folder / "first").exists()
+    assert call("train", "--out", "first", "--quiet", "--epochs", 1).exit_code == 0
+
+
+@pytest.mark.parametrize("step", [3, 30])
+def test_an_error_while_it_trains(folder, monkeypatch, step):
+    """What to go on with, where there is something; else the folder's name is free again."""
+    from framework.trainer import TerminateOnNaN
+
+    def run_out(self, trainer):
+        if trainer.step == step:
+            raise MemoryError("too much")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TerminateOnNaN, "on_gradients", run_out)
+        result = call("train", "--out", "r", "--quiet", "--epochs", 2)
+    assert result.exit_code == 2
+    *before, last = result.stderr.splitlines()
+    assert last.startswith("error: not enough memory (out of memory on cpu: ")
+    assert before == (
+        []
+        if step == 3
+        else [
+            "",
+            "stopped; the last state is in r/checkpoints",
+            "go on with: python -m framework train mlp --resume r",
+        ]
+    )
+    again = ["--resume", "r"] if step == 30 else ["--out", "r", "--epochs", 1]
+    assert (folder / "r").exists() == (step == 30)
+    assert call("train", "--quiet", *again).exit_code == 0
+
+
+def test_a_final_loss_that_is_no_number_is_an_error(folder, monkeypatch):
+    """The weights are there, and the exit code says that something is wrong."""
+    from framework.data import catalog
+
+    load = catalog.CATALOG["digits"].load
+
+    def spoilt(seed):
+        splits = load(seed)
+        monkeypatch.setattr(
+            splits.test, "batch", lambda rows: spoil(*type(splits.test).batch(splits.test, rows))
+        )
+        return splits
+
+    def spoil(images, labels):
+        return np.full_like(images, np.inf), labels
+
+    monkeypatch.setitem(catalog.CATALOG, "digits", replace(catalog.CATALOG["digits"], load=spoilt))
+    for args in (["train", "--epochs", 1, "--out", "r", "--quiet"], ["evaluate", "r"]):
+        result = call(*args)
+        assert result.exit_code == 1
+        assert "error: the loss on the test data is nan: r has learnt nothing to rely on" in (
+            result.stderr
+        )
+        assert "test accuracy" not in result.stdout
+    assert (folder / "r" / "model.safetensors").is_file()
+    assert not (folder / "r" / "checkpoints").exists()
 
 
 def test_divergence_later_keeps_the_epochs_before(folder, monkeypatch):
@@ -408,8 +556,6 @@ def test_divergence_later_keeps_the_epochs_before(folder, monkeypatch):
 
 
 def test_a_single_training_sample(monkeypatch, folder):
-    from dataclasses import replace
-
     from framework import data
 
     load = data.load
@@ -427,6 +573,19 @@ def test_a_fast_dev_run_writes_nothing(folder):
     assert "validation_loss" in call("train", "--fast-dev-run", "--set", "validation=0.1").stdout
     assert "--set, " not in error("train", "--fast-dev-run", "--lr", "nan")
     assert not (folder / "runs").exists()
+
+
+def test_a_fast_dev_run_of_a_run_to_go_on_with(run, folder):
+    """Its weights, its loss; nothing is written."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    shown = call("train", "--fast-dev-run", "--resume", run, "--epochs", 2)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("one batch went through everything after epoch 1: loss ")
+    assert float(shown.stdout.split()[-1]) < 1.5  # new weights: 2.5
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert "is complete: there is nothing to go on with" in (
+        error("train", "--fast-dev-run", "--resume", run)
+    )
 
 
 @pytest.mark.parametrize("every", ["0", "-3", "soon", "m", "1x", "1.5"])
@@ -465,3 +624,58 @@ def test_usage_errors_of_the_command_line():
         result = call(*args)
         assert result.exit_code == 2
         assert "Traceback" not in result.output
+
+
+# Being stopped at awkward moments -----------------------------------------------------------------
+
+MOMENTS = {
+    "while layers are shown": ("framework.screen.show_training", 1),
+    "in a step": ("framework.trainer.trainer.Trainer.compute_gradients", 1),
+    "in a step, twice": ("framework.trainer.trainer.Trainer.compute_gradients", 2),
+    "in an evaluation": ("framework.trainer.trainer.Trainer.evaluate", 1),
+    "in an evaluation, twice": ("framework.trainer.trainer.Trainer.evaluate", 2),
+    "while a checkpoint is written": ("framework.trainer.store.Store.save", 1),
+    "while a checkpoint is written, three times": ("framework.trainer.store.Store.save", 3),
+    "while the model is written": ("framework.training.save_model", 1),
+    "while checkpoints are removed": ("framework.trainer.store.Store.remove", 1),
+    "in the last evaluation": ("framework.training.screen.print_score", 1),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_stopped_at_awkward_moments(moment, folder, monkeypatch):
+    """One line that says how to go on, never a traceback; gone on with, it is the same run."""
+    target, times = MOMENTS[moment]
+    options = ["train", "--epochs", 2, "--set", "hidden=8", "--checkpoint-every", 9]
+    assert call(*options, "--out", "whole").exit_code == 0
+    place, _, name = target.rpartition(".")
+    owner = pkgutil.resolve_name(place)
+    real = getattr(owner, name)
+
+    def interrupt(*args, **options):
+        monkeypatch.setattr(owner, name, real)
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stopped = call(*options, "--out", "parts")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.exit_code == 130, stopped.output
+    assert "Traceback" not in stopped.output
+    last = stopped.stderr.splitlines()[-1]
+    if "evaluate parts" in last:
+        assert last == "score it with: python -m framework evaluate parts"
+    else:
+        assert last == "go on with: python -m framework train mlp --resume parts"
+        gone_on = call("train", "--resume", "parts")
+        assert gone_on.exit_code == 0, gone_on.output
+    assert call("evaluate", "parts").stdout == call("evaluate", "whole").stdout.replace(
+        "whole", "parts"
+    )
+    mine, theirs = (folder / run / "model.safetensors" for run in ("parts", "whole"))
+    assert mine.read_bytes() == theirs.read_bytes()

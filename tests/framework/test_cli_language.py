@@ -84,6 +84,28 @@ def test_streams_of_words_and_a_longer_run(text, folder):  # noqa: F811
     assert good("generate", "words", "--tokens", 5).startswith("\n")
 
 
+@pytest.mark.parametrize(
+    ("steps", "epochs", "ends"),
+    [(3, 10, [1, 2, 3]), (10, 4, [3, 6, 9, 10]), (9, 4, [3, 6, 9]), (6, 2, [3, 6])],
+)
+def test_exactly_as_many_steps(text, folder, steps, epochs, ends):  # noqa: F811
+    good(
+        *("train", "nplm", "--dataset", text, "--epochs", epochs, "--batch-size", 2, "--out", "s"),
+        *("--set", "hidden=8", "--set", "window=8", "--set", f"steps={steps}", "--quiet"),
+    )
+
+    def records():
+        lines = (folder / "s" / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    assert [record["step"] for record in records()] == ends
+    assert json.loads((folder / "s" / "config.json").read_text())["recipe"]["epochs"] == len(ends)
+    good("train", "--resume", "s", "--epochs", len(ends) + 2, "--quiet")
+    longest = ends[0]
+    more = [ends[-1] + longest, ends[-1] + 2 * longest]
+    assert [record["step"] for record in records()] == ends + more
+
+
 def test_charlstm(text, folder):  # noqa: F811
     """Streams by default; it writes with its state."""
     options = ["train", "charlstm", "--dataset", text, "--epochs", 2, "--batch-size", 4]
@@ -128,7 +150,16 @@ def test_a_transformer_writes_past_its_block(text, folder):  # noqa: F811
         (["charlstm", "--set", "cell=ltsm"], "expected one of lstm, gru, rnn"),
         (["charlstm", "--batch-size", 90000], "too few for a window of 64"),
         (["rnnseq2seq"], "rnnseq2seq has no data to train on from here; train it from Python"),
-        (["mlp", "--set", "steps=9"], "steps is 9, which is for text, but digits is none"),
+        (
+            ["mlp", "--set", "steps=9"],
+            "steps is 9, which is for text, but digits is none: it is a setting of charlstm, gpt, "
+            "nplm, not of mlp",
+        ),
+        (["lenet", "--set", "window=64"], "window is 64, which is for text, but digits is none"),
+        (["mlp", "--set", "sampling=random"], "sampling is random, which is for text"),
+        (["mlp", "--set", "cell=gru"], "cell is a setting of charlstm, rnnclassifier"),
+        (["lenet", "--set", "cell=gru"], "not of lenet; there are: "),
+        (["resnet18", "--set", "beta2=0.9"], "beta2 is 0.9, which is AdamW's, but the optimizer"),
     ],
 )
 def test_what_cannot_be_trained(args, message, folder):  # noqa: F811
@@ -162,6 +193,22 @@ def test_a_text_that_has_changed(trained, folder, text):  # noqa: F811
     other.write_text(load_text("python-reference").text[:5000], encoding="utf-8")
     (run / "config.json").write_text(json.dumps(config | {"dataset": str(other)}))
     assert "is not the data of this run: samples was (5400, 600)" in error("evaluate", run)
+
+
+def test_a_text_of_the_same_length_that_has_changed(trained, folder, text):  # noqa: F811
+    run = shutil.copytree(trained[0], folder / "run")
+    content = text.read_text(encoding="utf-8")
+    middle = len(content) // 2
+    for cut, part in ((middle, "training"), (len(content) - 40, "test")):
+        assert content[cut] != content[cut + 1]
+        swapped = content[cut + 1] + content[cut]
+        text.write_text(content[:cut] + swapped + content[cut + 2 :], encoding="utf-8")
+        try:
+            for args in (("evaluate", run), ("train", "--resume", run, "--epochs", 5)):
+                assert f"as many {part} samples, but others than when" in error(*args)
+        finally:
+            text.write_text(content, encoding="utf-8")
+    good("evaluate", run)
 
 
 def test_recipes_are_the_family_s_and_then_the_user_s(folder, monkeypatch):  # noqa: F811

@@ -343,6 +343,21 @@ def test_after_the_error_the_trainer_has_the_last_good_weights_and_no_activation
         np.testing.assert_array_equal(p.data, q.data)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_the_error_says_what_the_activations_hold():
+    class Wide(L.Module):
+        def forward(self, x):
+            return record(np.ones((1 << 23,), np.float32), [x], lambda dy: [x.data])  # 32 MiB
+
+    trainer = make()
+    trainer.model = L.Sequential(trainer.model[0], Wide(), Hungry("forward"))
+    with pytest.raises(fw.OutOfMemoryError) as caught:
+        trainer.fit(BATCHES)
+    assert 24 << 20 < caught.value.held["activations"] < 2 << 30
+    assert ", activations " in str(caught.value)
+    assert "the rest (batches, the program itself, ...) " in str(caught.value)
+
+
 def test_evaluation_and_prediction_explain_it_too():
     trainer = make()
     trainer.hungry.when = "forward"

@@ -111,6 +111,25 @@ def test_resumed_after_every_step(family, settings, tmp_path):
         assert content(parts) == content(whole)
 
 
+def test_a_run_that_a_callback_stops_within_an_epoch(tmp_path):
+    """Killed before that epoch's record was there: it is made up for, and no step more is done."""
+
+    class Stop(Callback):
+        def on_step_end(self, trainer):
+            trainer.should_stop |= trainer.step == 10
+
+    keep = Keep()
+    whole = make_trainer("mlp", Stop(), keep)
+    whole.fit(make_loader("mlp"), make_loader("mlp"), 3)
+    assert (whole.epoch, whole.step, whole.history[-1]["step"]) == (2, 10, 10)
+    for state in keep.states[-3:]:
+        (tmp_path / "c").write_bytes(state)
+        parts = make_trainer("mlp", Stop(), seed=99)
+        parts.fit(make_loader("mlp"), make_loader("mlp"), 3, resume=tmp_path / "c")
+        assert timeless(parts.history) == timeless(whole.history)
+        assert content(parts) == content(whole)
+
+
 @each_family
 def test_a_list_of_batches_goes_on_where_it_was(family, tmp_path):
     batches = list(make_loader(family))

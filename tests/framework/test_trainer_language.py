@@ -115,7 +115,7 @@ def test_settings_of_text_are_for_text():
 
 def test_a_longer_run_has_epochs_of_the_same_length():
     recipe = Recipe(steps=100, epochs=8).trained_on(16)
-    assert (recipe.steps, recipe.epochs) == (13 * 16, 16)
+    assert (recipe.steps, recipe.epochs) == (100 + 8 * 13, 16)
     assert Recipe(epochs=8).trained_on(16).steps is None
     assert Recipe(steps=100).epochs_for(10**6) == 10
 

@@ -65,6 +65,25 @@ def test_a_trial_changes_nothing_of_the_run(family):
     assert run(True) == run(False)
 
 
+def test_a_fast_dev_run_of_a_run_that_was_interrupted(tmp_path):
+    """With the weights of its checkpoint, which is what the trainer then has."""
+    states = []
+
+    class Keep(Callback):
+        def on_step_end(self, trainer):
+            states.append(checkpoint.to_bytes(trainer.state_dict()))
+
+    whole = make_trainer(callbacks=[Keep()])
+    whole.fit(make_loader(), epochs=2)
+    (tmp_path / "c").write_bytes(states[9])
+    trainer = make_trainer(lr=0.5)
+    record = trainer.fit(make_loader(), make_loader(), fast_dev_run=True, resume=tmp_path / "c")[0]
+    assert (record["step"], record["epoch"], trainer.step) == (11, 2, 10)
+    assert abs(record["loss"] - whole.history[-1]["loss"]) < 0.5
+    trainer.fit(make_loader(), epochs=2)
+    assert content(trainer) == content(whole)
+
+
 def test_the_finder_suggests_a_rate_that_learns(tmp_path):
     trainer, loader = make_trainer(), make_loader()
     curve = find_lr(trainer, loader, 1e-6, 10.0, 120)

@@ -63,6 +63,25 @@ def test_bert_learns_hidden_tokens_and_classes():
     assert learnt(model, lambda: model.loss(moved(IDS), classes), 60) < 0.1
 
 
+def test_berts_loss_is_that_of_the_logits():
+    inputs, target = hide_tokens(IDS, 0, 9, seed=3, share=0.5)
+    target.data[0] = -100
+    inputs, target, lengths = moved(inputs.data), moved(target.data), moved(np.array([8, 8, 6]))
+    found = []
+    for fused in (True, False):
+        model = bert("masked")
+        model.output_bias.data[...] = np.linspace(-1, 1, 9)
+        if fused:
+            loss = model.loss(inputs, target, lengths)
+        else:
+            loss = cross_entropy(model(inputs, lengths).reshape(-1, 9), target.reshape(-1))
+        loss.backward()
+        found.append([loss.item(), *(p.grad.numpy() for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert np.isnan(model.loss(inputs, moved(np.full((3, 8), -100))).item())
+
+
 def test_hidden_tokens():
     ids = np.full((100, 100), 7)
     inputs, target = (x.numpy() for x in hide_tokens(ids, 1, 50, seed=0))

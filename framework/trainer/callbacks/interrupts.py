@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,8 @@ class Stopped(KeyboardInterrupt):
 
 class Interrupts(Callback):
     """The first Ctrl-C or SIGTERM lets the step (or the evaluation after an epoch) end, then raises
-    `Stopped`, upon which a ModelCheckpoint saves. A second one interrupts at once, as without this.
+    `Stopped`, upon which a ModelCheckpoint saves. A second one interrupts at once, as without this;
+    a terminal is told so.
 
     Put it last: the others have seen the step then. In threads other than the main one, and where
     signals have handlers that are not Python's own, it does nothing.
@@ -43,6 +46,8 @@ class Interrupts(Callback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        if sys.stderr.isatty():  # the step may compile for long; no print, which is not reentrant
+            os.write(2, b"\nstopping when this step is done; once more stops at once\n")
         for each in self._before:
             signal.signal(each, signal.default_int_handler)
 
