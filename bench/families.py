@@ -26,6 +26,7 @@ from framework.data import (
     Windows,
 )
 from framework.layers import Module
+from framework.trainer import ModelLoss
 from framework.trainer.language import token_loss
 from models import BERT, BERTConfig, build
 
@@ -44,7 +45,7 @@ class Family:
 
     model: Callable[[], Module]
     data: Callable[[], Any]
-    loss: Callable[[Any, Any], Any]
+    loss: Callable[[Any, Any], Any] | ModelLoss
     optimizer: Callable[[Module], optimizers.Optimizer] = lambda model: optimizers.AdamW(
         model.parameters(), lr=0.01
     )
@@ -132,7 +133,7 @@ FAMILIES: dict[str, Family] = {
             "gpt", vocabulary=TOKENS, block=WINDOW, depth=1, heads=2, width=8, dropout=0.2
         ),
         _text,
-        token_loss,
+        ModelLoss(),
         order=_drawn,
         classifies=False,
     ),

@@ -26,7 +26,7 @@ from bench.mutate_targets import OWN, TARGETS, Target
 from bench.mutator import damaged
 
 SECONDS = 120  # after which a reading hangs; others may hold up the machine for some
-ROOM = 1 << 30  # bytes beyond those of the process: what a few hundred kilobytes may ask for
+ROOM = 1 << 28  # bytes beyond those of the process: what a few hundred kilobytes may ask for
 
 
 @dataclass
@@ -98,17 +98,19 @@ def run(
 ) -> list[Tally]:
     """Damage and read `files` files, as many of each kind. The same `seed`, the same damage."""
     tallies = []
-    with _limited_memory(ROOM), _quiet():
+    with _quiet():
         for i, target in enumerate(targets):
             tally = Tally(target.name)
             with tempfile.TemporaryDirectory() as folder:
                 path = target.write(Path(folder))
                 good, content = path.read_bytes(), target.read(path)
-                for number in range(files // len(targets) + (i < files % len(targets))):
-                    chance = random.Random(f"{seed} {target.name} {number}")
-                    path.write_bytes(damaged(good, chance))
-                    _read(target, path, content, tally, f"file {number} of seed {seed}")
-                    after_file()
+                share = files // len(targets) + (i < files % len(targets))
+                with _limited_memory(ROOM):
+                    for number in range(share):
+                        chance = random.Random(f"{seed} {target.name} {number}")
+                        path.write_bytes(damaged(good, chance))
+                        _read(target, path, content, tally, f"file {number} of seed {seed}")
+                        after_file()
             tallies.append(tally)
     return tallies
 

@@ -17,6 +17,7 @@ from framework.interop import atomic
 from framework.trainer import Callback, CurvePlot, JSONLLog, ModelCheckpoint, run
 from framework.trainer.callbacks import log
 from framework.trainer.store import Store, newest
+from models import open_run
 from tests.framework.test_resume_anywhere import make_loader, make_trainer
 
 
@@ -115,6 +116,18 @@ def test_a_run_that_was_stopped_and_could_not_be_saved_says_so(tmp_path, monkeyp
     assert result.exit_code == 130
     assert f"stopped; {tmp_path / 'gone'} has gone, and what was saved in it\n" in result.stderr
     assert "--resume" not in result.stderr
+
+
+def test_a_run_whose_folder_vanishes_is_there_in_the_end(tmp_path, monkeypatch):
+    def remove(self, trainer):
+        if trainer.epoch == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(CurvePlot, "on_epoch_complete", remove)
+    arguments = ["--epochs", "3", "--quiet", "--device", "cpu", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 0, result.output
+    assert open_run(tmp_path / "run", "cpu").config.recipe.epochs == 3
 
 
 def test_a_folder_that_vanishes_is_told_once_and_training_goes_on(tmp_path, caplog):

@@ -23,6 +23,7 @@ from framework.trainer import (
     JSONLLog,
     Loss,
     ModelCheckpoint,
+    ModelLoss,
     Recall,
     Stopped,
     TerminateOnNaN,
@@ -60,10 +61,12 @@ def make_trainer(family, *callbacks, plateau=False, ema=False, seed=3, **options
     if plateau:
         schedule = optimizers.ReduceOnPlateau(patience=0, threshold=0.5)
     metrics = [Accuracy(), Recall(3)] if made.classifies else []
+    if not isinstance(made.loss, ModelLoss):
+        metrics.append(Loss(made.loss, "again"))
     return Trainer(
         model, made.loss, optimizer, schedule, callbacks=callbacks,
         ema=optimizers.EMA(model, 0.9) if ema else None,
-        metrics=[*metrics, Loss(made.loss, "again")], **options,
+        metrics=metrics, **options,
     )  # fmt: skip
 
 
