@@ -200,7 +200,7 @@ def _train(
     except Exception:  # memory, the data, ...: what there is has been kept
         if checkpoints_in(folder / CHECKPOINTS):
             _say_how_to_go_on(config, folder, None)
-        elif not resumed:
+        elif not (resumed or trainer.history):
             _remove_new_run(folder)
         raise
     try:
@@ -273,6 +273,8 @@ def _save_last_good(plan: Plan, trainer: Trainer) -> str:
         kept = f"The last good weights are in {folder / MODEL}"
     elif checkpoints_in(folder / CHECKPOINTS):
         kept = f"The states before are in {folder / CHECKPOINTS}"
+    elif trainer.history:
+        kept = f"The weights are not finite: all that is kept is {folder / METRICS}"
     else:
         _remove_new_run(folder)
         return "No epoch had ended, and the weights are not finite: nothing is kept"

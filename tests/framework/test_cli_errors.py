@@ -506,6 +506,38 @@ def test_an_error_while_it_trains(folder, monkeypatch, step):
     assert call("train", "--quiet", *again).exit_code == 0
 
 
+def test_a_full_disk_from_the_first_file_on(folder, monkeypatch):
+    """Nothing is left: not of the lock, and not of a run whose settings cannot be written."""
+    from framework.interop import atomic, lock
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    for owner, name, file in ((lock.os, "ftruncate", ".lock"), (atomic.os, "fsync", "config.json")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, full)
+            text = error("train", "--out", "r", "--quiet", "--epochs", 1)
+        assert text == f"error: cannot write r/{file}: No space left on device"
+        assert not (folder / "r").exists()
+    assert call("train", "--out", "r", "--quiet", "--epochs", 1).exit_code == 0
+
+
+def test_a_run_whose_model_cannot_be_written_keeps_its_records(folder, monkeypatch):
+    from framework.interop import atomic
+
+    real = atomic.os.replace
+
+    def replace(source, target):
+        if "safetensors" in str(target):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(atomic.os, "replace", replace)
+    text = error("train", "--out", "r", "--quiet", "--epochs", 2)
+    assert text == "error: cannot write r/model.safetensors: No space left on device"
+    assert (folder / "r" / "metrics.jsonl").read_text().count("\n") == 2
+
+
 def test_a_final_loss_that_is_no_number_is_an_error(folder, monkeypatch):
     """The weights are there, and the exit code says that something is wrong."""
     from framework.data import catalog
