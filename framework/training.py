@@ -182,6 +182,7 @@ def _train(
     if not resumed or plan.epochs_before is not None:
         _describe(plan)
     assert config.recipe.epochs is not None
+    began = trainer.step
     try:
         if not quiet:
             before = plan.epochs_before
@@ -198,7 +199,7 @@ def _train(
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}. {_save_last_good(plan, trainer)}") from error
     except Exception:  # memory, the data, ...: what there is has been kept
-        if checkpoints_in(folder / CHECKPOINTS):
+        if trainer.step > began and checkpoints_in(folder / CHECKPOINTS):
             _say_how_to_go_on(config, folder, None)
         elif not (resumed or trainer.history):
             _remove_new_run(folder)

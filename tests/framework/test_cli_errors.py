@@ -299,6 +299,34 @@ def test_what_resume_says_of_a_lost_checkpoint(run):
     assert (run / "model.safetensors").read_bytes() == done
 
 
+def test_what_is_no_run_to_resume(run):
+    for name in ("config.json", "checkpoints", "checkpoints/checkpoint-000001.safetensors"):
+        assert f"--resume {run / name}: expected the run folder, {run}" in (
+            error("train", "--resume", run / name)
+        )
+
+
+def test_settings_that_were_changed_within_a_run(folder, monkeypatch):
+    """Only what differs is said."""
+    from framework.trainer import LRMonitor, Stopped
+
+    def stop(self, trainer):
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LRMonitor, "on_epoch_end", stop)
+        assert call("train", "--out", "r", "--quiet").exit_code == 130
+    file = folder / "r" / "config.json"
+    content = json.loads(file.read_text())
+    for name, value, message in (
+        ("model_config", {"hidden": [8]}, "the saved run has hidden [128, 128], this one [8]"),
+        ("recipe", {"optimizer": "sgd"}, "the state is of AdamW, the optimizer is SGD"),
+        ("recipe", {"batch_size": 32}, "the saved state has batch_size 64, this loader 32"),
+    ):
+        file.write_text(json.dumps(content | {name: content[name] | value}))
+        assert error("train", "--resume", "r", "--quiet").endswith(message)
+
+
 def test_a_damaged_checkpoint(run):
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"damaged")
