@@ -64,7 +64,7 @@ def find_batch_size(
     """
     place = loader.upcoming() if isinstance(loader, DataLoader) else None
     batch = next(iter(loader), None)
-    if place is not None:
+    if isinstance(loader, DataLoader) and place is not None:
         loader.load_state_dict(place)
     if batch is None:
         raise ValueError("the loader has no batches")
