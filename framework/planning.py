@@ -194,9 +194,12 @@ def resumed_run(
     """An interrupted run, also one that ended before it saved anything; with more `epochs` also a
     complete one.
     """
-    from framework.trainer.run import CHECKPOINTS, METRICS, MODEL, RunConfig, load_data
+    from framework.trainer.run import CHECKPOINTS, CONFIG, METRICS, MODEL, RunConfig, load_data
     from framework.trainer.store import checkpoints_in
 
+    for run in (folder.parent, folder.parent.parent):
+        if folder.exists() and not (folder / CONFIG).is_file() and (run / CONFIG).is_file():
+            raise UsageError(f"--resume {folder}: expected the run folder, {run}")
     config = RunConfig.read(folder)
     if model not in (None, config.model):
         raise UsageError(f"{folder} is a run of {config.model}, not of {model}")
@@ -225,7 +228,10 @@ def resumed_run(
             f"--epochs N trains on, with N above {before}"
         )
     if not saved and not complete and log.is_file() and log.stat().st_size:
-        raise UsageError(f"{folder} has lost its {CHECKPOINTS}: start the run anew")
+        raise UsageError(
+            f"{folder} has lost its {CHECKPOINTS}: there is nothing to go on with; start the run "
+            "anew, and choose another --out or remove the folder"
+        )
     if device is not None:
         config = replace(config, device=place(device))
     if epochs is not None:

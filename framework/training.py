@@ -183,6 +183,7 @@ def _train(
     if not resumed or plan.epochs_before is not None:
         _describe(plan)
     assert config.recipe.epochs is not None
+    began = trainer.step
     try:
         if not quiet:
             before = plan.epochs_before
@@ -200,9 +201,9 @@ def _train(
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}. {_save_last_good(plan, trainer)}") from error
     except Exception:  # memory, the data, ...: what there is has been kept
-        if checkpoints_in(folder / CHECKPOINTS):
+        if trainer.step > began and checkpoints_in(folder / CHECKPOINTS):
             _say_how_to_go_on(config, folder, None, kept.saved)
-        elif not resumed:
+        elif not (resumed or trainer.history):
             _remove_new_run(folder)
         raise
     try:
@@ -276,6 +277,8 @@ def _save_last_good(plan: Plan, trainer: Trainer) -> str:
         kept = f"The last good weights are in {folder / MODEL}"
     elif checkpoints_in(folder / CHECKPOINTS):
         kept = f"The states before are in {folder / CHECKPOINTS}"
+    elif trainer.history:
+        kept = f"The weights are not finite: all that is kept is {folder / METRICS}"
     else:
         _remove_new_run(folder)
         return "No epoch had ended, and the weights are not finite: nothing is kept"

@@ -44,9 +44,13 @@ class FolderLock:
             if _is_at(handle, path):  # not removed by its last holder in the meantime
                 break
             os.close(handle)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
         self._handle = handle
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
+        except OSError as error:  # the disk is full
+            self.release()
+            raise FileError(f"cannot write {path}: {error.strerror or error}") from error
 
     def release(self) -> None:
         """Let others in. Nothing happens where it is not held."""

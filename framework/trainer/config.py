@@ -290,13 +290,12 @@ class RunConfig:
                     f"{self.dataset} is not the data of this run: {name} was {_short(then)}, "
                     f"now it is {_short(now)}"
                 )
-        hashes = fingerprints(splits)
-        for part in sorted(set(hashes) & set(self.fingerprint)):
-            if hashes[part] != self.fingerprint[part]:
+        for part, digest in fingerprints(splits).items():
+            before = self.fingerprint.get(part, digest)
+            if digest != before:
                 raise FileError(
                     f"{self.dataset} is not the data of this run: as many {part} samples, but "
-                    f"others than when the run began (their hash was {self.fingerprint[part]}, "
-                    f"now it is {hashes[part]})"
+                    f"others than when the run began (their hash was {before}, now it is {digest})"
                 )
 
 

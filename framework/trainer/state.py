@@ -90,17 +90,27 @@ def _check(trainer: Trainer, state: Mapping[str, Any]) -> None:
     here = [type(callback).__name__ for callback in _stateful(trainer)]
     if saved != here:
         raise ValueError(f"the saved run has callbacks {saved}, this one {here}")
-    for name, mine in (
+    for name, used in (
         ("ema", trainer.ema is not None),
         ("schedule", isinstance(trainer.schedule, ReduceOnPlateau)),
     ):
-        if mine != (state[name] is not None):
-            has, other = ("one", "none") if mine else ("none", "one")
+        if used != (state[name] is not None):
+            has, other = ("one", "none") if used else ("none", "one")
             raise ValueError(f"this run has {has} for {name!r}, the saved one {other}")
-    then, now = state.get("config"), trainer.config
-    for name in SAME:
-        if then and now and _plain(then[name]) != _plain(now[name]):
-            raise ValueError(f"the saved run has {name} {then[name]!r}, this one {now[name]!r}")
+    then, now = state.get("config") or {}, trainer.config or {}
+    for name in SAME if then and now else ():
+        for what, theirs, mine in _differences(name, _plain(then[name]), _plain(now[name])):
+            raise ValueError(f"the saved run has {what} {theirs!r}, this one {mine!r}")
+
+
+def _differences(name: str, saved: Any, mine: Any) -> list[tuple[str, Any, Any]]:
+    """Name and both values of what differs; of two dicts, of the entries that do."""
+    if isinstance(saved, dict) and isinstance(mine, dict):
+        keys = sorted(saved.keys() | mine.keys())
+        both = [(key, saved.get(key), mine.get(key)) for key in keys]
+    else:
+        both = [(name, saved, mine)]
+    return [entry for entry in both if entry[1] != entry[2]]
 
 
 def _apply(trainer: Trainer, state: Mapping[str, Any]) -> None:

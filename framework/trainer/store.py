@@ -57,7 +57,7 @@ def newest(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         try:
             state = checkpoint.from_bytes(_checked(path, entry), path)
         except FileError as error:
-            if str(error) not in problems:
+            if not any(str(path) in problem for problem in problems):
                 problems.append(str(error))
             continue
         for problem in problems:

@@ -303,6 +303,34 @@ def test_what_resume_says_of_a_lost_checkpoint(run):
     assert (run / "model.safetensors").read_bytes() == done
 
 
+def test_what_is_no_run_to_resume(run):
+    for name in ("config.json", "checkpoints", "checkpoints/checkpoint-000001.safetensors"):
+        assert f"--resume {run / name}: expected the run folder, {run}" in (
+            error("train", "--resume", run / name)
+        )
+
+
+def test_settings_that_were_changed_within_a_run(folder, monkeypatch):
+    """Only what differs is said."""
+    from framework.trainer import LRMonitor, Stopped
+
+    def stop(self, trainer):
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LRMonitor, "on_epoch_end", stop)
+        assert call("train", "--out", "r", "--quiet").exit_code == 130
+    file = folder / "r" / "config.json"
+    content = json.loads(file.read_text())
+    for name, value, message in (
+        ("model_config", {"hidden": [8]}, "the saved run has hidden [128, 128], this one [8]"),
+        ("recipe", {"optimizer": "sgd"}, "the state is of AdamW, the optimizer is SGD"),
+        ("recipe", {"batch_size": 32}, "the saved state has batch_size 64, this loader 32"),
+    ):
+        file.write_text(json.dumps(content | {name: content[name] | value}))
+        assert error("train", "--resume", "r", "--quiet").endswith(message)
+
+
 def test_a_damaged_checkpoint(run):
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"damaged")
@@ -508,6 +536,38 @@ def test_an_error_while_it_trains(folder, monkeypatch, step):
     again = ["--resume", "r"] if step == 30 else ["--out", "r", "--epochs", 1]
     assert (folder / "r").exists() == (step == 30)
     assert call("train", "--quiet", *again).exit_code == 0
+
+
+def test_a_full_disk_from_the_first_file_on(folder, monkeypatch):
+    """Nothing is left: not of the lock, and not of a run whose settings cannot be written."""
+    from framework.interop import atomic, lock
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    for owner, name, file in ((lock.os, "ftruncate", ".lock"), (atomic.os, "fsync", "config.json")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, full)
+            text = error("train", "--out", "r", "--quiet", "--epochs", 1)
+        assert text == f"error: cannot write r/{file}: No space left on device"
+        assert not (folder / "r").exists()
+    assert call("train", "--out", "r", "--quiet", "--epochs", 1).exit_code == 0
+
+
+def test_a_run_whose_model_cannot_be_written_keeps_its_records(folder, monkeypatch):
+    from framework.interop import atomic
+
+    real = atomic.os.replace
+
+    def replace(source, target):
+        if "safetensors" in str(target):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(atomic.os, "replace", replace)
+    text = error("train", "--out", "r", "--quiet", "--epochs", 2)
+    assert text == "error: cannot write r/model.safetensors: No space left on device"
+    assert (folder / "r" / "metrics.jsonl").read_text().count("\n") == 2
 
 
 def test_a_final_loss_that_is_no_number_is_an_error(folder, monkeypatch):
