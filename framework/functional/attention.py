@@ -19,6 +19,7 @@ from framework.functional.check import (
 )
 from kernels import attention as kernels
 from kernels.arrays import Array, array_module, is_floating
+from kernels.checking import looked_at
 
 
 def scaled_dot_product_attention(
@@ -152,10 +153,11 @@ def _options(
             )
         m = in_dtype(m, q.dtype)
     n = array_of(lengths)
-    if isinstance(n, np.ndarray) and n.size and not 0 <= n.min() <= n.max() <= k.shape[2]:
-        raise ValueError(  # on CUDA this would wait for the device
-            f"{name}: lengths are {n.min()} to {n.max()}, expected 0 to {k.shape[2]}, the number "
-            "of keys"
+    seen = None if n is None else looked_at(n)
+    if seen is not None and seen.size and not 0 <= seen.min() <= seen.max() <= k.shape[2]:
+        raise ValueError(
+            f"{name}: lengths are {seen.min()} to {seen.max()}, expected 0 to {k.shape[2]}, the "
+            "number of keys"
         )
     options: dict[str, Any] = {"mask": m, "lengths": n}
     options["slopes"] = None if slopes is None else in_dtype(slopes.data, q.dtype)
