@@ -43,7 +43,7 @@ def scaled_dot_product_attention(
     those less than so many positions away; keys from `lengths` (B,) on are seen by none. `slopes`
     (H,), times the distance, are taken off the scores (`alibi_slopes`). H is a multiple of G:
     queries share keys in groups. `dropout_p` drops weights, always: pass 0 in evaluation. A query
-    that sees no key has the output 0.
+    that sees no key has the output 0. Lengths on CUDA are checked within `fw.check_indices` only.
 
     The result lies in memory as (B, T, H, D), so that `.transpose(1, 2).reshape(B, T, H * D)`
     copies nothing; q, k and v may be views of a packed projection.

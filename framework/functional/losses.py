@@ -272,8 +272,9 @@ def cross_entropy(
 
     `target`: class indices (N, *), or probabilities in x's shape. `weight` (C,) scales the classes;
     targets equal to `ignore_index` do not count; `label_smoothing` mixes the target with the
-    uniform distribution. The mean is over the weights of the targets that count. On the CPU an
-    index outside [0, C) raises IndexError, and a weight or probability below 0 ValueError.
+    uniform distribution. The mean is over the weights of the targets that count. On the CPU, and
+    within `fw.check_indices`, an index outside [0, C) raises IndexError, and a weight or
+    probability below 0 ValueError; on CUDA an index outside gives NaN.
     """
     _check_reduction("cross_entropy", reduction)
     if not 0 <= number("cross_entropy", "label_smoothing", label_smoothing) <= 1:

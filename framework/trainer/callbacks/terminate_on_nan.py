@@ -133,7 +133,10 @@ class TerminateOnNaN(Callback):
         found = self._found
         found.fill(0)
         for loss in trainer.losses:
-            mark_nonfinite_(loss.data, found)
+            if trainer.device.kind == "cpu":  # where a number costs less than a kernel
+                found[0] |= not math.isfinite(loss.data.item())
+            else:
+                mark_nonfinite_(loss.data, found)
         if self._alone and trainer.clip_norm is not None and trainer.norm is not None:
             mark_nonfinite_(trainer.norm.data, found)  # it has seen all of the optimizer's
         elif isinstance(trainer.optimizer, Optimizer):
