@@ -661,6 +661,14 @@ for _name in ("rnn", "lstm", "gru"):
     _recurrent(_name)
 
 
+# Finite -------------------------------------------------------------------------------------------
+
+
+@prepared("mark_nonfinite_", "torch.isfinite(x).all()", comparable=False)
+def _(x, found):
+    return lambda: torch.isfinite(x).all()
+
+
 # Loss scaling -------------------------------------------------------------------------------------
 
 

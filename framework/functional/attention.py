@@ -21,6 +21,7 @@ from framework.functional.check import (
 )
 from kernels import attention as kernels
 from kernels.arrays import Array, array_module, is_floating
+from kernels.checking import looked_at
 
 
 def scaled_dot_product_attention(
@@ -46,7 +47,7 @@ def scaled_dot_product_attention(
     positions away; keys from `lengths` (...) on are seen by none (three axes with lengths (B,) are
     (B, T, D), without heads). `slopes` (H,), times the distance, are taken off the scores
     (`alibi_slopes`). `dropout_p` drops weights, always: pass 0 in evaluation. A query that sees no
-    key has the output 0.
+    key has the output 0. Lengths on CUDA are checked within `fw.check_indices` only.
 
     The result lies in memory as (B, T, H, E), so that `.transpose(1, 2).reshape(B, T, H * E)`
     copies nothing; q, k and v may be views of a packed projection.
@@ -249,10 +250,11 @@ def _options(
         if given is not None and given.requires_grad and is_grad_enabled():
             raise ValueError(f"{name}: {what} requires a gradient, and gets none; detach() it")
     n = array_of(lengths)
-    if isinstance(n, np.ndarray) and n.size and not 0 <= n.min() <= n.max() <= k.shape[2]:
-        raise ValueError(  # on CUDA this would wait for the device
-            f"{name}: lengths are {n.min()} to {n.max()}, expected 0 to {k.shape[2]}, the number "
-            "of keys"
+    seen = None if n is None else looked_at(n)
+    if seen is not None and seen.size and not 0 <= seen.min() <= seen.max() <= k.shape[2]:
+        raise ValueError(
+            f"{name}: lengths are {seen.min()} to {seen.max()}, expected 0 to {k.shape[2]}, the "
+            "number of keys"
         )
     options: dict[str, Any] = {"mask": array_of(mask), "lengths": n}
     options["slopes"] = None if slopes is None else in_dtype(slopes.data, q.dtype)

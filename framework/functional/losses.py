@@ -23,7 +23,8 @@ from framework.functional.check import (
     tensor_argument,
 )
 from kernels import linear_cross_entropy as fused_kernels, losses as kernels, reductions
-from kernels.arrays import Array, array_module, is_cuda, is_floating
+from kernels.arrays import Array, array_module, is_floating
+from kernels.checking import may_look
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -73,9 +74,9 @@ def _check_constant(name: str, x: Tensor, argument: str = "target") -> None:
         raise ValueError(f"{name}: the {argument} requires a gradient; pass {argument}.detach()")
 
 
-def _known_on_cpu(target: Tensor) -> bool:
+def _may_look(target: Tensor) -> bool:
     """Whether values can be looked at: on CUDA that would make the CPU wait for the GPU."""
-    return isinstance(target, Tensor) and target.size > 0 and not is_cuda(target.data)
+    return isinstance(target, Tensor) and target.size > 0 and may_look(target.data)
 
 
 def mse_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
@@ -128,7 +129,7 @@ def binary_cross_entropy_with_logits(
             f"{name}: weight has shape {weight.shape}, which does not broadcast to the input's "
             f"{x.shape}"
         )
-    if _known_on_cpu(target):
+    if _may_look(target):
         low, high = float(target.data.min()), float(target.data.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"{name}: targets from {low:g} to {high:g}, expected 0 to 1")
@@ -166,10 +167,10 @@ def hinge_loss(x: Tensor, target: Tensor, reduction: str = "mean", margin: float
     does not.
     """
     number("hinge_loss", "margin", margin)
-    if _known_on_cpu(target):
+    if _may_look(target):
         wrong = target.data[(target.data != 1) & (target.data != -1)]
         if wrong.size:
-            raise ValueError(f"hinge_loss: a target is {wrong[0]}, expected -1 or 1")
+            raise ValueError(f"hinge_loss: a target is {float(wrong[0])}, expected -1 or 1")
     return _per_element(
         "hinge_loss", kernels.hinge, kernels.hinge_grad, x, target, reduction, margin
     )
@@ -271,8 +272,9 @@ def cross_entropy(
 
     `target`: class indices (N, *), or probabilities in x's shape. `weight` (C,) scales the classes;
     targets equal to `ignore_index` do not count; `label_smoothing` mixes the target with the
-    uniform distribution. The mean is over the weights of the targets that count. On the CPU an
-    index outside [0, C) raises IndexError, and a weight or probability below 0 ValueError.
+    uniform distribution. The mean is over the weights of the targets that count. On the CPU, and
+    within `fw.check_indices`, an index outside [0, C) raises IndexError, and a weight or
+    probability below 0 ValueError; on CUDA an index outside gives NaN.
     """
     _check_reduction("cross_entropy", reduction)
     if not 0 <= number("cross_entropy", "label_smoothing", label_smoothing) <= 1:
@@ -373,7 +375,7 @@ def _check_class_weight(name: str, weight: Tensor | None, classes: int) -> None:
 
 
 def _check_not_negative(name: str, what: str, x: Tensor) -> None:
-    if _known_on_cpu(x):
+    if _may_look(x):
         low = float(x.data.min())
         if not low >= 0:
             raise ValueError(f"{name}: {what} is {low:g}, expected at least 0")

@@ -249,6 +249,20 @@ class Optimizer(ABC):
             flat.gather()
         return [flat.grad for flat in flats]
 
+    def counted(self) -> list[Any]:
+        """What the host counts and sets from step to step: step counts and learning rates."""
+        steps = [list(flat.steps) for flats in self._flat for flat in flats]
+        return [steps, [group["lr"] for group in self.param_groups]]
+
+    def count_from(self, counted: list[Any]) -> None:
+        """Go back to what `counted` gave: the steps since then have changed nothing."""
+        steps, rates = counted
+        flats = [flat for flats in self._flat for flat in flats]
+        for flat, count in zip(flats, steps, strict=True):
+            flat.steps[:] = count
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+
     def memory_held(self) -> dict[str, int]:
         """Bytes of its buffers: "gradients" and "optimizer state"."""
         flats = [flat for flats in self._flat for flat in flats]

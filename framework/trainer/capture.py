@@ -22,7 +22,6 @@ from framework.autograd import Tensor
 from framework.backend.cuda import CapturedStep, CaptureError
 from framework.layers import Module
 from framework.profiler import is_recording
-from framework.trainer.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Batch, Trainer
@@ -154,11 +153,7 @@ class CapturedTraining:
 
     def _somebody_looks(self) -> bool:
         """Does a callback act between gradients and step?"""
-        return any(
-            type(callback).on_gradients is not Callback.on_gradients
-            or "on_gradients" in vars(callback)
-            for callback in self.trainer.callbacks
-        )
+        return any(callback.looks_at_gradients() for callback in self.trainer.callbacks)
 
     def _can_replay(self) -> bool:
         """Is all that a step does on the device?
@@ -187,6 +182,7 @@ class CapturedTraining:
             trainer.clip_norm,
             trainer.clip_value,
             trainer.running,
+            trainer.guard,
             *trainer.metrics,
             self._description,
             [p.requires_grad for p in self._parameters],

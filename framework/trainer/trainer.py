@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from framework.trainer import checkpoint
 from framework.trainer.batch_size import set_batch_size
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.capture import captured_training
+from framework.trainer.guard import Guard
 from framework.trainer.inputs import as_input, holds_numbers
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
@@ -126,6 +127,8 @@ class Trainer:
         self.should_stop = False  # a callback sets it to end training after this step
         self.running = Mean()  # the loss of this epoch so far
         self.samples = 0  # of this epoch so far
+        self.guard: Guard | None = None  # holds steps on the device, see TerminateOnNaN
+        self.norm: Tensor | None = None  # of the gradients before `clip_norm`
         self.window: list[Batch] = []  # the batches of this step
         self.losses: list[Tensor] = []  # and their losses
         self.position = Position()  # in the training data
@@ -216,6 +219,7 @@ class Trainer:
             self._train_step(window)
             if self.should_stop:
                 break
+        self.settle()
         if not self.samples:
             left_out = self.position.batches
             raise ValueError(
@@ -258,6 +262,12 @@ class Trainer:
             self._call("on_step_skipped")
             self.precision.update()
 
+    def settle(self) -> None:
+        """Wait until the steps so far are known to be good. Raises what the callbacks raise where
+        one was not.
+        """
+        self._call("on_settle")
+
     def look(self) -> bool:
         """Show the gradients to the callbacks. False where one has set `skip_step`."""
         self._call("on_gradients")
@@ -278,6 +288,8 @@ class Trainer:
             for batch in window:
                 output, target, loss = self._forward(batch)
                 share = len(target) / in_window
+                if self.guard is not None:
+                    self.guard.mark(loss.data)
                 self.precision.scaled(loss if share == 1 else loss * share).backward()
                 observe(output, target, loss)
         if not self.precision.unscale(self.optimizer):
@@ -285,7 +297,8 @@ class Trainer:
         if self.clip_value is not None:
             clip_grad_value_(self.optimizer, self.clip_value)
         if self.clip_norm is not None:
-            clip_grad_norm_(self.optimizer, self.clip_norm)
+            norm = clip_grad_norm_(self.optimizer, self.clip_norm)
+            self.norm = norm if self._captured is None else None  # else it is a graph's
         return True
 
     def _forward(self, batch: Batch) -> tuple[Any, Tensor, Tensor]:
@@ -303,10 +316,11 @@ class Trainer:
 
     def move_weights(self) -> None:
         """Step, and take the new weights into the average."""
-        self.optimizer.step()
-        self.precision.update()
-        if self.ema is not None:
-            self.ema.update()
+        with nullcontext() if self.guard is None else self.guard.holding(self):
+            self.optimizer.step()
+            self.precision.update()
+            if self.ema is not None:
+                self.ema.update()
 
     def _observe(self, output: Any, target: Tensor, loss: Tensor) -> None:
         """Running loss and metrics. Sums stay on the device: no waiting for it in a step."""
