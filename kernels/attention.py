@@ -33,17 +33,16 @@ from typing import Any
 
 import numpy as np
 
-from kernels.arrays import Array, array_module, is_array, is_half
-from kernels.attention_call import CUDA_WIDTHS, Call, check_gradient, checked, padded
+from kernels.arrays import Array, array_module
+from kernels.attention_call import CUDA_WIDTHS, Call, check_gradient, checked, padded, placed
 from kernels.lazy import Lazy
-from kernels.random import checked_place, counters, dropout, dropout_constants
+from kernels.random import counters, dropout
 from kernels.registry import kernel
 
-loops = Lazy("kernels.cpu.attention")
-blas = Lazy("kernels.cpu.blas")
-engine = Lazy("kernels.cpu.engine")
+loops = Lazy("kernels.cpu.attention_calls")
 products = Lazy("kernels.cuda.attention")
 cudnn = Lazy("kernels.cuda.cudnn_attention")
+wide = Lazy("kernels.cuda.attention_wide")
 
 
 def draws(q: Array, k: Array) -> int:
@@ -184,8 +183,8 @@ def attention_grad(
     to_q = _weighted(ds, _per_head(k, H)) * scale
     to_k = _weighted(ds.swapaxes(-1, -2), q) * scale
     to_v = _weighted(_drop(weights, c).swapaxes(-1, -2), dout)
-    made = _placed(to_q, dq), _placed(_per_group(to_k, G), dk), _placed(_per_group(to_v, G), dv)
-    return made if dmask is None else (*made, _placed(_summed_to(ds, dmask.shape), dmask))
+    made = placed(to_q, dq), placed(_per_group(to_k, G), dk), placed(_per_group(to_v, G), dv)
+    return made if dmask is None else (*made, placed(_summed_to(ds, dmask.shape), dmask))
 
 
 def _summed_to(ds: Array, shape: tuple[int, ...]) -> Array:
@@ -210,93 +209,12 @@ def _split(rest: tuple[Any, ...], *named: Array | None) -> tuple[tuple[Any, ...]
     return options, (*places, *named[len(places) :])
 
 
-def _placed(gradient: Array, place: Array | None) -> Array:
-    if place is None or gradient is place:
-        return gradient
-    place[...] = gradient
-    return place
-
-
 # CPU ----------------------------------------------------------------------------------------------
-
-
-def _readable(x: Array, D: int) -> Array:
-    """`x` as the loops can read it: rows of D floats that lie together, else a copy with zeros at
-    the ends of rows.
-    """
-    strides = x.strides
-    if x.shape[3] == D and strides[3] == 4 and not any(s & 3 for s in strides):
-        return x
-    copy = np.zeros((x.shape[0], x.shape[2], x.shape[1], D), np.float32).swapaxes(1, 2)
-    copy[..., : x.shape[3]] = x
-    return copy
-
-
-def _writable(shape: tuple[int, ...], D: int, place: Array | None = None) -> Array:
-    """`place` if the loops can write to it, else a new array that lies as (B, T, H, D)."""
-    if place is not None and place.dtype == np.float32 and _readable(place, D) is place:
-        return place
-    B, H, T, _ = shape
-    return np.empty((B, T, H, D), np.float32).swapaxes(1, 2)
-
-
-def _numbers(
-    c: Call, D: int, out: Array, lse: Array, *more: Array
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, tuple[Any, ...]]:
-    """What the loops are told: addresses, sizes, steps, the scale, and the place in the stream."""
-    B, H, T, E = out.shape
-    G, S = c.k.shape[1:3]
-    kind, mask, mask_steps = 0, 0, (0, 0, 0, 0)
-    if c.mask is not None:
-        kind = 1 if c.mask.dtype.kind == "b" else 2
-        mask, mask_steps = blas.address(c.mask), c.mask.strides
-    addresses = (
-        *map(blas.address, (c.q, c.k, c.v, out, lse)),
-        mask,
-        0 if c.lengths is None else blas.address(c.lengths),
-        0 if c.slopes is None else blas.address(c.slopes),
-        *map(blas.address, more),
-    )
-    drop, kept = dropout_constants(c.p)
-    thin = int(drop) if c.p > 0 else -1
-    sizes = (B, H, T, S, D, G, int(c.causal), c.window, c.start, kind, thin, padded(S), E)
-    steps = (
-        *(step >> 2 for x in (c.q, c.k, c.v, out) for step in x.strides[:3]),
-        *mask_steps,
-        *(step >> 2 for x in more for step in x.strides[:3]),
-    )
-    seed, offset = checked_place(c.seed, c.offset)
-    place = np.uint64(seed), np.uint64(offset), np.float32(kept)
-    return addresses, sizes, steps, np.float32(c.scale), place
-
-
-def _whole_registers(columns: int) -> int:
-    return -(-columns // 16) * 16
-
-
-def _prepared(c: Call) -> tuple[Call, int, int]:
-    """With arrays that the loops can read, and D and E in whole registers."""
-    D, E = (_whole_registers(x.shape[3]) for x in (c.q, c.v))
-    q, k, v = _readable(c.q, D), _readable(c.k, D), _readable(c.v, E)
-    mask = c.mask
-    if mask is not None and mask.dtype.kind != "b":
-        if any(s & 3 for s in mask.strides):
-            mask = mask.copy()
-    lengths = None if c.lengths is None else np.ascontiguousarray(c.lengths, np.int64)
-    slopes = None if c.slopes is None else np.ascontiguousarray(c.slopes, np.float32)
-    return c._replace(q=q, k=k, v=v, mask=mask, lengths=lengths, slopes=slopes), D, E
 
 
 @attention.cpu
 def _(q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> tuple[Array, Array]:
-    c, D, E = _prepared(checked("attention", q, k, v, *rest, **options))
-    B, H, T, narrow = c.out_shape[:3] + (v.shape[3],)
-    out, lse = _writable((B, H, T, E), E), np.empty((B, H, T), np.float32)
-    addresses, sizes, steps, scale, place = _numbers(c, D, out, lse)
-    tasks = engine.numbers(B * H * -(-T // loops.ROWS))
-    work = B * H * T * k.shape[2]
-    loops.forward(tasks, addresses, sizes, steps, scale, *place, work=work)
-    return (out if E == narrow else out[..., :narrow]), lse
+    return loops.forward(checked("attention", q, k, v, *rest, **options))
 
 
 @attention_grad.cpu
@@ -318,29 +236,7 @@ def _(
     rest, places = _split(rest, dq, dk, dv, dmask)
     c = checked("attention_grad", q, k, v, mask, *rest, **options)
     check_gradient(c, dout, out, lse, mask, places[3])
-    c, D, E = _prepared(c)
-    out, dout = _readable(out, E), _readable(dout, E)
-    lse = np.ascontiguousarray(lse, np.float32)
-    made = [_writable(x.shape, n, y) for x, n, y in zip((q, k, v), (D, D, E), places, strict=False)]
-    addresses, sizes, steps, scale, place = _numbers(c, D, out, lse, dout, *made)
-    work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-    tasks = engine.numbers(k.shape[0] * k.shape[1])
-    given = addresses, sizes, steps, scale, *place
-    loops.backward(tasks, *given, loops.NOWHERE, work=work)
-    results = tuple(
-        x if x is y else _placed(x[..., : a.shape[3]], y)
-        for x, a, y in zip(made, (q, k, v), places, strict=False)
-    )
-    if (dmask := places[3]) is None:
-        return results
-    sums = np.zeros(dmask.shape, np.float32)
-    whole = np.broadcast_to(sums, c.mask.shape)
-    own = (1,) * (4 - dmask.ndim) + dmask.shape
-    tiles = 1 if own[2] == 1 else -(-own[2] // loops.ROWS)
-    into = blas.address(sums), *whole.strides, *own[:2], tiles
-    tasks = engine.numbers(own[0] * own[1] * tiles)
-    loops.backward(tasks, *given, into, work=work)
-    return *results, _placed(sums, dmask)
+    return loops.gradient(c, dout, out, lse, places)
 
 
 # CUDA ---------------------------------------------------------------------------------------------
@@ -359,7 +255,7 @@ def _too_wide(c: Call) -> bool:
 def _(q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> tuple[Array, Array]:
     c = checked("attention", q, k, v, *rest, **options)
     if _too_wide(c):
-        return _in_float32(attention, q, k, v, *c.rest())
+        return wide.forward(attention.reference, c)
     found = cudnn.forward(c)
     return products.forward(c) if found is None else found
 
@@ -385,23 +281,11 @@ def _(
     check_gradient(c, dout, out, lse, mask, places[3])
     own = None if places[3] is None else places[3].shape
     if _too_wide(c):
-        room = None if own is None else array_module(q).empty(own, np.float32)
-        given = (dout, q, k, v, out, lse, *c.rest(), None, None, None, room)
-        made = _in_float32(attention_grad, *given)
+        made = wide.gradient(attention_grad.reference, c, dout, out, lse, own)
     else:
         made = None if own is not None else cudnn.gradient(c, dout, out, lse, places[:3])
         made = products.gradient(c, dout, out, lse, own) if made is None else made
-    return tuple(_placed(x, y) for x, y in zip(made, places, strict=False))
-
-
-def _in_float32(function: Any, *args: Any) -> Any:
-    """The reference of `function`, in float32 for 16-bit arrays; lse stays so."""
-    kind = args[0].dtype
-    wide = [x.astype(np.float32) if is_array(x) and is_half(x.dtype) else x for x in args]
-    results = function.reference(*wide)
-    return tuple(
-        r if i in function.statistics else r.astype(kind, copy=False) for i, r in enumerate(results)
-    )
+    return tuple(placed(x, y) for x, y in zip(made, places, strict=False))
 
 
 # Samples ------------------------------------------------------------------------------------------

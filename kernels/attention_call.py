@@ -127,3 +127,11 @@ def check_gradient(
         raise ValueError(
             f"attention_grad: dmask has shape {dmask.shape}, expected the mask's, {mask.shape}"
         )
+
+
+def placed(gradient: Array, place: Array | None) -> Array:
+    """`gradient`, in the place given for it if there is one."""
+    if place is None or gradient is place:
+        return gradient
+    place[...] = gradient
+    return place

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.attention import attention, attention_grad
-from kernels.cuda import cudnn, cudnn_attention
+from kernels.cuda import attention_wide, cudnn, cudnn_attention
 from tests.cuda_emulator import matrix
 from tests.kernels import contract
 from tests.kernels.contract import DTYPES
@@ -45,6 +45,36 @@ def test_the_gradient_of_a_mask_is_summed_over_what_was_broadcast(cupy, shape):
     dmask = cupy.empty(shape, np.float32)
     got = attention_grad(*given, **options, dmask=dmask)
     assert got[3] is dmask
+    np.testing.assert_allclose(dmask.get(), exact, rtol=2e-5, atol=2e-5)
+
+
+# --- heads of more than 128 columns ---------------------------------------------------------------
+
+WIDE = {
+    "plain": {},
+    "causal": {"causal": True, "start": 6, "slopes": drawn(4)},
+    "dropout": {"p": 0.3, "seed": 5, "offset": 7, "lengths": np.array([16, 11])},
+    "window": {"window": 5, "mask": RNG.random((10, 16)) < 0.8},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("options", WIDE.values(), ids=WIDE)
+def test_wide_heads_are_the_reference_in_blocks(cupy, monkeypatch, options, dtype):
+    monkeypatch.setattr(attention_wide, "SCORES", 16 * 3)  # three queries at a time
+    compare(*through(cupy, operands(2, options, dtype, 136, 24), options), "wide")
+
+
+@pytest.mark.parametrize("shape", [(4, 10, 16), (2, 1, 1, 16), (10, 16), (2, 1, 10, 1)])
+def test_wide_heads_have_gradients_of_masks(cupy, monkeypatch, shape):
+    monkeypatch.setattr(attention_wide, "SCORES", 16 * 3)
+    dout, q, k, v = operands(2, {}, "float32", 16, 136)
+    mask, exact = drawn(*shape), np.empty(shape)
+    out, lse = attention.reference(q, k, v, mask, causal=True)
+    given = dout, q, k, v, out, lse, mask
+    attention_grad.reference(*(x.astype(np.float64) for x in given), causal=True, dmask=exact)
+    dmask = cupy.empty(shape, np.float32)
+    attention_grad(*map(cupy.asarray, given), causal=True, dmask=dmask)
     np.testing.assert_allclose(dmask.get(), exact, rtol=2e-5, atol=2e-5)
 
 
