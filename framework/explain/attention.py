@@ -98,10 +98,10 @@ def between_tokens(subject: TextSubject) -> Any:
             _draw(axes, found.weights[0, head])
             caption(axes, f"layer {row + 1}, head {head + 1}")
             if head == 0:
-                axes.set_yticks(range(count), labels, va="center")
+                axes.set_yticks(range(count), labels, va="center", parse_math=False)
             if row == len(maps) - 1:
                 turned = 90 if any(len(label) > 1 for label in labels) else 0
-                axes.set_xticks(range(count), labels, rotation=turned)
+                axes.set_xticks(range(count), labels, rotation=turned, parse_math=False)
             axes.tick_params(length=0, pad=2, labelsize=5.5, labelcolor=INK)
     return figure
 
@@ -119,9 +119,14 @@ def _draw(axes: Any, weights: np.ndarray) -> None:
 
 
 def _label(token: str) -> str:
-    """A token as it can be read: spaces and ends of lines by signs."""
+    """A token as it can be read: spaces and ends of lines by signs, squares for what the font of
+    the pictures lacks.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    index_of = get_font(findfont(FontProperties())).get_char_index
     shown = token.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5")
-    shown = "".join(c if c.isprintable() else "\u00b7" for c in shown).replace("$", r"\$")
+    shown = "".join(c if c.isprintable() and index_of(ord(c)) else "\u25a1" for c in shown)
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "\u2026"
 
 

@@ -107,9 +107,9 @@ def test_rollout_is_the_product_of_half_kept_weights():
 
 @pytest.mark.parametrize("heads", [2, 12])
 def test_attention_between_tokens(heads, tmp_path):
-    text = "to be, or not to be:\nthat is the $question$"
+    text = "to be, or not to be:\nthat is \u4e2d $question$"
     fw.manual_seed(0)
-    model = build("gpt", vocabulary=24, block=40, depth=2, heads=heads, width=24)
+    model = build("gpt", vocabulary=25, block=40, depth=2, heads=heads, width=24)
     tokenizer = CharTokenizer.train(text)
     s = TextSubject(model, tokenizer.encode(text), tokenizer)
     (file,) = explain(s, tmp_path / "it")
@@ -117,7 +117,7 @@ def test_attention_between_tokens(heads, tmp_path):
     figure = between_tokens(s)
     assert len(figure.axes) == 2 * heads
     count = {2: 32, 12: 23}[heads]
-    assert f"the first {count} of 43" in figure.texts[1].get_text()
+    assert f"the first {count} of 41" in figure.texts[1].get_text()
     labels = [x.get_text() for x in figure.axes[0].get_yticklabels()]
     assert labels[:6] == ["t", "o", "\u2423", "b", "e", ","] and len(labels) == count
     drawn = figure.axes[1].get_images()[0].get_array()
