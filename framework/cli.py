@@ -507,8 +507,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # where the encoding lacks a character
     if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+        for signal_name in ("SIGTERM", "SIGHUP"):  # the latter not on Windows
+            number = getattr(signal, signal_name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)  # ends as Ctrl-C does
     name = "python -m framework" if Path(sys.argv[0]).name == "__main__.py" else None
     app(prog_name=name)
 

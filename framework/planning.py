@@ -42,7 +42,7 @@ def plan_run(
     settings: list[str],
 ) -> Plan:
     """A new run; without a `dataset`, on the embedded one that the family is for."""
-    from framework.data import CATALOG, TokenSplits
+    from framework.data import CATALOG, CORPORA, TokenSplits
     from framework.trainer.config import fingerprints, sizes
     from framework.trainer.run import CONFIG, Recipe, RunConfig, load_data
     from models import entry
@@ -52,6 +52,14 @@ def plan_run(
         raise UsageError(f"{model} has no data to train on from here; train it from Python")
     if dataset is None:
         dataset = "digits" if "classification" in family.tasks else "python-reference"
+    if family.tasks == ("language",) and dataset in CATALOG:  # before it is downloaded
+        known = ", ".join(sorted(CORPORA))
+        raise UsageError(
+            f"{model} is for language, but {dataset} is no text: take one of {known}, or any text "
+            "file by its path"
+        )
+    if "language" not in family.tasks and dataset in CORPORA:
+        raise UsageError(_other_families(model, family.tasks, dataset, "language"))
     on = place(device)
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: expected 0 or more")
@@ -119,19 +127,24 @@ def splits_of(config: RunConfig, folder: Path) -> Splits:
 
 def _check_family(model: str, family: Any, splits: Splits, recipe: Recipe) -> None:
     """UsageError where the family is not for this data, or not for streams of it."""
-    from models import ZOO
-
     if splits.task not in family.tasks:
-        fitting = [name for name, other in sorted(ZOO.items()) if splits.task in other.tasks]
-        raise UsageError(
-            f"{model} is for {' and '.join(family.tasks)}, but {splits.name} is data for "
-            f"{splits.task}: take one of {', '.join(fitting)}"
-        )
+        raise UsageError(_other_families(model, family.tasks, splits.name, splits.task))
     if recipe.sampling == "stream" and splits.task == "language" and not family.carries:
         raise UsageError(
             f"sampling is stream, but {model} carries no state from window to window: "
             "set sampling=random"
         )
+
+
+def _other_families(model: str, tasks: tuple[str, ...], dataset: str, task: str) -> str:
+    """That `model` is not for this data, and which families are."""
+    from models import ZOO
+
+    fitting = [name for name, other in sorted(ZOO.items()) if task in other.tasks]
+    return (
+        f"{model} is for {' and '.join(tasks)}, but {dataset} is data for {task}: take one of "
+        f"{', '.join(fitting)}"
+    )
 
 
 def _check_meaning(model: str, splits: Splits, recipe: Recipe, given: dict[str, Any]) -> None:
@@ -260,6 +273,7 @@ def _settings(
     given: list[str], model: str, recipe: type[Recipe]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """--set key=value, sorted into settings of the model and of the recipe."""
+    from framework.trainer.config import OF_IMAGES, OF_TEXT
     from models import ZOO, hint
 
     model_config = ZOO[model].config
@@ -269,6 +283,8 @@ def _settings(
     )
     for_model = {name: for_model[name] for name in _free_settings(ZOO[model])}
     known = [*for_model, *for_recipe]
+    foreign = OF_IMAGES if "language" in ZOO[model].tasks else OF_TEXT
+    shown = ", ".join(name for name in known if name not in foreign)
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for setting in given:
         key, equals, text = setting.partition("=")
@@ -280,11 +296,10 @@ def _settings(
             if theirs:
                 raise UsageError(
                     f"--set {setting}: {key} is a setting of {', '.join(theirs)}, not of {model}; "
-                    f"there are: {', '.join(known)}"
+                    f"there are: {shown}"
                 )
             raise UsageError(
-                f"--set {setting}: unknown setting {key!r}{hint(key, known)}; "
-                f"there are: {', '.join(known)}"
+                f"--set {setting}: unknown setting {key!r}{hint(key, known)}; there are: {shown}"
             )
         side = 0 if key in for_model else 1
         if key in found[side]:

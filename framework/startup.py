@@ -27,7 +27,7 @@ def report_in_one_line() -> None:
 
 
 def report_as_usual() -> None:
-    """Errors have tracebacks again; Ctrl-C and SIGTERM raise KeyboardInterrupt."""
+    """Errors have tracebacks again; Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt."""
     global _active
     if _active:
         _active = False
@@ -36,8 +36,9 @@ def report_as_usual() -> None:
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
     """By `handler`, except for what whoever started the process wants ignored (nohup, `&`)."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last one not on Windows
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import typer
 
 import framework as fw
-from framework import screen
+from framework import output, screen
 from framework.data import TokenSplits
 from framework.interop.lock import FolderLock
 from framework.layers import BatchNorm1d, BatchNorm2d, Module
@@ -76,7 +76,7 @@ def run_training(
     new = not plan.folder.exists()
     make_folder(plan.folder)
     try:
-        with FolderLock(plan.folder):
+        with output.that_may_fail(), FolderLock(plan.folder):
             if not resumed and (plan.folder / CONFIG).exists():  # written while this was planned
                 raise UsageError(f"{plan.folder} holds a run already: choose another --out")
             _train(plan, model, resumed, quiet, profiled, every)

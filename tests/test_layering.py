@@ -18,6 +18,7 @@ LAYERS = [
     "kernels",
     "framework.guard",
     "framework.startup",
+    "framework.output",
     "framework.backend",
     "framework.autograd",
     "framework.functional",

@@ -18,7 +18,8 @@ from framework.trainer.versions import versions
 CONFIG = "config.json"
 FORMAT = 1
 
-#: Settings of a recipe that have a meaning for text only.
+#: Settings of a recipe that have a meaning for images only, and for text only.
+OF_IMAGES = ("shift", "flip", "cutout", "rand_augment", "mixup")
 OF_TEXT = ("steps", "window", "sampling", "tokenizer", "vocabulary")
 
 

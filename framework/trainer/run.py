@@ -229,12 +229,14 @@ def load_model(
 
 
 def _tell_of_older_weights(folder: Path, epoch: int | None, config: RunConfig) -> None:
-    """A warning where a run that was complete is being trained on, or was until a stop."""
+    """A warning where the run is being trained on, was until a stop, or has ended too early."""
     process, about = holder(folder), "" if epoch is None else f", of epoch {epoch}"
     if process not in (None, str(os.getpid())):
         what = f"is being trained by process {process}"
     elif checkpoints_in(folder / CHECKPOINTS) and epoch != config.recipe.epochs:
         what = f"has not ended its training ({_go_on(folder)})"
+    elif epoch is not None and epoch < (config.recipe.epochs or 0) and not config.recipe.validation:
+        what = f"ended in epoch {epoch + 1} of {config.recipe.epochs}, as its loss diverged"
     else:
         return
     log.warning("note: %s %s; this is the model that it has so far%s", folder, what, about)

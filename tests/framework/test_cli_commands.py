@@ -268,12 +268,17 @@ def test_killed_after_the_last_epoch_and_resumed(folder, more):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_at_any_moment(folder, number):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_ctrl_c_at_any_moment(folder, name):
+    """Also where the screen is gone before, as it is when a terminal closes."""
+    number = getattr(signal, name)
     process = subprocess.Popen(
         command("train", "mlp", "--epochs", "2000", "--out", f"long{number}"),
         cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    if name == "SIGHUP":
+        process.stdout.close()
+        process.stdout = None
     log = folder / f"long{number}" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") > 3):
@@ -286,6 +291,8 @@ def test_ctrl_c_at_any_moment(folder, number):
     assert "Traceback" not in errors
     assert f"--resume long{number}" in errors
     assert f"saved in long{number}/checkpoints" in errors
+    gone = "cannot print any more: Broken pipe; training goes on\n"
+    assert errors.count(gone) == (name == "SIGHUP")
     assert list((folder / f"long{number}" / "checkpoints").glob("checkpoint-*"))
 
 

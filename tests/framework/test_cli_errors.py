@@ -474,7 +474,7 @@ def test_the_device_of_the_environment(trained, folder, monkeypatch, command, de
         assert wrong in error(command, *args)
 
 
-def test_divergence_is_one_line(folder):
+def test_divergence_is_one_line(folder, caplog):
     text = error("train", "--lr", "1e30", "--set", "warmup=0", "--set", "norm=none", "--quiet")
     assert "the loss is nan; the first layer with such an output is" in text
     assert "Lower the learning rate" in text
@@ -482,6 +482,8 @@ def test_divergence_is_one_line(folder):
     name = run.relative_to(folder)
     assert f"The last good weights are in {name}/model.safetensors" in text
     assert text.endswith(f"choose another --out or remove {name}")
+    call("evaluate", run)
+    assert f"{run} ended in epoch 1 of 40, as its loss diverged; this is the model" in caplog.text
     for more in ([], ["--epochs", 99]):
         assert "diverged in its first epoch" in error("train", "--resume", run, *more)
     from framework.interop import safetensors

@@ -143,7 +143,9 @@ def test_a_transformer_writes_past_its_block(text, folder):  # noqa: F811
     [
         (["gpt", "--set", "heads=3"], "heads is 3, which does not divide width=128"),
         (["vit", "--dataset", "moons"], "ViT is for images (C, H, W), this data has the shape"),
-        (["nplm", "--dataset", "digits"], "nplm is for language, but digits is data for classif"),
+        (["nplm", "--dataset", "digits"], "nplm is for language, but digits is no text: take"),
+        (["gpt", "--dataset", "mnist"], "mnist is no text: take one of python-reference, tinysh"),
+        (["lenet", "--dataset", "wikitext-2"], "but wikitext-2 is data for language: take one of"),
         (
             ["mlp", "--dataset", "python-reference"],
             "data for language: take one of charlstm, gpt, nplm",

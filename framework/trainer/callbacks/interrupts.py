@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, where its state is whole."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run between two steps, where its state is whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from framework.trainer.callbacks.callback import Callback
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Ctrl-C, kill, and (not on Windows) a terminal that was closed, or a connection to it.
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Stopped(KeyboardInterrupt):
@@ -22,9 +25,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupts(Callback):
-    """The first Ctrl-C or SIGTERM lets the step (or the evaluation after an epoch) end, then raises
-    `Stopped`, upon which a ModelCheckpoint saves. A second one interrupts at once, as without this;
-    a terminal is told so.
+    """The first Ctrl-C, SIGTERM or SIGHUP lets the step (or the evaluation after an epoch) end and
+    then raises `Stopped`, upon which a ModelCheckpoint saves. A second one interrupts at once, as
+    without this; a terminal is told so.
 
     Put it last: the others have seen the step then. In threads other than the main one, and where
     signals have handlers that are not Python's own, it does nothing.
