@@ -17,9 +17,17 @@ loops = Lazy("kernels.cpu.finite")
 CUDA_KERNELS = ("mark_nonfinite",)
 
 
+_INT32 = np.dtype("int32")
+
+
 def _check(name: str, found: Array) -> None:
-    if found.shape != (1,) or found.dtype != np.int32:
+    if found.shape != (1,) or found.dtype != _INT32:
         raise ValueError(f"{name}: found is {found.dtype}{found.shape}, expected int32 (1,)")
+
+
+def _flat(x: Array) -> Array:
+    """All elements, in the order they have in memory."""
+    return memory_order(x).reshape(-1)
 
 
 @kernel(inplace=("found",))
@@ -35,7 +43,7 @@ def mark_nonfinite_(x: Array, found: Array) -> Array:
 @mark_nonfinite_.cpu
 def _(x: Array, found: Array) -> Array:
     _check("mark_nonfinite_", found)
-    loops.mark_nonfinite(memory_order(x).reshape(-1), found)
+    loops.mark_nonfinite(x if x.ndim == 1 and x.flags.c_contiguous else _flat(x), found)
     return found
 
 
@@ -45,7 +53,7 @@ def _(x: Array, found: Array) -> Array:
 
     _check("mark_nonfinite_", found)
     if x.size:
-        x = memory_order(x)
+        x = _flat(x)
         name = f"mark_nonfinite<{launch.type_name(x.dtype)}>"
         args = (x, found, np.int64(x.size))
         launch.run("finite", name, launch.grid_stride(x.size, x), launch.BLOCK, args)

@@ -16,6 +16,7 @@ from framework.backend.live import CaptureError, Recording, recording
 from framework.layers.storage import forget_grad
 from framework.optimizers.flat import FlatParameters, check_dtype, place_of
 from kernels.arrays import Array
+from kernels.finite import mark_nonfinite_
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -248,6 +249,13 @@ class Optimizer(ABC):
         for flat in flats:
             flat.gather()
         return [flat.grad for flat in flats]
+
+    def mark_nonfinite_gradients(self, found: Array) -> None:
+        """found[0] = 1 where one of `gradient_buffers` holds a NaN or an infinity: int32 (1,)."""
+        for flats in self._flat:
+            for flat in flats:
+                flat.gather()
+                mark_nonfinite_(flat.grad, found)
 
     def counted(self) -> list[Any]:
         """What the host counts and sets from step to step: step counts and learning rates."""

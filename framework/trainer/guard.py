@@ -91,8 +91,7 @@ class Guard:
     @contextmanager
     def holding(self, trainer: Trainer) -> Iterator[None]:
         """The block around the step: gradients marked, the optimizer and the EMA held."""
-        for gradients in trainer.optimizer.gradient_buffers():
-            self.mark(gradients)
+        trainer.optimizer.mark_nonfinite_gradients(self.found)
         for p in self.others:
             if p.grad is not None:
                 self.mark(p.grad.data)

@@ -55,15 +55,16 @@ class Interrupts(Callback):
             signal.signal(each, signal.default_int_handler)
 
     def on_step_end(self, trainer: Trainer) -> None:
-        self._stop(trainer)
+        if self.asked:
+            self._stop(trainer)
 
     def on_epoch_complete(self, trainer: Trainer) -> None:
-        self._stop(trainer)
+        if self.asked:
+            self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
-        if self.asked:
-            trainer.settle()  # an error of the last step is an error, and none while saving
-            raise Stopped
+        trainer.settle()  # an error of the last step is an error, and none while saving
+        raise Stopped
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self._give_back()  # all is done: a signal has come too late

@@ -62,6 +62,7 @@ class TerminateOnNaN(Callback):
         self.others: list[Tensor] = []  # parameters that the optimizer does not hold
         self._buffers: list[Tensor] = []
         self._carries: list[Carry] = []
+        self._ours = False  # is the optimizer one of framework.optimizers?
         self._alone = False  # does nobody else look at the gradients, and maybe change them?
         self._guard: Guard | None = None  # where the device holds the steps
         self._made: Guard | None = None  # the same, for the next run: graphs know its flag
@@ -79,11 +80,12 @@ class TerminateOnNaN(Callback):
         # Once an epoch: walking through a model takes longer than looking at its gradients.
         optimizer, parameters = trainer.optimizer, list(trainer.model.parameters())
         held = set()
-        if isinstance(optimizer, Optimizer):
+        self._ours = isinstance(optimizer, Optimizer)  # asked once, as asking an ABC takes 1 us
+        if self._ours:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.others = [p for p in parameters if id(p) not in held]
-        self._buffers = list(trainer.model.buffers())
-        self._carries = carries(trainer.model)
+        self._buffers, self.buffers = list(trainer.model.buffers()), []
+        self._carries, self.carried = carries(trainer.model), []
         self._alone = not any(c is not self and c.looks_at_gradients() for c in trainer.callbacks)
         late = self.every == 1 and not self.skip and can_be_held(trainer)
         if late and self._guard is None:
@@ -105,8 +107,10 @@ class TerminateOnNaN(Callback):
             self._guard.taken = Before(trainer, self._buffers, self._carries)
             return
         # The forward pass moves the running statistics of batch norm, before the loss is known.
-        self.buffers = [(b, b.data.copy()) for b in self._buffers]
-        self.carried = [(c, [a.copy() for a in c.kept()]) for c in self._carries]
+        if self._buffers:
+            self.buffers = [(b, b.data.copy()) for b in self._buffers]
+        if self._carries:
+            self.carried = [(c, [a.copy() for a in c.kept()]) for c in self._carries]
         self.generator = default_generator.state()
         if self.skip:
             self.running = trainer.running.state_dict()
@@ -130,22 +134,23 @@ class TerminateOnNaN(Callback):
         """Are the losses and all gradients finite? On CUDA the host waits for the device, once.
         False is a reason to look closer, no more than that.
         """
-        found = self._found
-        found.fill(0)
+        found = self._found  # 0, unless a step before was bad
         for loss in trainer.losses:
-            if trainer.device.kind == "cpu":  # where a number costs less than a kernel
-                found[0] |= not math.isfinite(loss.data.item())
-            else:
+            if trainer.device.kind != "cpu":
                 mark_nonfinite_(loss.data, found)
+            elif not math.isfinite(loss.data.item()):  # a number costs less there than a kernel
+                return False
         if self._alone and trainer.clip_norm is not None and trainer.norm is not None:
             mark_nonfinite_(trainer.norm.data, found)  # it has seen all of the optimizer's
-        elif isinstance(trainer.optimizer, Optimizer):
-            for gradients in trainer.optimizer.gradient_buffers():
-                mark_nonfinite_(gradients, found)
+        elif self._ours:
+            trainer.optimizer.mark_nonfinite_gradients(found)
         for p in self.others:
             if p.grad is not None:
                 mark_nonfinite_(p.grad.data, found)
-        return not found.item()
+        if not found.item():
+            return True
+        found.fill(0)
+        return False
 
     def on_step_skipped(self, trainer: Trainer) -> None:
         scaler = trainer.precision.scaler
