@@ -41,6 +41,7 @@ class GPTConfig:
         hidden: the width within the feed-forward part; None: 4 `width`.
         rotary_base: of rotary positions, 10000 in Su et al. 2021.
         tied: the head is the table of tokens again.
+        checkpoint: blocks are computed again in the backward pass, for less memory.
     """
 
     vocabulary: int = 65
@@ -58,6 +59,7 @@ class GPTConfig:
     rotary_base: float = 10000.0
     activation: Activation = "gelu_tanh"
     tied: bool = True
+    checkpoint: bool = False
 
     of_data: ClassVar[tuple[str, ...]] = ("vocabulary", "block")
 
@@ -80,7 +82,7 @@ class GPTConfig:
         """The configuration of the blocks."""
         return BlockConfig(
             self.width, self.heads, self.groups, self.hidden, self.activation, self.norm,
-            self.eps, self.bias, self.dropout, causal=True,
+            self.eps, self.bias, self.dropout, causal=True, checkpoint=self.checkpoint,
         )  # fmt: skip
 
     @classmethod

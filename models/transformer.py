@@ -16,6 +16,7 @@ import numpy as np
 
 from framework import functional as F, layers
 from framework.autograd import Tensor
+from framework.autograd.checkpoint import checkpoint
 from framework.layers import KVCache, RotaryPositions
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
@@ -30,6 +31,8 @@ class BlockConfig:
         groups: heads of keys and values, which queries share; None: as many as `heads`.
         hidden: the width between the two layers of the feed-forward part; None: 4 `width`.
         post: norms after the sums (Vaswani et al. 2017), not before the parts.
+        checkpoint: in training a block keeps nothing but what goes in, and is computed again in the
+            backward pass.
     """
 
     width: int
@@ -43,6 +46,7 @@ class BlockConfig:
     dropout: float = 0.0
     causal: bool = False
     post: bool = False
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         check_integers(self, "width", "heads", "groups", "hidden")
@@ -52,7 +56,7 @@ class BlockConfig:
             raise ValueError(f"groups is {self.groups}, which does not divide heads={self.heads}")
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("norm", self.norm, ("layer", "rms"))
-        for name in ("bias", "causal", "post"):
+        for name in ("bias", "causal", "post", "checkpoint"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
@@ -269,6 +273,7 @@ class Blocks(layers.Module):
         super().__init__()
         self.each = layers.ModuleList([Block(config, positions) for _ in range(depth)])
         self.norm = None if config.post else config.new_norm()
+        self.checkpoint = config.checkpoint
         start_weights(self, depth)
 
     def forward(
@@ -279,7 +284,10 @@ class Blocks(layers.Module):
     ) -> Tensor:
         part = None
         for i, block in enumerate(self.each):
-            x, part = block(x, part, None if caches is None else caches[i], lengths)
+            if self.checkpoint and self.training and caches is None:
+                x, part = checkpoint(block, x, part, None, lengths)
+            else:
+                x, part = block(x, part, None if caches is None else caches[i], lengths)
         return x if self.norm is None else add_norm(self.norm, x, part)[1]
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -191,15 +191,19 @@ def next_number() -> int:
     return next(_sequence)
 
 
-def backward_since(number: int, root: Tensor, dy: Array) -> None:
-    """Within a node's backward: go back through what has been recorded since `number`.
+def backward_since(number: int, roots: Iterable[tuple[Tensor, Array]]) -> None:
+    """Within a node's backward: go back through what has been recorded since `number`, from `roots`
+    with their gradients.
 
     Older nodes that this reaches get their gradients too, and wait for their turn in the pass that
     is under way: it visits the newest first, so they have not had it.
     """
-    start, pending = _edge(root), _mode.pending
-    assert start is not None and pending is not None
-    _deliver(start, dy, pending)
+    pending = _mode.pending
+    assert pending is not None
+    for root, dy in roots:
+        start = _edge(root)
+        assert start is not None
+        _deliver(start, dy, pending)
     _walk(pending, number, False)
 
 

@@ -128,3 +128,34 @@ def test_activations_are_not_kept():
     kept, again = held(plain), held(fw.checkpoint)
     assert kept > 80 * x.data.nbytes
     assert again < 6 * x.data.nbytes
+
+
+@pytest.mark.parametrize("used", ["both", "first", "second"])
+def test_a_tuple_of_results(used):
+    """Each with its gradient, whichever are used; what needs none has none."""
+
+    def several(call):
+        fw.manual_seed(3)
+        layer, drop = layers.Linear(8, 8), layers.Dropout(0.3)
+        x = fw.tensor(X, requires_grad=True)
+
+        def part(x):
+            h = drop(layer(x))
+            return h, None, x.detach() * 2.0, F.tanh(h) * x
+
+        first, nothing, constant, second = call(part, x * 1.5)
+        assert nothing is None and not constant.requires_grad
+        sums = {"first": (first * constant).sum(), "second": (second * second).sum()}
+        (sums["first"] + sums["second"] if used == "both" else sums[used]).backward()
+        return [first.data, second.data, x.grad.data, layer.weight.grad.data]
+
+    for a, b in zip(several(plain), several(fw.checkpoint), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_another_result_is_no_tensor():
+    x = fw.tensor(X, requires_grad=True)
+    with pytest.raises(TypeError, match=r"returned a list, expected a Tensor or a tuple of them"):
+        fw.checkpoint(lambda: [x])
+    with pytest.raises(TypeError, match=r"returned a NoneType, expected"):
+        fw.checkpoint(lambda: None)

@@ -80,6 +80,18 @@ def test_the_loss_is_that_of_the_logits(model):
     assert model.loss(ids, target).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_blocks_computed_again_have_the_same_gradients():
+    def gradients(checkpoint):
+        fw.manual_seed(0)
+        model = build("gpt", **SMALL, dropout=0.3, checkpoint=checkpoint)
+        loss = model.loss(moved(IDS[:, :-1]), moved(IDS[:, 1:]))
+        loss.backward()
+        return [loss.detach().numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    for a, b in zip(gradients(False), gradients(True), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_it_can_learn_a_sequence():
     fw.manual_seed(0)
     model = build("gpt", **SMALL, dropout=0.05)
