@@ -84,6 +84,17 @@ def _four_axes(
     """All as the kernels take them, with one axis of sequences; and the axes of the result before
     the last two, None where nothing had to be done.
     """
+    a, b, c = q.shape, k.shape, v.shape
+    if (
+        len(a) == len(b) == 4
+        and a[0] == b[0]
+        and a[3] == b[3]
+        and b[:3] == c[:-1]
+        and (a[1] > 1 or b[1] < 2)
+        and (mask is None or mask.ndim < 5)
+    ):
+        _check_mask(name, mask, (*a[:3], b[2]), q, k)
+        return q, k, v, mask, lengths, None
     if min(q.ndim, k.ndim, v.ndim) < 2:
         raise ValueError(
             f"{name}: query has shape {q.shape}, key {k.shape}, value {v.shape}: expected (..., H, "
@@ -99,15 +110,6 @@ def _four_axes(
             f"{name}: key has shape {k.shape}, value {v.shape}: the axes before the last, the "
             "number of keys, must be equal"
         )
-    if (
-        q.ndim == k.ndim == v.ndim == 4
-        and q.shape[0] == k.shape[0] == v.shape[0]
-        and k.shape[1] == v.shape[1]
-        and (q.shape[1] > 1 or k.shape[1] < 2)
-        and (mask is None or mask.ndim < 5)
-    ):
-        _check_mask(name, mask, (*q.shape[:3], k.shape[2]), q, k)
-        return q, k, v, mask, lengths, None
     most = max(q.ndim, k.ndim, v.ndim)
     if most == 3 and lengths is not None and lengths.ndim == 1:
         q, k, v = (x if x.ndim < 3 else x.unsqueeze(1) for x in (q, k, v))
@@ -222,7 +224,7 @@ def _mask(name: str, mask: Tensor | None, like: Tensor) -> Tensor | None:
             f"{name}: attn_mask is {mask.dtype.name}, expected booleans (True where a key is seen) "
             "or floating-point numbers"
         )
-    return mask.to(like.dtype)
+    return mask if mask.dtype == like.dtype else mask.to(like.dtype)
 
 
 def _learned(mask: Tensor | None) -> list[Tensor]:

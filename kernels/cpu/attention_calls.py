@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.arrays import Array, address
+from kernels.arrays import Array
 from kernels.attention_call import Call, padded, placed
 from kernels.cpu import attention as loops
+from kernels.cpu.blas import address
 from kernels.cpu.engine import numbers
 from kernels.random import checked_place, dropout_constants
 

@@ -1,8 +1,8 @@
 """Attention through cuDNN (see cudnn.py), for 16-bit heads of up to 128 columns, a multiple of 8.
 
-Causal masks, windows, lengths, grouped heads and masks of all queries and keys go there; dropout,
-whose draws must be ours, ALiBi, gradients of masks and single queries do not. What there is no
-engine for returns None, and goes through our own attention.cu.
+Causal masks, windows, lengths, grouped heads and masks go there; dropout, whose draws must be ours,
+ALiBi, gradients of masks and single queries do not. What there is no engine for returns None, and
+goes through our own attention.cu.
 
 The gradient is asked for as deterministic. On Hopper cuDNN then keeps all scores in 16 bits (from
 9.25 on CUDNN_FRONTEND_ATTN_DP_WORKSPACE_LIMIT=0 makes it add up in order instead): where that takes
@@ -29,6 +29,9 @@ from kernels.cuda.cudnn import TYPES, Graph, built, usable
 
 #: Bytes beside inputs and results, at most: 1.3 times what GPT-2 at batch 16 takes.
 WORKSPACE = 512 << 20
+
+#: Bytes that a mask of keys alone may take when it is spelled out for every query.
+SPREAD = 64 << 20
 
 #: For queries without keys: e^(score - this) is 0.
 UNSEEN = np.float32(1e30)
@@ -156,14 +159,14 @@ def _problem(c: Call) -> tuple[Problem, list[Array]] | None:
 
 
 def _bias(c: Call) -> Array | None:
-    """The mask in its own sizes as numbers in rows of whole 16 bytes; None where it has one row or
-    one column for all.
+    """The mask as numbers in rows of whole 16 bytes, in its own sizes but for queries and keys, for
+    all of which cuDNN wants one; None where that would take more than SPREAD bytes.
     """
     assert c.mask is not None
-    xp, mask, (T, S) = array_module(c.q), c.mask, c.mask.shape[2:]
-    if (T > 1 and mask.strides[2] == 0) or (S > 1 and mask.strides[3] == 0):
-        return None
+    xp, mask, S = array_module(c.q), c.mask, c.mask.shape[3]
     mask = mask[: 1 if mask.strides[0] == 0 else None, : 1 if mask.strides[1] == 0 else None]
+    if 0 in mask.strides[2:] and mask.size * c.q.itemsize > SPREAD:
+        return None
     if mask.dtype.kind != "b" and _is_readable(mask):
         return mask
     rows = xp.zeros((*mask.shape[:3], -(-S // 8) * 8), c.q.dtype)[..., :S]

@@ -93,10 +93,11 @@ OPTIONS = {
     "rows": {"mask": drawn(10, 16)},
     "heads": {"mask": drawn(4, 10, 16), "causal": True},
     "boolean": {"mask": RNG.random((2, 1, 10, 16)) < 0.1, "lengths": np.array([16, 9])},
+    "keys": {"mask": np.array([[[[True] * 9 + [False] * 7]], [[[False] * 16]]])},
+    "key_numbers": {"mask": drawn(4, 1, 16)},
     "odd": {"mask": RNG.random((10, 13)) < 0.2, "causal": True},
 }
 REFUSED = {
-    "keys": {"mask": drawn(2, 1, 1, 16)},
     "slopes": {"slopes": drawn(4)},
     "dropout": {"p": 0.2, "seed": 3},
     "between": {"causal": True, "start": 3},
@@ -160,6 +161,16 @@ def test_what_cudnn_does_not_do_our_own_kernel_does(library, cupy, options):
 def test_other_heads_are_for_our_own_kernel(library, cupy, dtype, D, E):
     compare(*through(cupy, operands(2, {}, dtype, D, E), {}), "our own")
     assert library.executed == 0
+
+
+def test_a_mask_of_many_keys_is_not_spelled_out(library, cupy, monkeypatch):
+    options = {"mask": drawn(2, 1, 1, 16)}
+    monkeypatch.setattr(cudnn_attention, "SPREAD", 2 * 10 * 16 * 2)
+    compare(*through(cupy, operands(2, options, "float16"), options), "small")
+    assert library.executed == 2
+    monkeypatch.setattr(cudnn_attention, "SPREAD", 2 * 10 * 16 * 2 - 1)
+    compare(*through(cupy, operands(2, options, "float16"), options), "large")
+    assert library.executed == 2
 
 
 def test_a_single_query_is_for_our_own_kernel(library, cupy):
