@@ -3,7 +3,8 @@
 Forward, loss, backward, clipping, optimizer, EMA and the sums of loss and metrics are one graph for
 each shape of batch (of a window of batches, where gradients are accumulated). The schedule is asked
 on the host before; a metric that is more than sums is told after, from the graph's outputs. Where a
-callback looks at the gradients there are two graphs, one up to them and one after.
+callback looks at the gradients there are two graphs, one up to them and one after; for NaN the
+device looks itself (guard.py), within the one.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ class Guard:
 
     def begin(self) -> None:
         """A run begins: nothing is found yet."""
-        self.found.fill(0)
+        with self.device.context():
+            self.found.fill(0)
         self._asked.clear()
         self.taken = None
 
