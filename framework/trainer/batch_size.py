@@ -193,7 +193,7 @@ def _limits() -> list[int]:
         found.append(limit - (_entry("/proc/self/status", "VmSize:") or 0))
     for folder, most, now, cache in GROUPS:
         with suppress(OSError, ValueError):  # "max" is no number: no limit
-            most_bytes, used = (int(Path(folder, name).read_text()) for name in (most, now))
+            most_bytes, used = (int(Path(folder, name).read_bytes()) for name in (most, now))
             reclaimed = (_entry(f"{folder}/memory.stat", cache) or 0) // 1024
             found.append(most_bytes - used + reclaimed)
     return found

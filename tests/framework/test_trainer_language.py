@@ -114,10 +114,13 @@ def test_settings_of_text_are_for_text():
 
 
 def test_a_longer_run_has_epochs_of_the_same_length():
-    recipe = Recipe(steps=100, epochs=8).trained_on(16)
-    assert (recipe.steps, recipe.epochs) == (100 + 8 * 13, 16)
+    recipe = Recipe(steps=100, epochs=8)  # seven of 13 steps, the last one of 9
+    longer = recipe.trained_on(16)
+    assert recipe.steps_of_epoch == longer.steps_of_epoch == 13
+    assert (longer.steps, longer.epochs) == (100 + 8 * 13, 16)
     assert Recipe(epochs=8).trained_on(16).steps is None
     assert Recipe(steps=100).epochs_for(10**6) == 10
+    assert Recipe(steps=20, epochs=8).epochs_for(10**6) == 7  # six of 3 steps, one of 2
 
 
 class Stop(Callback):
