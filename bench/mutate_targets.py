@@ -117,12 +117,17 @@ def _write_manifest(folder: Path) -> Path:
 
 
 def _describe(folder: Path, built: Any, **about: Any) -> None:
-    """Write config.json and model.safetensors."""
+    """Write config.json."""
     config = RunConfig(
         dataset="digits", seed=0, device="cpu", recipe=Recipe(epochs=3), target_transform=None,
         model_config=asdict(built.config), samples=(100, 20), **about,
     )  # fmt: skip
     config.write(folder)
+
+
+def _save(folder: Path, model: Any, inputs: Any) -> None:
+    """Write model.safetensors."""
+    save_model(folder, model, SimpleNamespace(inputs=inputs, targets=None), epoch=3)  # type: ignore[arg-type]
 
 
 def _write_run(file: str) -> Callable[[Path], Path]:
@@ -136,7 +141,7 @@ def _write_run(file: str) -> Callable[[Path], Path]:
             folder, model, model="mlp", task="classification", input_range=(0.0, 1.0),
             input_transform=inputs.config(), classes=("a", "b"), shape=(1, 8, 8),
         )  # fmt: skip
-        save_model(folder, model, SimpleNamespace(inputs=inputs, targets=None))  # type: ignore[arg-type]
+        _save(folder, model, inputs)
         return folder / file
 
     return write
@@ -160,7 +165,7 @@ def _write_language_run(file: str, kind: str) -> Callable[[Path], Path]:
             folder, model, model="charlstm", task="language", input_range=None,
             input_transform=None, classes=None, shape=(8,),
         )  # fmt: skip
-        save_model(folder, model, SimpleNamespace(inputs=None, targets=None))  # type: ignore[arg-type]
+        _save(folder, model, None)
         save_tokenizer(folder, tokenizer)
         return folder / file
 
