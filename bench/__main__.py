@@ -49,7 +49,7 @@ def kernels(
         str,
         typer.Option(
             help="Sides to compare with: reference (on cuda also cupy), torch, torch.compile, "
-            "on cuda triton, or none."
+            "on cuda triton and own (our kernels without cuDNN), or none."
         ),
     ] = "reference,torch",
     json: Json = None,
@@ -285,7 +285,7 @@ def mutate(
 
 @app.command()
 def safety(
-    seconds: Annotated[float, typer.Option(help="Time in all.", min=0.5)] = 25.0,
+    seconds: Annotated[float, typer.Option(help="Time for each network.", min=0.5)] = 20.0,
     json: Json = None,
 ) -> None:
     """Time what checkpoints and health checks cost a training step."""
@@ -294,10 +294,10 @@ def safety(
     with _clear_errors():
         _check_writable(json)
         facts = machine.describe(None, "cpu")
-        result = bench.run(seconds)
-        _show(machine.headline(facts), bench.table(result))
+        results = [bench.run(name, seconds) for name in bench.NAMES]
+        _show(machine.headline(facts), bench.table(results))
         if json is not None:
-            machine.write(json, facts | result.as_dict())
+            machine.write(json, facts | bench.as_dict(results))
 
 
 @app.command()

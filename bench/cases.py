@@ -297,7 +297,16 @@ def _nbytes(a: Any) -> int:
     return a.nbytes if is_array(a) or isinstance(a, np.generic) else 0
 
 
+#: Products of causal attention's cases.
+CAUSAL = {"attention-causal": 2, "attention_grad-causal": 5}
+
+
 def flops(case: Case) -> int | None:
-    """Multiplications and additions of a matrix product of m x k x n; None for what is none."""
+    """Multiplications and additions of a matrix product of m x k x n, or of causal attention:
+    two products over half of T x T, the gradient five (Dao et al. 2022); None for what is none.
+    """
+    if case.label in CAUSAL:
+        B, H, T, D = case.shape
+        return CAUSAL[case.label] * B * H * T * T * D
     products = load()[case.kernel].family in PRODUCTS and len(case.shape) == 3
     return 2 * math.prod(case.shape) if products else None

@@ -1,4 +1,5 @@
-"""All sides of a case on CUDA, in one worker: ours, reference, torch, torch.compile and Triton.
+"""All sides of a case on CUDA, in one worker: ours, ours without cuDNN, reference, torch,
+torch.compile and Triton.
 
 In one process, unlike on the CPU: what keeps the sides apart there, thread pools that spin against
 each other, does not exist on a GPU, and one CUDA context saves the switch between processes at each
@@ -125,6 +126,24 @@ def _reference(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
     return {}, lambda: function(*copies)
 
 
+def _own(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
+    """Our kernels where the call goes through cuDNN, and nothing where it does not."""
+    from kernels.cuda import cudnn
+
+    kernel = cases.load()[case.kernel]
+    if kernel.family not in ("attention", "convolution") or not cudnn.usable():
+        return {"peer": None}, lambda: None
+    copies = _copies(args)
+
+    def step() -> Any:
+        with cudnn.without_cudnn():
+            return kernel(*copies)
+
+    with cudnn.without_cudnn():
+        error = cases.error(cases.to_host(cases.results(kernel, args, kernel)), expected)
+    return {"peer": "the same without cuDNN", "error": error}, step
+
+
 def _torch(case: Case, args: list[Any], expected: list[Any]) -> Prepared:
     return _of_torch(case, args, expected, lambda call: call)
 
@@ -161,6 +180,7 @@ def _of_torch(
 _PREPARE = {
     "ours": _ours,
     "reference": _reference,
+    "own": _own,
     "torch": _torch,
     "torch.compile": _compile,
     "triton": _triton,

@@ -135,7 +135,7 @@ class Run:
         if not torch:
             self.say(f"  {machine.TORCH_IS_MISSING}")
         seen: set[tuple[str, str]] = set()
-        with self._bench(["reference", *torch], 0.08, 9, device="cuda") as bench:
+        with self._bench(["reference", "own", *torch], 0.08, 9, device="cuda") as bench:
             copy = bench.copy_bandwidth
             known["copy_bandwidth"] = copy
             for case in chosen:

@@ -16,7 +16,7 @@ from bench.sizes import Device
 #: What --against chooses from.
 SIDES: dict[Device, tuple[str, ...]] = {
     "cpu": ("reference", "torch", "torch.compile"),
-    "cuda": ("reference", "torch", "torch.compile", "triton"),
+    "cuda": ("reference", "own", "torch", "torch.compile", "triton"),
 }
 
 #: torch computes in the same precision, so its result may be this far from the float64 reference

@@ -17,8 +17,8 @@ x side: its time / ours, turn by turn: median (p20-p80); above 1 ours is faster.
 the fastest iterations, for a machine that is busy.
 GB/s: the least traffic, each argument read once and each result written once. copy: its share of
 {:.1f} GB/s, which a plain copy reached in this run; above 100% the arrays stay in
-caches. TFLOP/s: of matrix products; roof: their share of what the machine's arithmetic or its copy
-allows, whichever is less. error: against float64, relative to the largest element or 1.
+caches. TFLOP/s: of products and attention; roof: their share of what the machine's arithmetic or
+its copy allows, whichever is less. error: against float64, relative to the largest element or 1.
 extra: memory at the peak of a call beyond its inputs and results; in brackets torch's.
 r: there is no tuned version, the reference is what runs."""
 

@@ -7,13 +7,9 @@ without bound, or in a model of which a part is loaded.
 
 from __future__ import annotations
 
-import gzip
-import io
 import logging
 import random
 import signal
-import struct
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,37 +22,11 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-import framework as fw
-from bench.families import FAMILIES
+from bench.mutate_targets import OWN, TARGETS, Target
 from bench.mutator import damaged
-from framework.data import DataError, DataLoader, cifar
-from framework.data.idx import read_idx
-from framework.interop import safetensors
-from framework.interop.atomic import FileError
-from framework.trainer import Trainer, checkpoint, store
-from framework.trainer.inputs import read_inputs
-from framework.trainer.run import CONFIG, Recipe, RunConfig, read_history
-from models import configure
 
-#: The errors that a user is meant to see.
-OWN = (FileError, DataError)
-
-SECONDS = 20  # after which a reading hangs
-ROOM = 1 << 30  # bytes beyond those of the process: what a few hundred kilobytes may ask for
-
-
-@dataclass
-class Target:
-    """A kind of file: `write(folder)` makes a good one, `read(path)` gives its content in a form
-    that can be compared.
-
-    `checked`: the file has a checksum, so that other content is never taken for its own.
-    """
-
-    name: str
-    write: Callable[[Path], Path]
-    read: Callable[[Path], Any]
-    checked: bool = False
+SECONDS = 120  # after which a reading hangs; others may hold up the machine for some
+ROOM = 1 << 28  # bytes beyond those of the process: what a few hundred kilobytes may ask for
 
 
 @dataclass
@@ -68,169 +38,8 @@ class Tally:
     errors: int = 0
     same: int = 0  # the damage was where nothing is read, or healed by what is beside
     other: int = 0  # well-formed, with other content
-    slowest: float = 0.0
+    slowest: float = 0.0  # seconds of computing
     problems: list[str] = field(default_factory=list)
-
-
-# Kinds of files -----------------------------------------------------------------------------------
-
-
-def _trainer(family: str) -> Trainer:
-    fw.manual_seed(0)
-    made = FAMILIES[family]
-    model = made.model()
-    return Trainer(model, made.loss, made.optimizer(model))
-
-
-def _write_checkpoint(family: str) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        trainer = _trainer(family)
-        loader = DataLoader(FAMILIES[family].data(), 16, shuffle=True, device="cpu")
-        trainer.fit(loader, epochs=1)
-        checkpoint.save_trainer(folder / "c.safetensors", trainer)
-        return folder / "c.safetensors"
-
-    return write
-
-
-def _read_checkpoint(family: str) -> Callable[[Path], Any]:
-    """Into a trainer, which is as it was after an error."""
-    trainer = _trainer(family)
-    before = checkpoint.to_bytes(trainer.state_dict())
-
-    def read(path: Path) -> Any:
-        nonlocal trainer
-        try:
-            checkpoint.load_trainer(path, trainer)
-        except OWN:
-            if checkpoint.to_bytes(trainer.state_dict()) != before:
-                raise AssertionError("a part of the checkpoint has been loaded") from None
-            raise
-        after = checkpoint.to_bytes(trainer.state_dict())
-        trainer = _trainer(family)
-        return after
-
-    return read
-
-
-def _write_manifest(folder: Path) -> Path:
-    kept = store.Store(folder / "run")
-    (folder / "run").mkdir()
-    for step in (1, 2):
-        kept.save(checkpoint.to_bytes({"w": np.arange(5.0)}), step=step)
-    return folder / "run" / store.MANIFEST
-
-
-def _write_weights(folder: Path) -> Path:
-    safetensors.save(_trainer("mlp").model.state_dict(), folder / "w.safetensors")
-    return folder / "w.safetensors"
-
-
-def _read_weights(path: Path) -> Any:
-    """As a run's model.safetensors are read."""
-    arrays, metadata = safetensors.load_with_metadata(path)
-    if safetensors.CHECKSUM not in metadata:  # by which others' files are known
-        raise FileError(f"{path} is damaged: its checksum is missing")
-    return arrays
-
-
-def _write_config(folder: Path) -> Path:
-    config = RunConfig(
-        model="mlp", model_config={"inputs": 64, "hidden": [32]}, dataset="digits", seed=0,
-        device="cpu", recipe=Recipe(epochs=3), task="classification",
-        input_transform={"kind": "Standardise"}, target_transform=None, input_range=(0.0, 1.0),
-        classes=("a", "b"), shape=(1, 8, 8), samples=(100, 20),
-    )  # fmt: skip
-    config.write(folder)
-    return folder / CONFIG
-
-
-def _read_config(path: Path) -> Any:
-    config = RunConfig.read(path.parent)
-    try:
-        configure(config.model, **config.model_config)
-    except (ValueError, TypeError) as error:  # as the command line has it
-        raise FileError(f"{path} describes no model: {error}") from error
-    return config
-
-
-def _idx(shape: tuple[int, ...]) -> bytes:
-    header = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape)
-    draw = np.random.default_rng(0)
-    return header + draw.integers(0, 10, shape, dtype=np.uint8).tobytes()
-
-
-def _bytes(name: str, content: bytes) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        (folder / name).write_bytes(content)
-        return folder / name
-
-    return write
-
-
-RECORDS = 3  # in each file of a small CIFAR-10
-
-
-def _cifar_files() -> dict[str, bytes]:
-    draw = np.random.default_rng(0)
-    files = {}
-    for name in cifar.TRAIN + cifar.TEST:
-        records = draw.integers(0, 256, (RECORDS, cifar.RECORD), dtype=np.uint8)
-        records[:, 0] %= 10
-        files[name] = records.tobytes()
-    return files
-
-
-def _write_cifar_folder(folder: Path) -> Path:
-    for name, content in _cifar_files().items():
-        (folder / name).write_bytes(content)
-    return folder / cifar.TEST[0]
-
-
-def _write_cifar_archive(folder: Path) -> Path:
-    with tarfile.open(folder / "cifar.tar.gz", "w:gz") as tar:
-        for name, content in _cifar_files().items():
-            member = tarfile.TarInfo(f"{cifar.FOLDER}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return folder / "cifar.tar.gz"
-
-
-def _read_cifar(path: Path) -> Any:
-    before, cifar.IMAGES_PER_FILE = cifar.IMAGES_PER_FILE, RECORDS
-    try:
-        return cifar.read_cifar10(path.parent if path.suffix == ".bin" else path)
-    finally:
-        cifar.IMAGES_PER_FILE = before
-
-
-def _npy() -> bytes:
-    content = io.BytesIO()
-    np.save(content, np.linspace(0, 1, 128, dtype=np.float32).reshape(2, 1, 8, 8))
-    return content.getvalue()
-
-
-def _history() -> bytes:
-    lines = [f'{{"epoch": {i}, "step": {9 * i}, "loss": {1 / i}, "lr": null}}' for i in (1, 2, 3)]
-    return "\n".join(lines).encode()
-
-
-TARGETS: tuple[Target, ...] = (
-    *(
-        Target(f"checkpoint {name}", _write_checkpoint(name), _read_checkpoint(name), checked=True)
-        for name in FAMILIES
-    ),
-    # a hash that is not the file's leads to the checkpoint before, which holds the same
-    Target("manifest.json", _write_manifest, lambda p: store.newest(p.parent)[1], checked=True),
-    Target("model.safetensors", _write_weights, _read_weights, checked=True),
-    Target(CONFIG, _write_config, _read_config),
-    Target("metrics.jsonl", _bytes("metrics.jsonl", _history()), read_history),
-    Target("IDX images", _bytes("images", _idx((20, 8, 8))), read_idx),
-    Target("IDX, gzipped", _bytes("labels.gz", gzip.compress(_idx((50,)), mtime=0)), read_idx),
-    Target("CIFAR-10 folder", _write_cifar_folder, _read_cifar),
-    Target("CIFAR-10 archive", _write_cifar_archive, _read_cifar),
-    Target("inputs .npy", _bytes("x.npy", _npy()), lambda p: read_inputs(p, (1, 8, 8))),
-)  # fmt: skip
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -289,23 +98,25 @@ def run(
 ) -> list[Tally]:
     """Damage and read `files` files, as many of each kind. The same `seed`, the same damage."""
     tallies = []
-    with _limited_memory(ROOM), _quiet():
+    with _quiet():
         for i, target in enumerate(targets):
             tally = Tally(target.name)
             with tempfile.TemporaryDirectory() as folder:
                 path = target.write(Path(folder))
                 good, content = path.read_bytes(), target.read(path)
-                for number in range(files // len(targets) + (i < files % len(targets))):
-                    chance = random.Random(f"{seed} {target.name} {number}")
-                    path.write_bytes(damaged(good, chance))
-                    _read(target, path, content, tally, f"file {number} of seed {seed}")
-                    after_file()
+                share = files // len(targets) + (i < files % len(targets))
+                with _limited_memory(ROOM):
+                    for number in range(share):
+                        chance = random.Random(f"{seed} {target.name} {number}")
+                        path.write_bytes(damaged(good, chance))
+                        _read(target, path, content, tally, f"file {number} of seed {seed}")
+                        after_file()
             tallies.append(tally)
     return tallies
 
 
 def _read(target: Target, path: Path, content: Any, tally: Tally, which: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     tally.files += 1
     try:
         with _within(SECONDS):
@@ -325,7 +136,7 @@ def _read(target: Target, path: Path, content: Any, tally: Tally, which: str) ->
         tally.same, tally.other = tally.same + same, tally.other + (not same)
         if target.checked and not same:
             tally.problems.append(f"{which}: damage that its checksum does not show")
-    tally.slowest = max(tally.slowest, time.perf_counter() - began)
+    tally.slowest = max(tally.slowest, time.process_time() - began)
 
 
 def alike(a: Any, b: Any) -> bool:

@@ -78,9 +78,21 @@ def with_another_value(data: bytes, chance: random.Random) -> bytes:
     return data[: token.start()] + chance.choice(_VALUES) + data[token.end() :]
 
 
+def retyped(data: bytes, chance: random.Random) -> bytes:
+    """A few digits and letters are others: what was well-formed still is."""
+    out = bytearray(data)
+    places = [i for i, byte in enumerate(data[: 1 << 16]) if chr(byte) in _LETTERS + _DIGITS]
+    for _ in range(chance.randint(1, 3) if places else 0):
+        i = chance.choice(places)
+        out[i] = ord(chance.choice(_DIGITS if chr(out[i]) in _DIGITS else _LETTERS))
+    return bytes(out)
+
+
+_DIGITS, _LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
+
 DAMAGES: tuple[Damage, ...] = (
     flipped, cut, extended, without_a_part, with_a_part_twice, zeroed, overwritten,
-    with_a_huge_size, with_another_value,
+    with_a_huge_size, with_another_value, retyped,
 )  # fmt: skip
 
 

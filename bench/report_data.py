@@ -13,12 +13,13 @@ from bench.result_file import OURS, Entry, ResultFile, UnreadableResult, read
 #: The sides in the order of columns and plots.
 SIDES = (
     *("ours", "captured", "torch", "torch.channels_last", "torch.compile", "torch.graph"),
-    *("triton", "reference"),
+    *("triton", "own", "reference"),
 )
 TITLES = {
     "captured": "ours, captured",
     "torch.channels_last": "torch, channels-last",
     "torch.graph": "torch, CUDA graph",
+    "own": "ours, without cuDNN",
     "reference": "array maths",
 }
 

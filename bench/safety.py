@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from rich.table import Table
 
 import framework as fw
 from bench.measure import Spread
-from framework import functional as F
-from framework.optimizers import Adam
+from bench.training_tasks import TASKS, Task
+from framework import functional as F, optimizers
 from framework.trainer import (
     Callback,
     Health,
@@ -26,45 +27,55 @@ from framework.trainer import (
     Trainer,
 )
 from framework.trainer.callbacks.model_checkpoint import REST
-from models import build
+from framework.trainer.language import token_loss
 
-WIDTHS, BATCH = (784, 512, 256, 10), 128
+#: Of bench/training_tasks: cheap steps over large weights, of many kernels, and long ones.
+NAMES = ("mlp", "lenet", "gpt")
 DEFAULT_SECONDS = 10.0  # between checkpoints of the train command
-STEPS = 100  # of a turn: one look of Health in each
+STEPS = 160  # of a round, every other one guarded
+LOOKS = 100  # Health looks at one step in so many
 
 
 @dataclass
 class Result:
-    """Seconds of each turn, without and with; seconds that a checkpoint took, and those that the
-    callback then leaves between two.
+    """Seconds of a step in each round (medians), without and with; seconds more that Health's look
+    takes; seconds that a checkpoint took, and those that the callback then leaves between two.
     """
 
+    name: str
+    task: Task
     without: list[float]
     guarded: list[float]
+    look: float
     save: float
     interval: float
 
     @property
     def overhead(self) -> Spread:
-        """Of a step, as a share, over the turns."""
+        """Of a step, as a share, over the rounds."""
         pairs = zip(self.guarded, self.without, strict=True)
-        return Spread.of(a / b - 1 for a, b in pairs)
+        return Spread.of(self._share(a, b) for a, b in pairs)
 
     @property
     def undisturbed(self) -> float:
         """The same of the 20th percentiles of both: what other programs take falls out."""
-        return Spread.of(self.guarded).p20 / Spread.of(self.without).p20 - 1
+        return self._share(Spread.of(self.guarded).p20, Spread.of(self.without).p20)
+
+    def _share(self, guarded: float, without: float) -> float:
+        return (guarded + self.look / LOOKS) / without - 1
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "kind": "safety",
-            "model": "mlp",
-            "widths": list(WIDTHS),
-            "batch": BATCH,
-            "steps_of_a_turn": STEPS,
+            "model": self.name,
+            "title": self.task.title,
+            "batch": self.task.batch,
+            "optimizer": self.task.optimizer_name,
+            "steps_of_a_round": STEPS,
             "without_seconds": self.without,
             "guarded_seconds": self.guarded,
+            "look_seconds": self.look,
+            "steps_to_a_look": LOOKS,
             "overhead": self.overhead.as_dict(),
             "overhead_undisturbed": self.undisturbed,
             "save_seconds": self.save,
@@ -73,77 +84,107 @@ class Result:
         }
 
 
-def _trainer(*callbacks: Callback) -> Trainer:
+def _trainer(task: Task, *callbacks: Callback) -> Trainer:
     fw.manual_seed(0)
-    widths = {"inputs": WIDTHS[0], "hidden": WIDTHS[1:-1], "outputs": WIDTHS[-1]}
-    model = build("mlp", norm=None, dropout=0.0, **widths)
-    return Trainer(model, F.cross_entropy, Adam(model.parameters(), lr=1e-4), callbacks=callbacks)
+    model = task.our_model()
+    loss = token_loss if task.unit == "tokens" else F.cross_entropy
+    return Trainer(model, loss, task.optimizer(optimizers, model), callbacks=callbacks)
 
 
-def run(seconds: float, after_turn: Callable[[], object] = lambda: None) -> Result:
-    """Turns of `STEPS` steps of either trainer, one after the other, `seconds` in all."""
-    draw = np.random.default_rng(0)
-    batches = []
-    for _ in range(16):
-        x = draw.standard_normal((BATCH, WIDTHS[0])).astype(np.float32)
-        y = draw.integers(0, WIDTHS[-1], BATCH)
-        batches.append((fw.tensor(x, device="cpu"), fw.tensor(y, device="cpu")))
+def _batches(task: Task) -> list[Any]:
+    arrays = [np.split(a, task.batches) for a in task.data()]
+    return [tuple(fw.tensor(a, device="cpu") for a in batch) for batch in zip(*arrays, strict=True)]
+
+
+def run(name: str, seconds: float, after_round: Callable[[], object] = lambda: None) -> Result:
+    """Rounds of `STEPS` steps, `seconds` in all (or three).
+
+    It is one trainer whose callbacks come and go from step to step: two would differ by 10% by
+    where their weights happen to lie, and turns of a tenth of a second by what else goes on.
+    """
+    task = TASKS[name]
+    batches = _batches(task)
     with tempfile.TemporaryDirectory() as folder:
         kept = ModelCheckpoint(Path(folder), every_seconds=1e6)
-        sides = _trainer(), _trainer(TerminateOnNaN(), Health(every=STEPS), kept, Interrupts())
-        for trainer in sides:
-            trainer.position.attach(batches)
-            trainer._call("on_fit_start")
-            trainer._call("on_epoch_start")
-            trainer._reset()
-            trainer.model.train()
-            _turn(trainer, batches)  # compiles, and fills the caches
-        times: tuple[list[float], list[float]] = [], []
+        guards = [TerminateOnNaN(), Health(every=LOOKS), kept, Interrupts()]
+        trainer = _trainer(task, *guards)
+        trainer.position.attach(batches)
+        trainer._call("on_fit_start")
+        trainer._call("on_epoch_start")
+        trainer._reset()
+        trainer.model.train()
+        looks: list[float] = []
+        _round(trainer, batches, guards, [])  # compiles, and fills the caches
+        rounds = []
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for trainer, own in zip(sides, times, strict=True):
-                own.append(_turn(trainer, batches))
-            after_turn()
+        while time.monotonic() < end or len(rounds) < 3:
+            rounds.append(_round(trainer, batches, guards, looks))
+            after_round()
         costs = []
         for _ in range(5):
-            kept._take(sides[1])
+            kept._take(trainer)
             kept._write()
             costs.append(kept.cost)
-        for trainer in sides:
-            trainer._call("on_fit_end")
-    save = sorted(costs)[len(costs) // 2]
-    return Result(times[0], times[1], save, max(DEFAULT_SECONDS, REST * save))
+        trainer.callbacks = guards
+        trainer._call("on_fit_end")
+    without, guarded = map(list, zip(*rounds, strict=True))
+    look, save = median(looks), median(costs)
+    return Result(name, task, without, guarded, look, save, max(DEFAULT_SECONDS, REST * save))
 
 
-def _turn(trainer: Trainer, batches: list[Any]) -> float:
-    start = time.perf_counter()
+def _round(
+    trainer: Trainer, batches: list[Any], guards: list[Callback], looks: list[float]
+) -> tuple[float, float]:
+    """Seconds of a step, without and with. What a look took beside its step goes to `looks`."""
+    sides: tuple[list[float], list[float]] = [], []
+    looking = []
     for step in range(STEPS):
-        trainer._train_step([batches[step % len(batches)]])
-    return time.perf_counter() - start
+        at = step % len(batches)
+        # every batch in turn, which either side meets as often
+        guarded = (step + step // len(batches)) % 2
+        trainer.callbacks = guards if guarded else []
+        start = time.perf_counter()
+        trainer._train_step([batches[at]])
+        took = time.perf_counter() - start
+        (looking if guarded and trainer.step % LOOKS == 0 else sides[guarded]).append(took)
+    without, with_guards = map(median, sides)
+    looks += [took - with_guards for took in looking]
+    return without, with_guards
 
 
-def table(result: Result) -> Table:
-    """A row for each side."""
+def as_dict(results: list[Result]) -> dict[str, Any]:
+    """For JSON."""
+    return {"kind": "safety", "tasks": [result.as_dict() for result in results]}
+
+
+def table(results: list[Result]) -> Table:
+    """A row for each network."""
     out = Table(
-        title=f"mlp {'-'.join(map(str, WIDTHS))}, batch {BATCH}, Adam, float32",
+        title="A training step on its own, and guarded; float32",
         title_justify="left",
         caption=(
-            f"guarded: NaN checks, Health at one step in {STEPS}, signals; median (p20-p80). A "
-            f"checkpoint takes {result.save * 1e3:.0f} ms, one in {result.interval:.0f} s: "
-            f"{result.save / result.interval:.2%}"
+            f"guarded: NaN checks, signals, and Health at one step in {LOOKS}, which is in the "
+            f"overhead; median (p20-p80) of rounds of {STEPS} steps, every other one guarded. "
+            "saving: a checkpoint, and the time between two that follows"
         ),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    for name in ("", "ms a step", "overhead", "of the 20th percentiles"):
+    for name in ("", "plain, ms", "guarded, ms", "overhead", "of the 20th percentiles", "saving"):
         out.add_column(name, justify="right" if name else "left")
-    for name, times in (("plain", result.without), ("guarded", result.guarded)):
-        per_step = Spread.of(t / STEPS * 1e3 for t in times)
-        more = ("", "")
-        if name == "guarded":
-            over = result.overhead
-            shown = f"{over.median:.2%} ({over.p20:.2%} to {over.p80:.2%})"
-            more = shown, f"{result.undisturbed:.2%}"
-        cell = f"{per_step.median:.3f} ({per_step.p20:.3f}-{per_step.p80:.3f})"
-        out.add_row(name, cell, *more)
+    for result in results:
+        over = result.overhead
+        out.add_row(
+            f"{result.task.title}, batch {result.task.batch}, {result.task.optimizer_name}",
+            *(_step(times) for times in (result.without, result.guarded)),
+            f"{over.median:.2%} ({over.p20:.2%} to {over.p80:.2%})",
+            f"{result.undisturbed:.2%}",
+            f"{result.save * 1e3:.0f} ms in {result.interval:.0f} s: "
+            f"{result.save / result.interval:.2%}",
+        )
     return out
+
+
+def _step(times: list[float]) -> str:
+    each = Spread.of(t * 1e3 for t in times)
+    return f"{each.median:.3f} ({each.p20:.3f}-{each.p80:.3f})"

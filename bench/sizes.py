@@ -106,6 +106,7 @@ FLAT: Sizes = {
 CPU_KERNELS = (
     *("softmax", "cross_entropy", "layer_norm", "layer_norm_grad", "rms_norm", "batch_norm"),
     *("gelu", "gelu_grad", "silu", "relu", "dropout", "sum", "matmul", "adam_step"),
+    *("convolution", "lstm", "attention", "attention_grad"),
 )
 
 

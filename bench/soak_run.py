@@ -14,13 +14,12 @@ from pathlib import Path
 
 
 def train(folder: Path, family: str, seed: int, epochs: int) -> None:
-    """With all that has a state: dropout, batch norm, EMA, early stopping, a plateau schedule,
-    metrics, two loaders that shuffle, windows of two batches.
+    """With all that has a state: dropout, batch norm, what streams carry, EMA, early stopping, a
+    plateau schedule, metrics, two loaders that shuffle, windows of two batches.
     """
     import framework as fw
     from bench.families import FAMILIES
     from framework import optimizers
-    from framework.data import DataLoader
     from framework.trainer import (
         Accuracy,
         EarlyStopping,
@@ -35,7 +34,7 @@ def train(folder: Path, family: str, seed: int, epochs: int) -> None:
     fw.set_default_device("cpu")
     made = FAMILIES[family]
     fw.manual_seed(seed)
-    model, data = made.model(), made.data()
+    model = made.model()
     trainer = Trainer(
         model,
         made.loss,
@@ -52,7 +51,7 @@ def train(folder: Path, family: str, seed: int, epochs: int) -> None:
         clip_norm=1.0,
         ema=optimizers.EMA(model, 0.9),
     )
-    loaders = [DataLoader(data, 8, shuffle=True, seed=seed + i, device="cpu") for i in range(2)]
+    loaders = [made.loader(seed=seed + i) for i in range(2)]
     resume = folder if checkpoints_in(folder) else None
     trainer.fit(loaders[0], loaders[1], epochs, resume=resume)
 

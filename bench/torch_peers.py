@@ -175,8 +175,8 @@ direct(
 
 
 @prepared("linear_cross_entropy", "F.linear, F.cross_entropy, sum and their autograd backward")
-def _(x, weight, targets, ignore_index=-100, smoothing=0.0, with_grad=True):
-    inputs = x.requires_grad_(), weight.requires_grad_()
+def _(x, weight, targets, bias=None, ignore_index=-100, smoothing=0.0, with_grad=True):
+    inputs = [t.requires_grad_() for t in (x, weight, bias) if t is not None]
 
     def step():
         with torch.enable_grad():
@@ -448,9 +448,12 @@ direct("attention", _SDPA, _attention)
 
 @prepared("attention_grad", f"autograd backward of {_SDPA}")
 def _(dout, q, k, v, out, lse, *options):
+    mask, *others = options or (None,)
     inputs = [x.requires_grad_() for x in (q, k, v)]
+    if len(others) == 13:  # with a place for its gradient
+        inputs.append(mask.requires_grad_())
     with torch.enable_grad():
-        y = _attention(*inputs, *options)
+        y = _attention(*inputs[:3], mask, *others)
     return lambda: torch.autograd.grad(y, inputs, dout, retain_graph=True)
 
 
@@ -656,6 +659,14 @@ def _recurrent(name: str) -> None:
 
 for _name in ("rnn", "lstm", "gru"):
     _recurrent(_name)
+
+
+# Finite -------------------------------------------------------------------------------------------
+
+
+@prepared("mark_nonfinite_", "torch.isfinite(x).all()", comparable=False)
+def _(x, found):
+    return lambda: torch.isfinite(x).all()
 
 
 # Loss scaling -------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ from framework.backend.threads import (
     get_num_threads as get_num_threads,
     set_num_threads as set_num_threads,
 )
+from kernels.checking import check_indices as check_indices
 from kernels.precision import (
     exact_convolution as exact_convolution,
     get_float32_matmul_precision as get_float32_matmul_precision,

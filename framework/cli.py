@@ -112,10 +112,12 @@ def _joined(error: Exception) -> str:
 def _expected_errors() -> tuple[type[Exception], ...]:
     from framework.backend import DeviceError
     from framework.data import DataError, LoaderError
+    from framework.generation import LogitsError
     from framework.interop.atomic import FileError
     from framework.trainer import NonFiniteError
 
-    return UsageError, DataError, LoaderError, FileError, DeviceError, NonFiniteError
+    numbers = LogitsError, NonFiniteError
+    return UsageError, DataError, LoaderError, FileError, DeviceError, *numbers
 
 
 # Commands -----------------------------------------------------------------------------------------
@@ -302,18 +304,25 @@ def predict(
 def explain(
     run: Run,
     image: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="A .png or .npy file, or test:17, the image of this number in the test data.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a language model: a text.", show_default="the beginning of the test data"
+        ),
+    ] = None,
     device: Device = None,
     debug: Debug = False,
 ) -> None:
-    """Draw what a model makes of an image: which pixels decide, its filters and feature maps.
+    """Draw what a model makes of an image: which pixels decide, filters, feature maps, attention.
 
-    The pictures are written into the run folder.
+    Or what the attention of a language model looks at in a text. The pictures are written into the
+    run folder.
     """
     from framework import explain as pictures, screen
     from framework.trainer.drawing import INSTALL, has_matplotlib
@@ -323,10 +332,17 @@ def explain(
         raise UsageError(f"explain draws with matplotlib, which is not installed: {INSTALL}")
     opened = open_run(run, place(device))
     config = opened.config
+    if config.task == "language":
+        _explain_text(opened, run, image, text)
+        return
     if config.task != "classification" or config.classes is None or len(config.shape) != 3:
         raise UsageError(
             f"{run} has learnt {config.task} of inputs {config.shape}: explain is for images and "
             "their classes"
+        )
+    if image is None or text is not None:
+        raise UsageError(
+            f"{run} has learnt images: name one to explain, a .png or .npy file or test:17"
         )
     assert opened.inputs is not None
     truth = None
@@ -340,6 +356,26 @@ def explain(
     )
     files = pictures.explain(subject, run / "explain" / name)
     screen.show_explanation(subject, files)
+
+
+def _explain_text(opened: OpenedRun, run: Path, image: str | None, text: str | None) -> None:
+    """Attention in `text`; without one, in what was held out."""
+    from framework import explain as pictures, screen
+
+    assert opened.tokenizer is not None
+    if image is not None:
+        raise UsageError(f"{run} has learnt a language: explain it by --text, not on {image}")
+    if not pictures.has_attention(opened.model):
+        raise UsageError(
+            f"{run} is a {opened.config.model}, which has no attention to look at: explain is for "
+            "transformers, such as gpt, and for classifiers of images"
+        )
+    ids = splits_of(opened.config, run).test.ids if text is None else opened.tokenizer.encode(text)
+    if not len(ids):
+        raise UsageError(f"--text {text!r} has no tokens, expected at least one")
+    subject = pictures.TextSubject(opened.model, ids, opened.tokenizer, opened.config.device)
+    files = pictures.explain(subject, run / "explain" / ("text" if text else "test"))
+    screen.show_files_written(files)
 
 
 def _test_image(config: RunConfig, run: Path, image: str) -> tuple[Any, int]:
@@ -357,8 +393,8 @@ def _test_image(config: RunConfig, run: Path, image: str) -> tuple[Any, int]:
 def generate(
     run: Run,
     prompt: Annotated[
-        str, typer.Option(help="What the text begins with.", show_default="a new line")
-    ] = "\n",
+        str | None, typer.Option(help="What the text begins with.", show_default="a new line")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 500,
     temperature: Annotated[
         float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the most probable.")
@@ -381,10 +417,13 @@ def generate(
     """Write text with a trained language model, as it comes."""
     from framework import screen
     from framework.generation import generate_text
+    from framework.trainer.run import opening
 
     opened = _opened(run, device)
     if opened.tokenizer is None:
         raise UsageError(f"{run} has learnt {opened.config.task}, no language: it has predict")
+    if prompt is None:
+        prompt = opening(opened.tokenizer)
     pieces = expect(
         lambda: generate_text(
             opened.model,

@@ -28,7 +28,7 @@ LIBRARIES = {
     "typer": ("this command line", "typer"),
     "cupy": ("arrays and kernels on CUDA", '"cupy-cuda13x[ctk]"'),
     "nvidia-cudnn-frontend": (
-        "convolutions on CUDA; without it our own kernels",
+        "convolutions and 16-bit attention on CUDA; without it our own kernels",
         "nvidia-cudnn-frontend nvidia-cudnn-cu13",
     ),
     "matplotlib": ("curves.png", "matplotlib"),

@@ -44,6 +44,10 @@ from framework.layers import Module
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
+class LogitsError(ValueError):
+    """The model's logits hold NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen from its logits.
@@ -79,7 +83,7 @@ class Sampling:
         if scores.ndim != 1 or not scores.size:
             raise ValueError(f"logits have shape {scores.shape}, expected (vocabulary,)")
         if np.isnan(scores).any() or scores.max() == np.inf:
-            raise ValueError("the logits hold NaN or infinity: the model has not learnt, or broke")
+            raise LogitsError("the logits hold NaN or infinity: the model has not learnt, or broke")
         if self.repetition_penalty != 1 and len(seen):
             there = np.unique(np.asarray(seen, np.int64))
             x = scores[there]
@@ -138,6 +142,7 @@ def generate(
 
     Raises:
         ValueError: the prompt is empty, or an argument is out of range.
+        LogitsError: with a token whose logits hold NaN or infinity.
         TypeError: the model has no `start` and `step`.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)

@@ -24,6 +24,7 @@ from rich.text import Text
 from framework.backend.device import Device
 from framework.data import Splits, TokenSplits
 from framework.explain import Subject
+from framework.generation import LogitsError
 from framework.layers import Module
 from framework.trainer import Profiler, Trainer
 from framework.trainer.run import RunConfig, example, language_scores
@@ -286,6 +287,11 @@ def show_explanation(subject: Subject, files: list[Path]) -> None:
         cells = escape(subject.classes[label]), f"{subject.probabilities[label]:.4f}"
         out.add_row(*cells, f"[green]{note}[/]")
     console().print(out)
+    show_files_written(files)
+
+
+def show_files_written(files: list[Path]) -> None:
+    """A line for each."""
     for file in files:
         console().print(f"[dim]wrote[/] {escape(str(file))}", soft_wrap=True)
 
@@ -307,7 +313,7 @@ def write_text(prompt: str, pieces: Iterator[str]) -> None:
         for piece in pieces:
             print(printable(piece), end="", flush=True)
         print(flush=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, LogitsError):
         print(flush=True)
         raise
     except BrokenPipeError:  # | head has seen enough; Python's own flush at the end would fail too

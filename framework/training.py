@@ -153,10 +153,11 @@ def _train(
     plan: Plan, model: Module, resumed: bool, quiet: bool, profiled: bool, every: dict[str, Any]
 ) -> None:
     config, folder, data = plan.config, plan.folder, plan.data
+    kept = ModelCheckpoint(folder / CHECKPOINTS, **every)
     callbacks = [
         LRMonitor(),
         TerminateOnNaN(),
-        ModelCheckpoint(folder / CHECKPOINTS, **every),
+        kept,
         JSONLLog(folder / METRICS),
         CurvePlot(folder / CURVES, quiet),
         Interrupts(),
@@ -194,13 +195,14 @@ def _train(
             _describe(plan)
         save_model(folder, model, data, trainer.epoch)
     except KeyboardInterrupt as error:
-        _say_how_to_go_on(config, folder, trainer.step if isinstance(error, Stopped) else None)
+        step = trainer.step if isinstance(error, Stopped) else None
+        _say_how_to_go_on(config, folder, step, kept.saved)
         raise typer.Exit(130) from None
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}. {_save_last_good(plan, trainer)}") from error
     except Exception:  # memory, the data, ...: what there is has been kept
         if trainer.step > began and checkpoints_in(folder / CHECKPOINTS):
-            _say_how_to_go_on(config, folder, None)
+            _say_how_to_go_on(config, folder, None, kept.saved)
         elif not (resumed or trainer.history):
             _remove_new_run(folder)
         raise
@@ -248,7 +250,8 @@ def _every(text: str | None) -> dict[str, Any]:
 
 def _sample(splits: TokenSplits) -> Callback:
     """Shows a little text after each epoch."""
-    return SampleText(splits.tokenizer, opening(splits), show=screen.show_sample)
+    start = opening(splits.tokenizer, splits.train.ids)
+    return SampleText(splits.tokenizer, start, show=screen.show_sample)
 
 
 def _check_batches(model: Module, data: Data, batch_size: int) -> None:
@@ -291,13 +294,22 @@ def _remove_new_run(folder: Path) -> None:
         (folder / CHECKPOINTS).rmdir()
 
 
-def _say_how_to_go_on(config: RunConfig, folder: Path, step: int | None) -> None:
-    """`step`: where all is saved; None where the last checkpoint has to do."""
-    if not checkpoints_in(folder / CHECKPOINTS):
-        print("\nstopped before anything was saved", file=sys.stderr)
+def _say_how_to_go_on(config: RunConfig, folder: Path, step: int | None, saved: int | None) -> None:
+    """`step`: where it stopped, None in the middle of one; `saved`: the step of the last state that
+    was written.
+    """
+    where = folder / CHECKPOINTS
+    if not (folder / CONFIG).exists():
+        print(f"\nstopped; {folder} has gone, and what was saved in it", file=sys.stderr)
+        return
+    if not checkpoints_in(where):
+        what = "stopped before anything was saved"
     elif step is None:
-        print(f"\nstopped; the last state is in {folder / CHECKPOINTS}", file=sys.stderr)
+        what = f"stopped; the last state is in {where}"
+    elif step == saved:
+        what = f"stopped after step {step}, saved in {where}"
     else:
-        print(f"\nstopped after step {step}, saved in {folder / CHECKPOINTS}", file=sys.stderr)
+        what = f"stopped after step {step}, not saved; an earlier state is in {where}"
+    print(f"\n{what}", file=sys.stderr)
     command = f"python -m framework train {config.model} --resume {shlex.quote(str(folder))}"
     print(f"go on with: {command}", file=sys.stderr)

@@ -7,6 +7,7 @@ from kernels import (
     convolution as convolution,
     embedding as embedding,
     extremes as extremes,
+    finite as finite,
     group_norm as group_norm,
     gru as gru,
     linear as linear,

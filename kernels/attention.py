@@ -1,6 +1,7 @@
 """Scaled dot-product attention and its gradient: softmax(q k^T scale + bias) v, head by head.
 
-    q (B, H, T, D), k and v (B, G, S, D), H a multiple of G -> out (B, H, T, D), lse (B, H, T)
+    q (B, H, T, D), k (B, G, S, D), v (B, G, S, E), H a multiple of G
+    -> out (B, H, T, E), lse (B, H, T)
 
 Each G serves H / G heads in a row (grouped queries). `lse` is the log of the sum of e^score over
 the keys that a query sees, all that the gradient needs to have the weights again. What a query
@@ -28,105 +29,26 @@ Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped queries); Press et al
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from kernels.arrays import Array, array_module, is_array, is_floating, is_half
+from kernels.arrays import Array, array_module
+from kernels.attention_call import CUDA_WIDTHS, Call, check_gradient, checked, padded, placed
 from kernels.lazy import Lazy
-from kernels.random import checked_place, counters, dropout, dropout_constants
+from kernels.random import counters, dropout
 from kernels.registry import kernel
 
-loops = Lazy("kernels.cpu.attention")
-blas = Lazy("kernels.cpu.blas")
-engine = Lazy("kernels.cpu.engine")
-
-
-class Call(NamedTuple):
-    """The arguments of either kernel, checked, with their defaults filled in."""
-
-    q: Array
-    k: Array
-    v: Array
-    mask: Array | None  # broadcast to (B, H, T, S)
-    lengths: Array | None
-    slopes: Array | None
-    causal: bool
-    window: int  # 0: none
-    start: int
-    scale: float
-    p: float
-    seed: Any
-    offset: int
-
-    def rest(self) -> tuple[Any, ...]:
-        """What follows q, k, v (or lse), as the kernels take it."""
-        return self._replace(window=self.window or None)[3:]  # type: ignore[arg-type]
+loops = Lazy("kernels.cpu.attention_calls")
+products = Lazy("kernels.cuda.attention")
+cudnn = Lazy("kernels.cuda.cudnn_attention")
+wide = Lazy("kernels.cuda.attention_wide")
 
 
 def draws(q: Array, k: Array) -> int:
     """How far dropout over the weights of q and k advances the offset of its stream."""
     B, H, T, _ = q.shape
-    return counters(B * H * T * _padded(k.shape[2]))
-
-
-def _padded(S: int) -> int:
-    return -(-S // 8) * 8
-
-
-def _call(
-    name: str,
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array | None = None,
-    lengths: Array | None = None,
-    slopes: Array | None = None,
-    causal: bool = False,
-    window: int | None = None,
-    start: int = 0,
-    scale: float | None = None,
-    p: float = 0.0,
-    seed: Any = 0,
-    offset: int = 0,
-) -> Call:
-    """ValueError where shapes or numbers do not fit."""
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3]:
-        raise ValueError(
-            f"{name}: q {q.shape}, k {k.shape}, v {v.shape}: expected (B, H, T, D), and (B, G, S, "
-            "D) twice"
-        )
-    B, H, T, D = q.shape
-    G, S = k.shape[1:3]
-    if G == 0 or H % G:
-        raise ValueError(f"{name}: {G} heads of keys and values do not divide {H} heads of queries")
-    if mask is not None:
-        if mask.dtype.kind != "b":
-            if not is_floating(mask.dtype):
-                raise TypeError(f"{name}: mask is {mask.dtype}, expected booleans or floats")
-            mask = mask.astype(q.dtype, copy=False)
-        try:
-            mask = array_module(q).broadcast_to(mask, (B, H, T, S))
-        except ValueError:
-            raise ValueError(
-                f"{name}: mask has shape {mask.shape}, which does not broadcast to {(B, H, T, S)}"
-            ) from None
-    if lengths is not None and (lengths.shape != (B,) or lengths.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{name}: lengths are {lengths.dtype}{lengths.shape}, expected integers ({B},)"
-        )
-    if slopes is not None and slopes.shape != (H,):
-        raise ValueError(f"{name}: slopes have shape {slopes.shape}, expected ({H},), one a head")
-    if window is not None and window < 1:
-        raise ValueError(f"{name}: window={window}, expected at least 1 key")
-    if start < 0:
-        raise ValueError(f"{name}: start={start}, expected a position of at least 0")
-    if not 0 <= p <= 1:
-        raise ValueError(f"{name}: p={p}, expected a probability in [0, 1]")
-    scale = 1 / math.sqrt(max(D, 1)) if scale is None else float(scale)
-    causal, window = bool(causal), window or 0
-    return Call(q, k, v, mask, lengths, slopes, causal, window, start, scale, p, seed, offset)
+    return counters(B * H * T * padded(k.shape[2]))
 
 
 # Reference ----------------------------------------------------------------------------------------
@@ -174,7 +96,7 @@ def _drop(weights: Array, c: Call) -> Array:
         return weights
     xp = array_module(weights)
     S = weights.shape[-1]
-    wide = xp.zeros((*weights.shape[:-1], _padded(S)), weights.dtype)
+    wide = xp.zeros((*weights.shape[:-1], padded(S)), weights.dtype)
     wide[..., :S] = weights
     return dropout.reference(wide, c.p, c.seed, c.offset)[..., :S]
 
@@ -204,9 +126,9 @@ def attention(
     seed: Any = 0,
     offset: int = 0,
 ) -> tuple[Array, Array]:
-    """out (B, H, T, D) and lse (B, H, T); see the module's text. `scale` is 1 / sqrt(D) if None."""
+    """out (B, H, T, E) and lse (B, H, T); see the module's text. `scale` is 1 / sqrt(D) if None."""
     rest = (mask, lengths, slopes, causal, window, start, scale, p, seed, offset)
-    c = _call("attention", q, k, v, *rest)
+    c = checked("attention", q, k, v, *rest)
     xp = array_module(q)
     s = _scores(c)
     none = xp.zeros((*s.shape[:-1], 1), s.dtype)
@@ -219,7 +141,7 @@ def attention(
     return out, (m + xp.log(total))[..., 0]
 
 
-@kernel(inplace=("dq", "dk", "dv"))
+@kernel(inplace=("dq", "dk", "dv", "dmask"))
 def attention_grad(
     dout: Array,
     q: Array,
@@ -240,15 +162,17 @@ def attention_grad(
     dq: Array | None = None,
     dk: Array | None = None,
     dv: Array | None = None,
-) -> tuple[Array, Array, Array]:
-    """dq, dk, dv, in those given or in new ones, of what `attention` took and gave. With
-    P = e^(scores - lse) and g = dout v^T:
+    dmask: Array | None = None,
+) -> tuple[Array, ...]:
+    """dq, dk, dv, in those given or in new ones, of what `attention` took and gave; and dmask, of
+    numbers that were added, if an array is given for it. With P = e^(scores - lse), g = dout v^T:
 
-    dv = P^T dout, dq = dS k scale, dk = dS^T q scale, dS = P (g - sum of dout out over D).
+    dv = P^T dout, dq = dS k scale, dk = dS^T q scale, dS = P (g - sum of dout out over E); dmask is
+    dS summed over what the mask was broadcast along.
     """
     rest = (mask, lengths, slopes, causal, window, start, scale, p, seed, offset)
-    c = _call("attention_grad", q, k, v, *rest)
-    _check_results(dout, c, out, lse)
+    c = checked("attention_grad", q, k, v, *rest)
+    check_gradient(c, dout, out, lse, mask, dmask)
     xp = array_module(q)
     H, G = q.shape[1], k.shape[1]
     scale = q.dtype.type(c.scale)
@@ -259,7 +183,15 @@ def attention_grad(
     to_q = _weighted(ds, _per_head(k, H)) * scale
     to_k = _weighted(ds.swapaxes(-1, -2), q) * scale
     to_v = _weighted(_drop(weights, c).swapaxes(-1, -2), dout)
-    return _placed(to_q, dq), _placed(_per_group(to_k, G), dk), _placed(_per_group(to_v, G), dv)
+    made = placed(to_q, dq), placed(_per_group(to_k, G), dk), placed(_per_group(to_v, G), dv)
+    return made if dmask is None else (*made, placed(_summed_to(ds, dmask.shape), dmask))
+
+
+def _summed_to(ds: Array, shape: tuple[int, ...]) -> Array:
+    """ds (B, H, T, S) summed over the axes along which `shape` is broadcast."""
+    whole = (1,) * (4 - len(shape)) + shape
+    axes = tuple(i for i, n in enumerate(whole) if n != ds.shape[i])
+    return ds.sum(axes, keepdims=True).reshape(shape)
 
 
 def _weights(c: Call, lse: Array) -> Array:
@@ -271,97 +203,18 @@ def _weights(c: Call, lse: Array) -> Array:
     return xp.where(scores == -np.inf, scores.dtype.type(0), e)
 
 
-def _placed(gradient: Array, place: Array | None) -> Array:
-    if place is None:
-        return gradient
-    place[...] = gradient
-    return place
-
-
-def _check_results(dout: Array, c: Call, out: Array, lse: Array) -> None:
-    if dout.shape != c.q.shape or out.shape != c.q.shape or lse.shape != c.q.shape[:3]:
-        raise ValueError(
-            f"attention_grad: dout {dout.shape}, out {out.shape}, lse {lse.shape}: expected twice "
-            f"{c.q.shape}, the shape of q, and {c.q.shape[:3]}"
-        )
+def _split(rest: tuple[Any, ...], *named: Array | None) -> tuple[tuple[Any, ...], Any]:
+    """What follows the mask, and the places of results: by position behind that, or by name."""
+    options, places = rest[:9], rest[9:]
+    return options, (*places, *named[len(places) :])
 
 
 # CPU ----------------------------------------------------------------------------------------------
 
 
-def _readable(x: Array, D: int) -> Array:
-    """`x` as the loops can read it: rows of D floats that lie together, else a copy with zeros at
-    the ends of rows.
-    """
-    strides = x.strides
-    if x.shape[3] == D and strides[3] == 4 and not any(s & 3 for s in strides):
-        return x
-    copy = np.zeros((x.shape[0], x.shape[2], x.shape[1], D), np.float32).swapaxes(1, 2)
-    copy[..., : x.shape[3]] = x
-    return copy
-
-
-def _writable(shape: tuple[int, ...], D: int, place: Array | None = None) -> Array:
-    """`place` if the loops can write to it, else a new array that lies as (B, T, H, D)."""
-    if place is not None and place.dtype == np.float32 and _readable(place, D) is place:
-        return place
-    B, H, T, _ = shape
-    return np.empty((B, T, H, D), np.float32).swapaxes(1, 2)
-
-
-def _numbers(
-    c: Call, out: Array, lse: Array, *more: Array
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, tuple[Any, ...]]:
-    """What the loops are told: addresses, sizes, steps, the scale, and the place in the stream."""
-    B, H, T, D = out.shape
-    G, S = c.k.shape[1:3]
-    kind, mask, mask_steps = 0, 0, (0, 0, 0, 0)
-    if c.mask is not None:
-        kind = 1 if c.mask.dtype.kind == "b" else 2
-        mask, mask_steps = blas.address(c.mask), c.mask.strides
-    addresses = (
-        *map(blas.address, (c.q, c.k, c.v, out, lse)),
-        mask,
-        0 if c.lengths is None else blas.address(c.lengths),
-        0 if c.slopes is None else blas.address(c.slopes),
-        *map(blas.address, more),
-    )
-    drop, kept = dropout_constants(c.p)
-    thin = int(drop) if c.p > 0 else -1
-    sizes = (B, H, T, S, D, G, int(c.causal), c.window, c.start, kind, thin, _padded(S))
-    steps = (
-        *(step >> 2 for x in (c.q, c.k, c.v, out) for step in x.strides[:3]),
-        *mask_steps,
-        *(step >> 2 for x in more for step in x.strides[:3]),
-    )
-    seed, offset = checked_place(c.seed, c.offset)
-    place = np.uint64(seed), np.uint64(offset), np.float32(kept)
-    return addresses, sizes, steps, np.float32(c.scale), place
-
-
-def _prepared(c: Call) -> tuple[Call, int]:
-    """With arrays that the loops can read, and the padded D: whole registers."""
-    D = -(-c.q.shape[3] // 16) * 16
-    q, k, v = (_readable(x, D) for x in (c.q, c.k, c.v))
-    mask = c.mask
-    if mask is not None and mask.dtype.kind != "b":
-        if any(s & 3 for s in mask.strides):
-            mask = mask.copy()
-    lengths = None if c.lengths is None else np.ascontiguousarray(c.lengths, np.int64)
-    slopes = None if c.slopes is None else np.ascontiguousarray(c.slopes, np.float32)
-    return c._replace(q=q, k=k, v=v, mask=mask, lengths=lengths, slopes=slopes), D
-
-
 @attention.cpu
 def _(q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> tuple[Array, Array]:
-    c, D = _prepared(_call("attention", q, k, v, *rest, **options))
-    B, H, T, narrow = q.shape
-    out, lse = _writable(q.shape, D), np.empty((B, H, T), np.float32)
-    addresses, sizes, steps, scale, place = _numbers(c, out, lse)
-    tasks = engine.numbers(B * H * -(-T // loops.ROWS))
-    work = B * H * T * k.shape[2]
-    loops.forward(tasks, addresses, sizes, steps, scale, *place, work=work)
-    return (out if D == narrow else out[..., :narrow]), lse
+    return loops.forward(checked("attention", q, k, v, *rest, **options))
 
 
 @attention_grad.cpu
@@ -372,131 +225,39 @@ def _(
     v: Array,
     out: Array,
     lse: Array,
+    mask: Array | None = None,
     *rest: Any,
     dq: Array | None = None,
     dk: Array | None = None,
     dv: Array | None = None,
+    dmask: Array | None = None,
     **options: Any,
-) -> tuple[Array, Array, Array]:
-    given = _call("attention_grad", q, k, v, *rest, **options)
-    _check_results(dout, given, out, lse)
-    c, D = _prepared(given)
-    out, dout = _readable(out, D), _readable(dout, D)
-    lse = np.ascontiguousarray(lse, np.float32)
-    places = dq, dk, dv
-    made = [_writable(x.shape, D, y) for x, y in zip((q, k, v), places, strict=True)]
-    addresses, sizes, steps, scale, place = _numbers(c, out, lse, dout, *made)
-    tasks = engine.numbers(k.shape[0] * k.shape[1])
-    work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-    loops.backward(tasks, addresses, sizes, steps, scale, *place, work=work)
-    narrow = q.shape[3]
-    pairs = zip(made, places, strict=True)
-    dq, dk, dv = (x if x is y else _placed(x[..., :narrow], y) for x, y in pairs)
-    return dq, dk, dv
+) -> tuple[Array, ...]:
+    rest, places = _split(rest, dq, dk, dv, dmask)
+    c = checked("attention_grad", q, k, v, mask, *rest, **options)
+    check_gradient(c, dout, out, lse, mask, places[3])
+    return loops.gradient(c, dout, out, lse, places)
 
 
 # CUDA ---------------------------------------------------------------------------------------------
 
-CUDA_KERNELS = ("attention_forward", "attention_dq", "attention_dkv")
-
-#: Columns a thread has, every 16th: heads of up to 64 and 128 columns.
-_WIDTHS = (4, 8)
-_TYPES = tuple(f"{t}, {w}" for t in ("float", "__half", "__nv_bfloat16") for w in _WIDTHS)
+CUDA_KERNELS = ("attention_forward", "attention_dq", "attention_dkv", "attention_dmask")
+_TYPES = tuple(f"{t}, {w}" for t in ("float", "__half", "__nv_bfloat16") for w in CUDA_WIDTHS)
 CUDA_TYPES = dict.fromkeys(CUDA_KERNELS, _TYPES)
-
-#: Rows of a tile, and floats from one column of it to the next in shared memory.
-_TILE, _ROW = 64, 65
-
-
-def _by_position(x: Array) -> Array:
-    """(B, H, T, D) as contiguous (B, T, H, D), copied if it does not lie so."""
-    return array_module(x).ascontiguousarray(x.swapaxes(1, 2))
-
-
-def _corner(x: Array) -> Array:
-    """The first element as an array of one: a pointer for what reads by strides."""
-    return x[tuple(slice(1) for _ in x.shape)]
-
-
-def _steps(*arrays: Array) -> list[np.int64]:
-    return [np.int64(step // x.itemsize) for x in arrays for step in x.strides[:3]]
-
-
-class _Launch:
-    """What the three kernels are launched with."""
-
-    def __init__(self, c: Call) -> None:
-        from kernels.cuda import launch
-
-        self.xp, self.run = array_module(c.q), launch.run
-        D = c.q.shape[3]
-        self.inputs = [self._readable(x) for x in (c.q, c.k, c.v)]
-        self.width = next(w for w in _WIDTHS if 16 * w >= D)
-        self.kind = f"<{launch.type_name(c.q.dtype)}, {self.width}>"
-        self.steps = _steps(*self.inputs)
-        self.pattern = self._pattern(c)
-
-    def _readable(self, x: Array) -> Array:
-        whole = x.strides[3] == x.itemsize and not any(step % x.itemsize for step in x.strides)
-        return x if whole or x.size == 0 else self.xp.ascontiguousarray(x)
-
-    def _pattern(self, c: Call) -> list[Any]:
-        null: Any = np.uintp(0)
-        boolean = c.mask is not None and c.mask.dtype.kind == "b"
-        corner = null if c.mask is None else _corner(c.mask)
-        mask_steps = (0, 0, 0, 0)
-        if c.mask is not None:
-            mask_steps = tuple(step // c.mask.itemsize for step in c.mask.strides)
-        lengths = null if c.lengths is None else self.xp.ascontiguousarray(c.lengths, np.int64)
-        slopes = null if c.slopes is None else self.xp.ascontiguousarray(c.slopes, np.float32)
-        H, T, D = c.q.shape[1:]
-        G, S = c.k.shape[1:3]
-        sizes = (*mask_steps, H, G, T, S, D, c.start, c.window)
-        drop, kept = dropout_constants(c.p)
-        place, seed = null, c.seed
-        if is_array(seed):
-            place, seed = seed, 0
-        seed, offset = checked_place(seed, c.offset)
-        return [
-            *((corner, null) if boolean else (null, corner)),
-            lengths,
-            slopes,
-            *map(np.int64, sizes),
-            np.int32(c.causal),
-            np.float32(c.scale),
-            np.int32(drop if c.p > 0 else -1),
-            np.float32(kept),
-            np.uint64(seed),
-            np.uint64(offset),
-            place,
-        ]
-
-    def __call__(self, name: str, grid: int, tiles: int, weights: int, *args: Any) -> None:
-        """Launch `name` with shared memory for so many tiles of inputs and of weights."""
-        shared = 4 * _ROW * (tiles * 16 * self.width + weights * _TILE)
-        given = (*args, *self.steps, *self.pattern)
-        self.run("attention", f"{name}{self.kind}", grid, 256, given, shared)
 
 
 def _too_wide(c: Call) -> bool:
     """Heads that the tiles do not hold are for the reference."""
-    return int(c.q.shape[3]) > 16 * _WIDTHS[-1]
+    return max(int(c.q.shape[3]), int(c.v.shape[3])) > 16 * CUDA_WIDTHS[-1]
 
 
 @attention.cuda
 def _(q: Array, k: Array, v: Array, *rest: Any, **options: Any) -> tuple[Array, Array]:
-    c = _call("attention", q, k, v, *rest, **options)
+    c = checked("attention", q, k, v, *rest, **options)
     if _too_wide(c):
-        return _in_float32(attention, q, k, v, *c.rest())
-    xp = array_module(q)
-    B, H, T, D = q.shape
-    if q.size == 0 or k.size == 0:
-        return xp.zeros(q.shape, q.dtype), xp.full((B, H, T), -np.inf, np.float32)
-    start = _Launch(c)
-    out, lse = xp.empty((B, T, H, D), q.dtype), xp.empty((B, H, T), np.float32)
-    corners = map(_corner, start.inputs)
-    start("attention_forward", B * H * -(-T // _TILE), 2, 1, *corners, out, lse)
-    return out.swapaxes(1, 2), lse
+        return wide.forward(attention.reference, c)
+    found = cudnn.forward(c)
+    return products.forward(c) if found is None else found
 
 
 @attention_grad.cuda
@@ -507,43 +268,24 @@ def _(
     v: Array,
     out: Array,
     lse: Array,
+    mask: Array | None = None,
     *rest: Any,
     dq: Array | None = None,
     dk: Array | None = None,
     dv: Array | None = None,
+    dmask: Array | None = None,
     **options: Any,
-) -> tuple[Array, Array, Array]:
-    c = _call("attention_grad", q, k, v, *rest, **options)
-    _check_results(dout, c, out, lse)
-    xp = array_module(q)
+) -> tuple[Array, ...]:
+    rest, places = _split(rest, dq, dk, dv, dmask)
+    c = checked("attention_grad", q, k, v, mask, *rest, **options)
+    check_gradient(c, dout, out, lse, mask, places[3])
+    own = None if places[3] is None else places[3].shape
     if _too_wide(c):
-        made = _in_float32(attention_grad, dout, q, k, v, out, lse, *c.rest())
-    elif q.size == 0 or k.size == 0:
-        made = tuple(xp.zeros(x.shape, x.dtype) for x in (q, k, v))
+        made = wide.gradient(attention_grad.reference, c, dout, out, lse, own)
     else:
-        start = _Launch(c)
-        (B, H, T, D), (_, G, S, _) = q.shape, k.shape
-        lse = xp.ascontiguousarray(lse).astype(np.float32, copy=False)
-        delta = xp.empty((B, H, T), np.float32)
-        to_q, to_k, to_v = (xp.empty((B, n, m, D), q.dtype) for n, m in ((T, H), (S, G), (S, G)))
-        dense, corners = _by_position(dout), [_corner(x) for x in start.inputs]
-        given = (dense, *corners, _by_position(out), lse, delta, to_q)
-        start("attention_dq", B * H * -(-T // _TILE), 4, 2, *given)
-        given = (dense, *corners, lse, delta, to_k, to_v)
-        start("attention_dkv", B * G * -(-S // _TILE), 4, 2, *given)
-        made = tuple(x.swapaxes(1, 2) for x in (to_q, to_k, to_v))
-    a, b, d = (_placed(x, y) for x, y in zip(made, (dq, dk, dv), strict=True))
-    return a, b, d
-
-
-def _in_float32(function: Any, *args: Any) -> Any:
-    """The reference of `function`, in float32 for 16-bit arrays; lse stays so."""
-    kind = args[0].dtype
-    wide = [x.astype(np.float32) if is_array(x) and is_half(x.dtype) else x for x in args]
-    results = function.reference(*wide)
-    return tuple(
-        r if i in function.statistics else r.astype(kind, copy=False) for i, r in enumerate(results)
-    )
+        made = None if own is not None else cudnn.gradient(c, dout, out, lse, places[:3])
+        made = products.gradient(c, dout, out, lse, own) if made is None else made
+    return tuple(placed(x, y) for x, y in zip(made, places, strict=False))
 
 
 # Samples ------------------------------------------------------------------------------------------
@@ -551,18 +293,25 @@ def _in_float32(function: Any, *args: Any) -> Any:
 
 
 def _heads(
-    draw: Any, shape: tuple[int, int], groups: int = 2, widest: int = 40
+    draw: Any, shape: tuple[int, int], groups: int = 2, widest: int = 40, more: int = 0
 ) -> tuple[Array, Array, Array]:
-    """q of 2 sequences and 2 heads, k and v of `groups` heads and a few keys more than queries."""
+    """q of 2 sequences and 2 heads, k and v of `groups` heads and a few keys more than queries;
+    values have `more` columns than keys.
+    """
     T, D = -(-shape[0] // 2), min(shape[1], widest)
     q = draw.normal(2, 2, T, D)
-    k, v = (draw.normal(2, groups, T + T // 3, D) for _ in range(2))
+    k, v = (draw.normal(2, groups, T + T // 3, D + n) for n in (0, more))
     return q, k, v
 
 
 @attention.sample
 def _(draw, shape):
     return _heads(draw, shape, widest=72)
+
+
+@attention.sample
+def wide_values(draw, shape):
+    return *_heads(draw, shape, groups=1, more=29), None, None, None, True
 
 
 @attention.sample
@@ -599,14 +348,37 @@ def _gradient(sample: str) -> None:
         q, k, v, *rest = attention.samples[sample](draw, shape)
         with np.errstate(all="ignore"):
             out, lse = attention.reference(q, k, v, *rest)
-        return draw.normal(q.shape), q, k, v, out, lse, *rest
+        return draw.normal(out.shape), q, k, v, out, lse, *rest
 
     make.__name__ = sample
     attention_grad.sample(make)
 
 
-for _sample in ("_", "causal", "windowed", "masked", "biased", "dropped"):
+for _sample in ("_", "wide_values", "causal", "windowed", "masked", "biased", "dropped"):
     _gradient(_sample)
+
+
+def _learned(draw: Any, shape: tuple[int, int], mask: tuple[int, ...], *rest: Any) -> Any:
+    """With a place for the gradient of a mask of that shape: 0 stands for queries, -1 for keys."""
+    q, k, v = _heads(draw, shape, groups=1)
+    sizes = {0: q.shape[2], -1: k.shape[2]}
+    given = draw.normal(*(sizes.get(n, n) for n in mask))
+    with np.errstate(all="ignore"):
+        out, lse = attention.reference(q, k, v, given, *rest)
+    rest += (None, None, False, None, 0, None, 0.0, 0, 0)[len(rest) :]
+    places = None, None, None, np.zeros_like(given)
+    return draw.normal(q.shape), q, k, v, out, lse, given, *rest, *places
+
+
+@attention_grad.sample
+def learned(draw, shape):
+    return _learned(draw, shape, (2, 0, -1), None, None, True)
+
+
+@attention_grad.sample
+def learned_keys(draw, shape):
+    options = np.array([9, 25]), None, False, 9, 3, 0.2, 0.3, 7, 3
+    return _learned(draw, shape, (2, 1, 1, -1), *options)
 
 
 # For pictures -------------------------------------------------------------------------------------
@@ -616,4 +388,4 @@ def attention_weights(q: Array, k: Array, lse: Array, *rest: Any, **options: Any
     """The weights (B, H, T, S) themselves, without dropout; `lse` and the rest as for
     `attention`.
     """
-    return _weights(_call("attention_weights", q, k, k, *rest, **options), lse)
+    return _weights(checked("attention_weights", q, k, k, *rest, **options), lse)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from kernels.arrays import Array, array_module, is_cuda
+from kernels.checking import looked_at
 from kernels.lazy import Lazy
 from kernels.registry import kernel
 
@@ -23,16 +24,15 @@ ORDER = "embedding_order<long long>"
 
 
 def _check_indices(name: str, indices: Array, rows: int) -> None:
-    """Integer dtype, and (on the CPU) the range; looking at values on CUDA would wait for the
-    device.
-    """
+    """Integer dtype, and the range (on CUDA within `check_indices`)."""
     if indices.dtype.kind not in "iu":
         raise TypeError(f"{name}: indices are {indices.dtype}, expected an integer dtype")
-    if is_cuda(indices) or indices.size == 0:
+    seen = looked_at(indices)
+    if seen is None or seen.size == 0:
         return
-    bad = (indices < 0) | (indices >= rows)
+    bad = (seen < 0) | (seen >= rows)
     if bad.any():
-        _raise_outside(name, indices, int(bad.argmax()), rows)
+        _raise_outside(name, seen, int(bad.argmax()), rows)
 
 
 def _raise_outside(name: str, indices: Array, position: int, rows: int) -> None:
@@ -60,8 +60,8 @@ def _check_gradient(dy: Array, indices: Array) -> None:
 def embedding(weight: Array, indices: Array) -> Array:
     """weight[indices]: rows of weight (V, D) for integers of any shape -> (*indices.shape, D).
 
-    An index outside 0 <= i < V raises IndexError on the CPU. On CUDA, where a check would wait for
-    the device, its row is NaN.
+    An index outside 0 <= i < V raises IndexError on the CPU, and within `check_indices`. On CUDA,
+    where a check would wait for the device, its row is NaN.
     """
     _check_table("embedding", weight)
     _check_indices("embedding", indices, weight.shape[0])
@@ -109,7 +109,8 @@ def _on_cuda(weight: Array, indices: Array, positions: Array | None = None) -> A
     from kernels.cuda import launch
 
     _check_table("embedding", weight)
-    _check_indices("embedding", indices, weight.shape[0])
+    name = "embedding" if positions is None else "embedding_at_positions"
+    _check_indices(name, indices, weight.shape[0])
     weight = cupy.ascontiguousarray(weight)
     flat = cupy.ascontiguousarray(indices, np.int64).reshape(-1)
     V, D = weight.shape

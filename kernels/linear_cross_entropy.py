@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels import reductions
 from kernels.arrays import Array, array_module, is_half
 from kernels.losses import IGNORE_INDEX, check_indices, cross_entropy
 from kernels.matmul import add_product, matmul, product_for_more
@@ -19,13 +20,17 @@ from kernels.registry import kernel
 #: of dweight); more rows no faster.
 CHUNK = 1 << 24
 
-Result = tuple[Array, Array | None, Array | None]
+Result = tuple[Array, Array | None, Array | None, Array | None]
 
 
-def _check(x: Array, weight: Array, targets: Array) -> None:
+def _check(x: Array, weight: Array, targets: Array, bias: Array | None) -> None:
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"linear_cross_entropy: x {x.shape}, weight {weight.shape}: expected (N, D), (V, D)"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"linear_cross_entropy: bias {bias.shape}, weight {weight.shape}: expected (V,), (V, D)"
         )
     if targets.shape != x.shape[:1] or targets.dtype.kind not in "iu":
         raise ValueError(
@@ -34,64 +39,87 @@ def _check(x: Array, weight: Array, targets: Array) -> None:
         )
 
 
-@kernel(statistics=(0,))
+@kernel(statistics=(0,), inplace=("out",))
 def linear_cross_entropy(
     x: Array,
     weight: Array,
     targets: Array,
+    bias: Array | None = None,
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     with_grad: bool = True,
+    out: Array | None = None,
 ) -> Result:
-    """`cross_entropy` of x weight^T: losses (N,), and the gradients of their sum, dx (N, D) and
-    dweight (V, D), or None twice without `with_grad`.
+    """`cross_entropy` of x weight^T + bias: losses (N,), and the gradients of their sum, dx (N, D),
+    dweight (V, D) and dbias (V,); without `with_grad` those are None, and dbias without a bias.
 
-    x (N, D), weight (V, D), targets (N,) integers below V, or `ignore_index`.
+    x (N, D), weight (V, D), targets (N,) integers below V, or `ignore_index`, bias (V,). dweight
+    goes to `out` if that is given, which may be float32 for 16-bit x: it is not rounded then.
     """
-    _check(x, weight, targets)
+    _check(x, weight, targets, bias)
     options = (None, ignore_index, label_smoothing, with_grad)
-    losses, dlogits = cross_entropy.reference(x @ weight.T, targets, *options)
+    logits = x @ weight.T if bias is None else x @ weight.T + bias
+    losses, dlogits = cross_entropy.reference(logits, targets, *options)
     if dlogits is None:
-        return losses, None, None
-    return losses, dlogits @ weight, dlogits.T @ x
+        return losses, None, None, None
+    dbias, dweight = None if bias is None else dlogits.sum(0), dlogits.T @ x
+    if out is not None:
+        out[...] = dweight
+        dweight = out
+    return losses, dlogits @ weight, dweight, dbias
 
 
-def _product(x: Array, weight: Array) -> Array:
+def _product(x: Array, weight: Array, bias: Array | None) -> Array:
     """Logits, float32 for 16 bits: the loss of large ones is a small difference."""
-    if is_half(x.dtype):
-        return product_for_more(x, weight, False, True)
-    return matmul(x, weight, transpose_b=True)
+    if not is_half(x.dtype):
+        return matmul(x, weight, transpose_b=True, bias=bias)
+    logits = product_for_more(x, weight, False, True)
+    if bias is not None:
+        logits += bias.astype(np.float32)
+    return logits
 
 
 def _in_chunks(
     x: Array,
     weight: Array,
     targets: Array,
+    bias: Array | None = None,
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     with_grad: bool = True,
+    out: Array | None = None,
 ) -> Result:
     """By the kernels of products and of the loss, chunk by chunk."""
-    _check(x, weight, targets)
+    _check(x, weight, targets, bias)
     xp = array_module(x)
     (N, D), V = x.shape, weight.shape[0]
-    check_indices(targets, V, ignore_index)
+    rows = max(1, CHUNK // max(V, 1))
+    if rows < N:  # the rows that a chunk would name are its own
+        check_indices(targets, V, ignore_index)
     x, weight = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
     losses = xp.empty(N, np.float32)
     dx = xp.empty((N, D), x.dtype) if with_grad else None
-    dw = xp.zeros((V, D), np.float32) if with_grad else None  # of all chunks: rounded once
-    rows = max(1, CHUNK // max(V, 1))
+    dw = None
+    if with_grad:
+        dw = xp.empty((V, D), np.float32) if out is None else out  # of all chunks: rounded once
+        if N == 0:
+            dw[...] = 0
+    db = xp.zeros(V, np.float32) if with_grad and bias is not None else None
     for start in range(0, N, rows):
         part = slice(start, start + rows)
-        logits = _product(x[part], weight)
+        logits = _product(x[part], weight, bias)
         options = (None, ignore_index, label_smoothing, with_grad)
         losses[part], dlogits = cross_entropy(logits, targets[part], *options)
+        if db is not None:
+            db += reductions.sum(dlogits, 0)
         if dx is not None:
             # 16-bit products take 16-bit gradients of logits, from float32 logits
             dlogits = dlogits.astype(x.dtype, copy=False)
             matmul(dlogits, weight, out=dx[part])
             add_product(dw, dlogits, x[part], start == 0)
-    return losses, dx, dw if dw is None else dw.astype(x.dtype, copy=False)
+    if dw is not None and out is None:
+        dw = dw.astype(x.dtype, copy=False)
+    return losses, dx, dw, db if db is None else db.astype(x.dtype, copy=False)
 
 
 linear_cross_entropy.cpu(_in_chunks)
@@ -109,10 +137,16 @@ def _(draw, shape):
 def smoothed(draw, shape):
     V = 23
     targets = draw.integers(V, shape[0])
-    return draw.normal(shape), draw.normal(V, shape[1], scale=0.2), targets, -1, 0.1
+    return draw.normal(shape), draw.normal(V, shape[1], scale=0.2), targets, None, -1, 0.1
+
+
+@linear_cross_entropy.sample
+def with_bias(draw, shape):
+    x, weight, targets = linear_cross_entropy.samples["_"](draw, shape)
+    return x, weight, targets, draw.normal(len(weight))
 
 
 @linear_cross_entropy.sample
 def loss_only(draw, shape):
     x, weight, targets = linear_cross_entropy.samples["_"](draw, shape)
-    return x, weight, targets, IGNORE_INDEX, 0.0, False
+    return x, weight, targets, None, IGNORE_INDEX, 0.0, False

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.arrays import Array, array_module, is_cuda, is_floating
+from kernels.arrays import Array, array_module, is_floating
+from kernels.checking import looked_at
 from kernels.lazy import Lazy
 from kernels.pointwise_losses import (
     binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
@@ -69,8 +70,9 @@ def cross_entropy(
     0, whatever p is. Rows with targets[r] == ignore_index have loss and gradient 0. 16-bit logits
     get float32 losses.
 
-    An index outside [0, C) raises an IndexError with its position and value on the CPU; on CUDA,
-    where looking would mean waiting for the device, the loss and gradient of its row are NaN.
+    An index outside [0, C) raises an IndexError with its position and value on the CPU, and within
+    `check_indices`; on CUDA, where looking would mean waiting for the device, the loss and gradient
+    of its row are NaN.
     """
     xp = array_module(logits)
     _check_cross_entropy(logits, targets, weight)
@@ -160,6 +162,7 @@ def _(
     if is_floating(targets.dtype):
         indices, probabilities = null, xp.ascontiguousarray(targets.astype(np.float32, copy=False))
     else:
+        check_indices(targets, C, ignore_index)
         indices, probabilities = xp.ascontiguousarray(targets.astype(np.int64, copy=False)), null
     w = null if weight is None else xp.ascontiguousarray(weight.astype(np.float32, copy=False))
     grid, block = row_grid(N, C)
@@ -372,14 +375,15 @@ def weighted(draw, shape):
 
 def check_indices(targets: Array, classes: int, ignore_index: int = IGNORE_INDEX) -> None:
     """IndexError if a class index is outside [0, classes) and is not `ignore_index`. CUDA arrays
-    pass unread.
+    pass unread, but within kernels.checking.check_indices.
     """
-    if is_cuda(targets):
+    seen = looked_at(targets)
+    if seen is None:
         return
-    bad = ((targets < 0) | (targets >= classes)) & (targets != ignore_index)
+    bad = ((seen < 0) | (seen >= classes)) & (seen != ignore_index)
     if bad.any():
         r = int(bad.argmax())
-        raise IndexError(f"target {int(targets[r])} at row {r} is outside [0, {classes})")
+        raise IndexError(f"target {int(seen[r])} at row {r} is outside [0, {classes})")
 
 
 def _check_cross_entropy(
@@ -435,6 +439,7 @@ def _run_nll(
     launch: Any,
 ) -> None:
     xp = array_module(source)
+    check_indices(targets, shape[1], ignore_index)
     w = (
         np.uint64(0)
         if weight is None

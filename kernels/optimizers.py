@@ -5,13 +5,17 @@ All arrays are (n,), one dtype, C-contiguous. p are the parameters, g their grad
 the rest is the optimizer's state. `scale` multiplies the gradient first (clipping, loss scaling): a
 number, or an array of one element, which on CUDA stays on the device. `live` is for a step that is
 captured into a CUDA graph, and so launched with the same arguments every time: the numbers of
-`adam_numbers` and its like in a float32 array, which hold instead of those among the arguments. The
-formulas, names and defaults of the variants are PyTorch's.
+`adam_numbers` and its like in a float32 array, which hold instead of those among the arguments.
+Within `held_by(found)` they change nothing where the device then finds found[0] set. The formulas,
+names and defaults of the variants are PyTorch's.
 """
 
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,8 +49,41 @@ def _is_positive_step(step: int) -> None:
         raise ValueError(f"step is {step}, expected 1 for the first step")
 
 
+class _Held(threading.local):
+    by: Array | None = None
+
+
+_held = _Held()
+
+
+@contextmanager
+def held_by(found: Array) -> Iterator[None]:
+    """Within the block the kernels of this file (on CUDA, as this thread calls them) change nothing
+    where found[0] is not 0 when they run: int32 (1,), of `mark_nonfinite_`. The host need not know.
+    """
+    if found.shape != (1,) or found.dtype != np.int32:
+        raise ValueError(f"held_by: found is {found.dtype}{found.shape}, expected int32 (1,)")
+    previous, _held.by = _held.by, found
+    try:
+        yield
+    finally:
+        _held.by = previous
+
+
+def held() -> Array | None:
+    """What this thread's steps are held by, None outside of `held_by`."""
+    return _held.by
+
+
+def _not_held(name: str, p: Array) -> None:
+    """Only the CUDA versions look at what holds them."""
+    if _held.by is not None:
+        raise NotImplementedError(f"{name}: {p.dtype} on this device cannot be held by a flag")
+
+
 def _not_live(name: str, p: Array, live: Array | None) -> None:
     """The references compute in the precision of p, in which `live` does not hold its numbers."""
+    _not_held(name, p)
     if live is not None:
         raise NotImplementedError(
             f"{name}: numbers that are read from the device need a version for {p.dtype}, "
@@ -299,6 +336,7 @@ def adagrad_numbers(
 def scale_(x: Array, factor: Any) -> Array:
     """x *= factor in place, for clipping by the global norm; `factor` as `scale` above. Returns
     x."""
+    _not_held("scale_", x)
     x[...] = _gradient(x, factor)
     return x
 
@@ -310,6 +348,7 @@ def lerp_(a: Array, b: Array, weight: Any) -> Array:
     `weight` is a number, or a float32 array of one element, which on CUDA stays on the device.
     """
     _check("lerp_", a, b=b)
+    _not_held("lerp_", a)
     a += _gradient(b - a, weight)
     return a
 
@@ -478,7 +517,7 @@ def _launch(template: str, buffers: list[Array | None], *args: Any) -> Array:
         f"{template}<{launch.type_name(p.dtype)}>",
         launch.grid_stride(p.size, p) if p.size else 0,
         launch.BLOCK,
-        (*pointers, *args, np.int64(p.size)),
+        (*pointers, *args, _NULL if _held.by is None else _held.by, np.int64(p.size)),
     )
     return p
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.arrays import Array, array_module, is_cuda
+from kernels.arrays import Array, array_module
 from kernels.channels import channel_axis_last, channel_axis_second, empty_last, is_columns
+from kernels.checking import looked_at
 from kernels.lazy import Lazy
 from kernels.reductions import mean
 from kernels.registry import kernel
@@ -311,17 +312,16 @@ def _(dy: Array, windows: Windows) -> Array:
 
 
 def _check_places(name: str, places: Array, shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    """Shape and dtype, and (on the CPU) the range; looking at values on CUDA would wait for the
-    device.
-    """
+    """Shape and dtype, and the range (on CUDA within `check_indices`)."""
     if places.shape != shape or places.dtype.kind not in "iu" or len(sizes) != len(shape) - 2:
         raise ValueError(
             f"{name}: places are {places.dtype} of shape {places.shape}, expected integers of "
             f"shape {shape}, places in {sizes}"
         )
-    if is_cuda(places) or places.size == 0:
+    seen = looked_at(places)
+    if seen is None or seen.size == 0:
         return
-    least, most = int(places.min()), int(places.max())
+    least, most = int(seen.min()), int(seen.max())
     if least < 0 or most >= math.prod(sizes):
         raise IndexError(
             f"{name}: a place is {least if least < 0 else most}, expected 0 <= place < "
@@ -333,8 +333,8 @@ def _check_places(name: str, places: Array, shape: tuple[int, ...], sizes: tuple
 def max_unpool(x: Array, places: Array, sizes: tuple[int, ...]) -> Array:
     """(N, C, *sizes) with each element of x at its place in the flattened axes, else 0.
 
-    The last of two at one place stands. A place outside raises IndexError on the CPU; on CUDA,
-    where a check would wait for the device, its element is left out.
+    The last of two at one place stands. A place outside raises IndexError on the CPU, and within
+    `check_indices`; on CUDA, where a check would wait for the device, its element is left out.
     """
     _check_places("max_unpool", places, x.shape, sizes)
     xp = array_module(x)

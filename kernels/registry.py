@@ -187,7 +187,9 @@ class Kernel:
                     return given[name]
             return _narrowed(r, args[0].dtype)
 
-        return tuple(map(narrow, result)) if isinstance(result, tuple) else narrow(result)
+        if not isinstance(result, tuple):
+            return narrow(result)
+        return tuple(r if i in self.statistics else narrow(r) for i, r in enumerate(result))
 
 
 def _dtype(name: str) -> np.dtype[Any]:

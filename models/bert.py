@@ -106,10 +106,18 @@ class BERT(layers.Module):
 
     def loss(self, ids: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The mean cross-entropy: of tokens (B, T), of which those that are -100 do not count, or
-        of classes (B,).
+        of classes (B,). No logits of all tokens are in memory, and on the CPU the head reads only
+        the places that count.
         """
-        logits = self(ids, lengths)
-        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1))
+        if self.config.head != "masked":
+            return F.cross_entropy(self(ids, lengths), target)
+        x = self.features(ids, lengths)
+        x, target = x.reshape(-1, x.shape[-1]), target.reshape(-1)  # (B T, C), (B T,)
+        if target.device.kind == "cpu":  # on CUDA to look which they are would wait for the device
+            places = np.flatnonzero(target.data != -100)
+            if len(places):
+                x, target = F.embedding(Tensor(places), x), target[places]
+        return F.linear_cross_entropy(self._said(x), self.tokens.weight, target, self.output_bias)
 
     def features(
         self, ids: Tensor, lengths: Tensor | None = None, types: Tensor | None = None
@@ -125,7 +133,7 @@ class BERT(layers.Module):
         return self.blocks(self.dropout(self.norm(x)), lengths=lengths)
 
     def _said(self, x: Tensor) -> Tensor:
-        return self.dense_norm(F.gelu(self.dense(x)))  # (B, T, C)
+        return self.dense_norm(F.gelu(self.dense(x)))  # (..., C)
 
     # Hugging Face ---------------------------------------------------------------------------------
 
@@ -139,8 +147,7 @@ class BERT(layers.Module):
                 shape.
         """
         config = hugging_face.read_config(folder, ("bert",))
-        path = Path(folder) / hugging_face.CONFIG
-        model = cls(hugging_face.fields_of(path, lambda: _read(config, head)))
+        model = hugging_face.build(folder, lambda: _read(config, head), cls)
         model.load_pretrained(folder)
         return model.eval()
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 
 from framework import functional as F, layers
 from framework.autograd import Tensor
-from framework.generation import inference
 from framework.layers import KVCache
 from models import hugging_face
 from models.hugging_face import Place, expect_values, one, several
@@ -42,6 +41,7 @@ class GPTConfig:
         hidden: the width within the feed-forward part; None: 4 `width`.
         rotary_base: of rotary positions, 10000 in Su et al. 2021.
         tied: the head is the table of tokens again.
+        checkpoint: blocks are computed again in the backward pass, for less memory.
     """
 
     vocabulary: int = 65
@@ -59,6 +59,7 @@ class GPTConfig:
     rotary_base: float = 10000.0
     activation: Activation = "gelu_tanh"
     tied: bool = True
+    checkpoint: bool = False
 
     of_data: ClassVar[tuple[str, ...]] = ("vocabulary", "block")
 
@@ -68,7 +69,8 @@ class GPTConfig:
         self.blocks()
         if not isinstance(self.tied, bool):
             raise ValueError(f"tied is {self.tied!r}, expected True or False")
-        if not isinstance(self.rotary_base, (int, float)) or self.rotary_base <= 0:
+        base = self.rotary_base
+        if not isinstance(base, (int, float)) or not 0 < base < float("inf"):
             raise ValueError(f"rotary_base is {self.rotary_base!r}, expected above 0")
         if self.positions == "rotary" and self.width // self.heads % 2:
             raise ValueError(
@@ -80,7 +82,7 @@ class GPTConfig:
         """The configuration of the blocks."""
         return BlockConfig(
             self.width, self.heads, self.groups, self.hidden, self.activation, self.norm,
-            self.eps, self.bias, self.dropout, causal=True,
+            self.eps, self.bias, self.dropout, causal=True, checkpoint=self.checkpoint,
         )  # fmt: skip
 
     @classmethod
@@ -132,9 +134,10 @@ class GPT(layers.Module):
     def forward(self, ids: Tensor) -> Tensor:
         return F.linear(self.features(ids), self._output_weight())  # (B, T, V)
 
-    def loss(self, ids: Tensor, target: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """The mean cross-entropy of `target` (B, T), without the logits in memory."""
-        return F.linear_cross_entropy(self.features(ids), self._output_weight(), target)
+        x, weight = self.features(ids), self._output_weight()
+        return F.linear_cross_entropy(x, weight, target, label_smoothing=label_smoothing)
 
     def features(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """What the head reads, (B, T, C); with `caches` ids go on behind what those hold."""
@@ -175,8 +178,8 @@ class GPT(layers.Module):
                 shape.
         """
         config = hugging_face.read_config(folder, tuple(_READ))
-        path, read = Path(folder) / hugging_face.CONFIG, _READ[config["model_type"]]
-        model = cls(hugging_face.fields_of(path, lambda: read(config)))
+        read = _READ[config["model_type"]]
+        model = hugging_face.build(folder, lambda: read(config), cls)
         model.load_pretrained(folder)
         return model.eval()
 
@@ -239,26 +242,6 @@ class GPT(layers.Module):
                 yield from several(f"{ours}.feed_forward.up", gated, (hidden, hidden))
                 yield from one(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj")
         yield Place("head.weight", ("lm_head.weight",))
-
-
-def attention_maps(model: GPT, ids: Tensor) -> list[Tensor]:
-    """What each block looks at when it reads ids (B, T), for pictures: weights (B, heads, T, T) of
-    which each row sums to 1.
-    """
-    seen: list[Tensor] = []
-    removers = [
-        block.attention.register_forward_pre_hook(
-            lambda attention, args: seen.append(attention.weights(args[0]))
-        )
-        for block in model.blocks.each
-    ]
-    try:
-        with inference(model):
-            model(ids)
-    finally:
-        for remove in removers:
-            remove()
-    return seen
 
 
 # config.json of the two ---------------------------------------------------------------------------

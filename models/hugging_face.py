@@ -10,17 +10,19 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from framework.interop import safetensors
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.layers import Module
+from framework.layers.storage import at_most
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 Array = np.ndarray[Any, Any]
+Config, Model = TypeVar("Config"), TypeVar("Model", bound=Module)
 
 
 class Place(NamedTuple):
@@ -59,7 +61,7 @@ def read_config(folder: str | Path, kinds: Sequence[str]) -> dict[str, Any]:
         kind = config.get("model_type")
     except FileError:
         raise
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise FileError(f"{path} is damaged: {error}") from error
     if kind not in kinds:
         raise FileError(
@@ -69,13 +71,22 @@ def read_config(folder: str | Path, kinds: Sequence[str]) -> dict[str, Any]:
     return dict(config)
 
 
-def fields_of(path: Path, make: Callable[[], Any]) -> Any:
-    """`make()`, a model's configuration out of config.json; FileError where that cannot be."""
+def build(folder: str | Path, read: Callable[[], Config], make: Callable[[Config], Model]) -> Model:
+    """A new model, `make(read())`, of what config.json says; FileError where that cannot be, or
+    where it would be larger than the weights beside it.
+    """
+    path, files = Path(folder) / CONFIG, list(Path(folder).glob("*.safetensors"))
     try:
-        return make()
+        config = read()
+        if not files:
+            raise FileError(f"{path.with_name(WEIGHTS)} does not exist")
+        with at_most(safetensors.room_of(files)):
+            return make(config)
+    except FileError:
+        raise
     except KeyError as error:
         raise FileError(f"{path} has no {error.args[0]!r}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise FileError(f"{path} describes no model: {error}") from error
 
 
@@ -95,11 +106,11 @@ def read_weights(folder: str | Path) -> tuple[dict[str, Array], Path]:
     try:
         where = json.loads(read_bytes(index))["weight_map"]
         files = sorted(set(where.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"{index} is damaged: it has no weight_map") from error
     found: dict[str, Array] = {}
     for file in files:
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
             raise FileError(f"{index} is damaged: {file!r} is no name of a file beside it")
         found |= safetensors.load(folder / file)
     missing = [name for name in where if name not in found]

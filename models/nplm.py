@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import framework as fw
 from framework import layers
 from framework.autograd import Tensor
-from framework.functional import tanh
+from framework.functional import linear_cross_entropy, tanh
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,28 @@ class NPLM(layers.Module):
         self.carry = layers.Carry()
 
     def forward(self, ids: Tensor, fresh: Tensor | None = None) -> Tensor:
+        return self._logits(*self._carried(ids, fresh))
+
+    def loss(self, *batch: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The mean cross-entropy of the last of `batch`, the target (B, T), after the others, which
+        are what `forward` takes; without the logits in memory.
+        """
+        *inputs, target = batch
+        h, x = self._carried(*inputs)
+        weight, bias = self.output.weight, self.output.bias
+        if self.direct is not None:  # one product of both side by side
+            h, weight = fw.concatenate([h, x], 2), fw.concatenate([weight, self.direct.weight], 1)
+        return linear_cross_entropy(h, weight, target, bias, label_smoothing=label_smoothing)
+
+    def _carried(self, ids: Tensor, fresh: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `_read`; with `fresh` on from the tokens that are carried."""
         before = self.start(len(ids))
         if fresh is not None:
             before = self.carry(before, fresh)
-        logits, before = self.step(ids, before)
+        h, x, before = self._read(ids, before)
         if fresh is not None:
             self.carry.keep(before)
-        return logits
+        return h, x
 
     def start(self, batch: int) -> Tensor:
         """No tokens before the first one: (B, context - 1) of the row for nothing."""
@@ -84,11 +99,17 @@ class NPLM(layers.Module):
 
     def step(self, ids: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, vocabulary), and the last tokens (B, context - 1) for the next step."""
+        h, x, before = self._read(ids, before)
+        return self._logits(h, x), before
+
+    def _read(self, ids: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The hidden layer (B, T, hidden), what that reads, and the last tokens."""
         T, n = ids.shape[1], self.config.context
         known = fw.concatenate([before, ids], axis=1)  # (B, n - 1 + T)
         last = fw.stack([known[:, i : i + T] for i in range(n)], axis=2)  # (B, T, n)
         x = self.embedding(last).flatten(2)  # (B, T, n * embedding)
-        logits = self.output(self.dropout(tanh(self.hidden(x))))  # (B, T, vocabulary)
-        if self.direct is not None:
-            logits = logits + self.direct(x)
-        return logits, known[:, T:]
+        return self.dropout(tanh(self.hidden(x))), x, known[:, T:]
+
+    def _logits(self, h: Tensor, x: Tensor) -> Tensor:
+        logits = self.output(h)  # (B, T, vocabulary)
+        return logits if self.direct is None else logits + self.direct(x)

@@ -20,7 +20,7 @@ import numpy as np
 import framework as fw
 from framework import layers
 from framework.autograd import Tensor
-from framework.functional import embedding
+from framework.functional import embedding, linear_cross_entropy
 
 CELLS: dict[str, Any] = {"lstm": layers.LSTM, "gru": layers.GRU, "rnn": layers.RNN}
 
@@ -129,11 +129,25 @@ class CharRNN(layers.Module):
         self.carry = layers.Carry()
 
     def forward(self, ids: Tensor, fresh: Tensor | None = None) -> Tensor:
+        return self.output(self._carried(ids, fresh)).transpose(0, 1)  # (B, T, vocabulary)
+
+    def loss(self, *batch: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The mean cross-entropy of the last of `batch`, the target (B, T), after the others, which
+        are what `forward` takes; without the logits in memory.
+        """
+        *inputs, target = batch
+        y, output = self._carried(*inputs), self.output
+        return linear_cross_entropy(
+            y, output.weight, target.transpose(0, 1), output.bias, label_smoothing=label_smoothing
+        )
+
+    def _carried(self, ids: Tensor, fresh: Tensor | None = None) -> Tensor:
+        """What the output reads, (T, B, hidden); with `fresh` on from the state that is carried."""
         if fresh is None:
-            return self.step(ids, None)[0]
-        logits, state = self.step(ids, self.carry(self.start(len(ids)), fresh))
+            return self._read(ids, None)[0]
+        y, state = self._read(ids, self.carry(self.start(len(ids)), fresh))
         self.carry.keep(state)
-        return logits
+        return y
 
     def start(self, batch: int) -> Any:
         """Zeros (layers, B, hidden); a pair of them for an LSTM."""
@@ -144,13 +158,17 @@ class CharRNN(layers.Module):
 
     def step(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Logits (B, T, vocabulary), and the state (layers, B, hidden) after the last token."""
+        y, state = self._read(ids, state)
+        return self.output(y).transpose(0, 1), state
+
+    def _read(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         if ids.ndim != 2:
             raise ValueError(f"ids have shape {ids.shape}, expected (rows, tokens)")
         plain = self.config.embedding is None
         x = embedding(ids, self.one_hot) if plain else self.embedding(ids)  # (B, T, E)
         x = x.transpose(0, 1)  # (T, B, E)
         y, state = self.rnn(self.dropout(x), state)  # (T, B, hidden)
-        return self.output(self.dropout(y)).transpose(0, 1), state  # (B, T, vocabulary)
+        return self.dropout(y), state
 
 
 # The classifier -----------------------------------------------------------------------------------

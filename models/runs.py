@@ -12,9 +12,11 @@ from pathlib import Path
 
 import framework as fw
 from framework.data import Tokenizer, Transform
+from framework.interop import safetensors
 from framework.interop.atomic import FileError
 from framework.layers import Module
-from framework.trainer.run import CONFIG, RunConfig, load_model, read_tokenizer
+from framework.layers.storage import at_most
+from framework.trainer.run import CONFIG, RunConfig, load_model, read_tokenizer, weights_of
 from models.zoo import configure, entry
 
 
@@ -40,7 +42,8 @@ def open_run(folder: str | Path, device: str | None = None) -> Run:
     folder = Path(folder)
     config = RunConfig.read(folder)
     config = replace(config, device=device or str(fw.default_device()))
-    model = build_model(config, folder)
+    with at_most(safetensors.room_of([weights_of(folder)])):
+        model = build_model(config, folder)
     inputs, targets = load_model(folder, model, config)
     tokenizer = None
     if config.task == "language":

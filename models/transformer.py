@@ -16,7 +16,7 @@ import numpy as np
 
 from framework import functional as F, layers
 from framework.autograd import Tensor
-from framework.backend.device import to_device
+from framework.autograd.checkpoint import checkpoint
 from framework.layers import KVCache, RotaryPositions
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
@@ -31,6 +31,8 @@ class BlockConfig:
         groups: heads of keys and values, which queries share; None: as many as `heads`.
         hidden: the width between the two layers of the feed-forward part; None: 4 `width`.
         post: norms after the sums (Vaswani et al. 2017), not before the parts.
+        checkpoint: in training a block keeps nothing but what goes in, and is computed again in the
+            backward pass.
     """
 
     width: int
@@ -44,6 +46,7 @@ class BlockConfig:
     dropout: float = 0.0
     causal: bool = False
     post: bool = False
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         check_integers(self, "width", "heads", "groups", "hidden")
@@ -53,7 +56,7 @@ class BlockConfig:
             raise ValueError(f"groups is {self.groups}, which does not divide heads={self.heads}")
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("norm", self.norm, ("layer", "rms"))
-        for name in ("bias", "causal", "post"):
+        for name in ("bias", "causal", "post", "checkpoint"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
@@ -138,16 +141,28 @@ class SelfAttention(layers.Module):
             qk = self.positions(qk, start)
         return qk[:, :H], qk[:, H:], v
 
-    def weights(self, x: Tensor) -> Tensor:
-        """What it looks at, (B, H, T, T), for pictures: each row sums to 1."""
+    def attention_weights(
+        self, x: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """What it looks at without a cache, (B, H, T, T), for pictures: each row sums to 1."""
         q, k, _ = self.split(self.qkv(x))
         T, H, G = x.shape[1], self.heads, self.groups
         q = q.reshape(len(x), G, H // G, T, self.head_width)  # (B, G, H / G, T, D)
-        scores = q @ k.unsqueeze(2).transpose(-1, -2) / self.head_width**0.5
-        if self.causal:
-            later = np.triu(np.full((T, T), -np.inf, np.float32), 1)
-            scores = scores + Tensor(to_device(later, x.device)).to(x.dtype)
-        return F.softmax(scores, -1).reshape(len(x), H, T, T)
+        weights = _weights(q, k.unsqueeze(2), lengths, self.causal)
+        return weights.reshape(len(x), H, T, T)
+
+
+def _weights(q: Tensor, k: Tensor, lengths: Tensor | None, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(D)) of q (B, ..., T, D) and k (B, ..., S, D) that broadcast, over keys
+    before `lengths` (B,) and, if it is `causal`, not behind the query.
+    """
+    scores, xp = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, q.device.module
+    keys = xp.arange(k.shape[-2])
+    seen = keys <= xp.arange(q.shape[-2])[:, None] if causal else keys >= 0  # (T, S) or (S,)
+    if lengths is not None:
+        seen = seen & (keys < lengths.data.reshape(-1, *[1] * (scores.ndim - 1)))
+    unseen = xp.where(seen, 0.0, -np.inf).astype(scores.dtype)
+    return F.softmax(scores + Tensor(unseen), -1)
 
 
 class CrossAttention(layers.Module):
@@ -175,6 +190,12 @@ class CrossAttention(layers.Module):
             self._by_head(self.q(x)), *kv, dropout_p=p, lengths=lengths
         )
         return self.dropout(self.out(y.transpose(1, 2).reshape(*x.shape)))  # (B, T, C)
+
+    def attention_weights(
+        self, x: Tensor, kv: tuple[Tensor, Tensor], lengths: Tensor | None = None
+    ) -> Tensor:
+        """What it looks at, (B, H, T, S), for pictures: each row sums to 1."""
+        return _weights(self._by_head(self.q(x)), kv[0], lengths)
 
     def _by_head(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
@@ -252,6 +273,7 @@ class Blocks(layers.Module):
         super().__init__()
         self.each = layers.ModuleList([Block(config, positions) for _ in range(depth)])
         self.norm = None if config.post else config.new_norm()
+        self.checkpoint = config.checkpoint
         start_weights(self, depth)
 
     def forward(
@@ -262,7 +284,10 @@ class Blocks(layers.Module):
     ) -> Tensor:
         part = None
         for i, block in enumerate(self.each):
-            x, part = block(x, part, None if caches is None else caches[i], lengths)
+            if self.checkpoint and self.training and caches is None:
+                x, part = checkpoint(block, x, part, None, lengths)
+            else:
+                x, part = block(x, part, None if caches is None else caches[i], lengths)
         return x if self.norm is None else add_norm(self.norm, x, part)[1]
 
 

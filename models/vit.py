@@ -10,9 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import framework as fw
 from framework import functional as F, layers
-from framework.autograd import Parameter, Tensor
+from framework.autograd import Tensor
 from models.transformer import BlockConfig, Blocks, check_choice, check_integers, start_weights
 
 
@@ -96,8 +95,8 @@ class ViT(layers.Module):
         self.config, E, patch = config, config.embedding, config.patch
         count = (config.height // patch) * (config.width // patch)
         self.patches = layers.Conv2d(config.channels, E, patch, stride=patch)
-        self.first = Parameter(fw.zeros(1, 1, E))  # what the head reads when all have looked round
-        self.places = Parameter(fw.zeros(1, 1 + count, E))
+        self.first = layers.new_parameter((1, 1, E))  # what the head reads in the end
+        self.places = layers.new_parameter((1, 1 + count, E))
         layers.init.normal_(self.first, std=0.02)
         layers.init.normal_(self.places, std=0.02)
         self.dropout = config.blocks().new_dropout()

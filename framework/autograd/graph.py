@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +39,8 @@ _tensor: type[Tensor]
 
 class _Mode(threading.local):
     enabled = True
+    #: Nodes that wait for their turn in the backward pass that is under way, the newest first.
+    pending: list[Node] | None = None
 
 
 _mode = _Mode()
@@ -174,16 +176,47 @@ def backward(root: Tensor, dy: Array, retain_graph: bool = False) -> None:
     if captured is not None:
         _note_leaves(start, captured)
     pending: list[Node] = []
-    _deliver(start, dy, pending)
+    outer, _mode.pending = _mode.pending, pending
     try:
-        while pending:
-            node = heapq.heappop(pending)
-            _visit(node, pending, retain_graph)
-    except MemoryError as error:
-        raise _explained(error, node) from error
+        _deliver(start, dy, pending)
+        _walk(pending, -1, retain_graph)
     finally:
+        _mode.pending = outer
         for node in pending:  # only after an error: leave nothing half-summed behind
             node.grad, node.owned = None, False
+
+
+def next_number() -> int:
+    """A number between those of the nodes there are and those to come."""
+    return next(_sequence)
+
+
+def backward_since(number: int, roots: Iterable[tuple[Tensor, Array]]) -> None:
+    """Within a node's backward: go back through what has been recorded since `number`, from `roots`
+    with their gradients.
+
+    Older nodes that this reaches get their gradients too, and wait for their turn in the pass that
+    is under way: it visits the newest first, so they have not had it.
+    """
+    pending = _mode.pending
+    assert pending is not None
+    for root, dy in roots:
+        start = _edge(root)
+        assert start is not None
+        _deliver(start, dy, pending)
+    _walk(pending, number, False)
+
+
+def _walk(pending: list[Node], number: int, retain_graph: bool) -> None:
+    """Visit what waits and is newer than `number`, the newest first."""
+    try:
+        while pending and pending[0].sequence > number:
+            node = heapq.heappop(pending)
+            _visit(node, pending, retain_graph)
+    except OutOfMemoryError:
+        raise  # of a walk within this one
+    except MemoryError as error:
+        raise _explained(error, node) from error
 
 
 def _note_leaves(start: Node | Tensor, captured: Recording) -> None:

@@ -32,6 +32,15 @@ def record_several(
     first = record(results[0], inputs, all_at_once)
     if not first.requires_grad:
         return first, *map(Tensor, results[1:])
+    return first, *hung_on(first, results[1:], left, backward.__qualname__)
+
+
+def hung_on(
+    first: Tensor, results: Sequence[Array], left: list[Array | None], name: str
+) -> list[Tensor]:
+    """The Tensors of further results of the operation that made `first`. Each leaves its gradient
+    at its place in `left`, where the operation finds it; `name` is what an error calls it.
+    """
     shape = first.shape
 
     def leaves(i: int) -> Callable[[Array], Gradients]:
@@ -40,7 +49,7 @@ def record_several(
             nothing = array_module(d).empty((0, *shape[1:]), d.dtype)
             return [Partial(shape, slice(0, 0), nothing)]
 
-        leave.__qualname__ = backward.__qualname__
+        leave.__qualname__ = name
         return leave
 
-    return first, *(record(a, [first], leaves(i)) for i, a in enumerate(results[1:]))
+    return [record(a, [first], leaves(i)) for i, a in enumerate(results)]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from framework.autograd.graph import Partial, as_array, in_dtype, is_grad_enabled, record
-from kernels.arrays import Array, array_module, is_array, is_floating
+from kernels.arrays import Array, array_module, is_array, is_cuda, is_floating, to_numpy
+from kernels.checking import may_look
 
 if TYPE_CHECKING:
     from framework.autograd.tensor import Tensor
@@ -180,13 +181,25 @@ def getitem(x: Any, index: Any) -> Tensor:
     """
     index = tuple(map(_index, index)) if isinstance(index, tuple) else _index(index)
     shape = x.data.shape
-    try:
-        out = as_array(x.data[index])
-    except IndexError as error:
-        raise IndexError(f"index {index!r} into shape {shape}: {error}") from None
+    if is_cuda(x.data) and may_look(x.data):  # CuPy wraps around
+        _element(np.broadcast_to(np.int8(0), shape), _on_host(index))
+    out = as_array(_element(x.data, index))
     if x.requires_grad and is_grad_enabled():  # whoever made an index array may change it later
         index = tuple(map(_kept, index)) if isinstance(index, tuple) else _kept(index)
     return record(out, [x], lambda dy: [Partial(shape, index, dy)])
+
+
+def _element(array: Array, index: Any) -> Array:
+    try:
+        return array[index]
+    except IndexError as error:
+        raise IndexError(f"index {index!r} into shape {array.shape}: {error}") from None
+
+
+def _on_host(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(map(_on_host, index))
+    return to_numpy(index) if is_array(index) else index
 
 
 def _kept(index: Any) -> Any:

@@ -7,9 +7,11 @@ https://www.cs.toronto.edu/~kriz/cifar.html
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,6 +24,9 @@ TEST = ("test_batch.bin",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGES_PER_FILE = 10_000
 RECORD = 1 + 3 * 32 * 32  # bytes
+
+#: Of the archive, unpacked; it has 184 million.
+MAX_BYTES = 2**28
 
 
 def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -48,20 +53,33 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
+class _Limited:
+    """Reads `file`, up to MAX_BYTES in all: a small archive can claim, and hold, any number."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.left = file, MAX_BYTES
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(min(size, self.left + 1))
+        self.left -= len(data)
+        if self.left < 0:
+            raise tarfile.ReadError(f"it unpacks to more than {MAX_BYTES:,} bytes")
+        return data
+
+
 def _from_archive(archive: Path) -> dict[str, bytes]:
     contents = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./").removeprefix(f"{FOLDER}/")
-                if (
-                    member.isfile()
-                    and name in TRAIN + TEST
-                    and member.size <= IMAGES_PER_FILE * RECORD
-                ):
-                    stream = tar.extractfile(member)
-                    contents[name] = stream.read() if stream else b""
-            while tar.fileobj and tar.fileobj.read(2**20):  # to the end, where gzip's checksum is
+        with gzip.open(archive) as file:
+            limited = _Limited(file)
+            with tarfile.open(fileobj=limited, mode="r|") as tar:
+                for member in tar:
+                    name = member.name.removeprefix("./").removeprefix(f"{FOLDER}/")
+                    fits = member.isfile() and member.size <= IMAGES_PER_FILE * RECORD
+                    if fits and name in TRAIN + TEST:
+                        stream = tar.extractfile(member)
+                        contents[name] = stream.read() if stream else b""
+            while limited.read(2**20):  # to the end, where gzip's checksum is
                 pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{archive}: corrupt archive ({error})") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import platform
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -149,8 +150,7 @@ def _wikitext2() -> Corpus:
         train, test = _read(files["valid"]), _read(files["test"])
         split = f"{folder or cache_folder()} lacks train.txt, so valid.txt is trained on"
     else:
-        path = packed or fetch(name, WIKITEXT2)
-        train, test = (_unpacked(path, f"{name}/wiki.{part}.tokens") for part in ("train", "test"))
+        train, test = read_wikitext2(packed or fetch(name, WIKITEXT2))
         split = "the published split"
     return Corpus(name, train, test, f"{title}; {split}", words=True)
 
@@ -160,16 +160,45 @@ def _part(part: str) -> Path | None:
     return locate("wikitext-2", f"{part}.txt") or locate("wikitext-2", f"wiki.{part}.tokens")
 
 
+#: Bytes of a text in wikitext-2's archive; the longest one has 11 million.
+LONGEST = 2**26
+
 #: What zipfile raises where an archive is not as it should be (RuntimeError: it is encrypted).
-_DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError,
+    OverflowError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
-def _unpacked(path: Path, member: str) -> str:
+def read_wikitext2(path: Path) -> tuple[str, str]:
+    """The training and the test text of the published archive. It is read where it is: nothing is
+    unpacked to disk, and no more than `LONGEST` bytes of a text.
+
+    Raises:
+        DataError: the archive is damaged, lacks a text, or has one that is longer.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.read(member).decode("utf-8")
-    except (OSError, EOFError, KeyError, UnicodeDecodeError, *_DAMAGE) as error:
-        raise DataError(f"{path}: {error}") from error
+            train, test = (
+                _unpacked(archive, f"wikitext-2/wiki.{part}.tokens") for part in ("train", "test")
+            )
+        return train, test
+    except _DAMAGE as error:
+        raise DataError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _unpacked(archive: zipfile.ZipFile, member: str) -> str:
+    info = archive.getinfo(member)
+    size, method = info.file_size, info.compress_type
+    if size > LONGEST:
+        raise ValueError(f"{member} has {size:,} bytes, expected at most {LONGEST:,}")
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others are unpacked at once
+        raise ValueError(f"{member} is packed by method {method}, expected deflate")
+    with archive.open(member) as file:
+        content = file.read(size)
+    if len(content) != size:  # zipfile does not mind
+        raise ValueError(f"{member} ends after {len(content):,} of {size:,} bytes")
+    return content.decode("utf-8")
 
 
 def _python_reference() -> Corpus:

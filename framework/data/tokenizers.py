@@ -158,6 +158,8 @@ class WordTokenizer(Tokenizer):
             raise ValueError(
                 f"words are {list(words[:3])} ..., expected {UNKNOWN}, {LINE_END}, ..."
             )
+        if odd := [word for word in words if not isinstance(word, str)]:
+            raise TypeError(f"words has {odd[0]!r}, expected strings")
         self.words = tuple(words)
         self._ids = {word: i for i, word in enumerate(self.words)}
 
@@ -223,5 +225,8 @@ def tokenizer_from_json(text: str) -> Tokenizer:
         state = json.loads(text)
         kind = {k.kind: k for k in kinds}[state["type"]]
         return kind.from_state(state)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"this describes no tokenizer: {error!r}") from error
+    except DataError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        reason = str(error) if type(error) is ValueError else repr(error)
+        raise ValueError(f"this describes no tokenizer: {' '.join(reason.split())}") from error

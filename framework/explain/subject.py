@@ -1,4 +1,4 @@
-"""What is explained: a model, an image, and what the model makes of it."""
+"""What is explained: a model, an image, and what the model makes of it; or a model and a text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import numpy as np
 
 from framework import functional as F
 from framework.autograd import Tensor, no_grad
-from framework.data import Transform
+from framework.data import Tokenizer, Transform
 from framework.interop.atomic import FileError, read_bytes
 from framework.layers import Module
 from framework.trainer.inputs import read_inputs
+
+#: Tokens of a text that can be told apart in a picture.
+MOST_TOKENS = 32
 
 
 @dataclass
@@ -43,6 +46,30 @@ class Subject:
     def ranked(self) -> list[int]:
         """Classes, the most probable first."""
         return [int(i) for i in np.argsort(-self.probabilities, kind="stable")]
+
+
+@dataclass
+class TextSubject:
+    """A trained language model and a text as token ids (T,), of which the first `MOST_TOKENS` are
+    looked at, or as many as the model reads; `total` is how many there were.
+    """
+
+    model: Module
+    ids: np.ndarray
+    tokenizer: Tokenizer
+    device: str = "cpu"
+    total: int = field(init=False)
+    tokens: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = len(self.ids)
+        block = getattr(self.model, "block", None) or MOST_TOKENS
+        self.ids = self.ids[: min(block, MOST_TOKENS)]
+        self.tokens = [self.tokenizer.decode([i]) for i in self.ids]
+
+    def batch(self, count: int) -> Tensor:
+        """The first `count` tokens as the model takes them, (1, count)."""
+        return Tensor(np.asarray(self.ids[None, :count], np.int64)).to(self.device)
 
 
 def read_image(file: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from framework.autograd.graph import in_dtype
 from framework.backend.random import default_generator
 from framework.functional.check import (
     array_of,
+    broadcasts_to,
     floating,
     optional_tensor,
     probability,
@@ -19,6 +21,7 @@ from framework.functional.check import (
 )
 from kernels import attention as kernels
 from kernels.arrays import Array, array_module, is_floating
+from kernels.checking import looked_at
 
 
 def scaled_dot_product_attention(
@@ -35,45 +38,123 @@ def scaled_dot_product_attention(
     slopes: Tensor | None = None,
     start: int = 0,
 ) -> Tensor:
-    """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D); or all without the heads.
+    """query (..., H, T, D), key (..., G, S, D), value (..., G, S, E) -> (..., H, T, E).
 
-    `attn_mask` broadcasts to (B, H, T, S): booleans, True where a query sees a key, or numbers that
-    are added to the scores. With `is_causal` query t sees the keys up to `start` + t, with `window`
-    those less than so many positions away; keys from `lengths` (B,) on are seen by none. `slopes`
-    (H,), times the distance, are taken off the scores (`alibi_slopes`). H is a multiple of G:
-    queries share keys in groups. `dropout_p` drops weights, always: pass 0 in evaluation. A query
-    that sees no key has the output 0.
+    There may be any number of axes before the last two, and they broadcast; H is a multiple of G:
+    queries share keys in groups. `attn_mask` broadcasts to (..., H, T, S): booleans, True where a
+    query sees a key, or numbers that are added to the scores, with a gradient if they ask for one.
+    With `is_causal` query t sees the keys up to `start` + t, with `window` those less than so many
+    positions away; keys from `lengths` (...) on are seen by none (three axes with lengths (B,) are
+    (B, T, D), without heads). `slopes` (H,), times the distance, are taken off the scores
+    (`alibi_slopes`). `dropout_p` drops weights, always: pass 0 in evaluation. A query that sees no
+    key has the output 0. Lengths on CUDA are checked within `fw.check_indices` only.
 
-    The result lies in memory as (B, T, H, D), so that `.transpose(1, 2).reshape(B, T, H * D)`
+    The result lies in memory as (B, T, H, E), so that `.transpose(1, 2).reshape(B, T, H * E)`
     copies nothing; q, k and v may be views of a packed projection.
     """
     name = "scaled_dot_product_attention"
     for what, x in (("query", query), ("key", key), ("value", value)):
         floating(name, tensor_argument(name, what, x))
-    if query.ndim == 3 and key.ndim == 3 and value.ndim == 3:
-        heads = (x.unsqueeze(1) for x in (query, key, value))
-        if attn_mask is not None and attn_mask.ndim == 3:
-            attn_mask = attn_mask.unsqueeze(1)
-        y = scaled_dot_product_attention(
-            *heads, attn_mask, dropout_p, is_causal, scale,
-            lengths=lengths, window=window, slopes=slopes, start=start,
-        )  # fmt: skip
-        return y.squeeze(1)
     query, key, value = lowered(query, key, value)
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(
             f"{name}: query is {query.dtype.name}, key {key.dtype.name}, value "
             f"{value.dtype.name}; use .to(...)"
         )
+    mask = _mask(name, attn_mask, query)
+    lengths = optional_tensor(name, "lengths", lengths)
+    query, key, value, mask, lengths, lead = _four_axes(name, query, key, value, mask, lengths)
     q, k, v = query.data, key.data, value.data
-    options = _options(name, q, k, attn_mask, lengths, slopes, dropout_p)
+    options = _options(name, q, k, mask, lengths, slopes, dropout_p)
     options.update(causal=is_causal, window=window, start=start, scale=scale)
     out, lse = kernels.attention(q, k, v, **options)
-    return record(
-        out,
-        [query, key, value],
-        lambda dy: kernels.attention_grad(dy, q, k, v, out, lse, **options),
-    )
+    learned = _learned(mask)
+    bias = array_of(*learned) if learned else None
+
+    def backward(dy: Array) -> tuple[Array, ...]:
+        return kernels.attention_grad(dy, q, k, v, out, lse, **options, **_place(bias))
+
+    y = record(out, [query, key, value, *learned], backward)
+    return y if lead is None else y.reshape(*lead, *y.shape[2:])
+
+
+def _four_axes(
+    name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, ...] | None]:
+    """All as the kernels take them, with one axis of sequences; and the axes of the result before
+    the last two, None where nothing had to be done.
+    """
+    a, b, c = q.shape, k.shape, v.shape
+    if (
+        len(a) == len(b) == 4
+        and a[0] == b[0]
+        and a[3] == b[3]
+        and b[:3] == c[:-1]
+        and (a[1] > 1 or b[1] < 2)
+        and (mask is None or mask.ndim < 5)
+    ):
+        _check_mask(name, mask, (*a[:3], b[2]), q, k)
+        return q, k, v, mask, lengths, None
+    if min(q.ndim, k.ndim, v.ndim) < 2:
+        raise ValueError(
+            f"{name}: query has shape {q.shape}, key {k.shape}, value {v.shape}: expected (..., H, "
+            "T, D), two axes at least"
+        )
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(
+            f"{name}: query has shape {q.shape}, key {k.shape}: the last axes, the width of a "
+            "head, must be equal"
+        )
+    if k.shape[-2] != v.shape[-2]:
+        raise ValueError(
+            f"{name}: key has shape {k.shape}, value {v.shape}: the axes before the last, the "
+            "number of keys, must be equal"
+        )
+    most = max(q.ndim, k.ndim, v.ndim)
+    if most == 3 and lengths is not None and lengths.ndim == 1:
+        q, k, v = (x if x.ndim < 3 else x.unsqueeze(1) for x in (q, k, v))
+        mask = mask.unsqueeze(1) if mask is not None and mask.ndim == 3 else mask
+    try:
+        batch = np.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
+        groups = np.broadcast_shapes(k.shape[-3:-2], v.shape[-3:-2])
+    except ValueError:
+        raise ValueError(
+            f"{name}: query has shape {q.shape}, key {k.shape}, value {v.shape}: the axes before "
+            "the last two do not broadcast"
+        ) from None
+    heads = groups if q.shape[-3:-2] in ((), (1,)) else q.shape[-3:-2]
+    _check_mask(name, mask, (*batch, *heads, q.shape[-2], k.shape[-2]), q, k)
+    count = math.prod(batch)
+    if lengths is not None:
+        if lengths.shape != batch:
+            raise ValueError(
+                f"{name}: lengths have shape {lengths.shape}, query {q.shape}, key {k.shape}: "
+                f"expected {batch}, the axes before the heads"
+            )
+        lengths = lengths.reshape(count)
+
+    def joined(x: Tensor, heads: tuple[int, ...]) -> Tensor:
+        x = x if x.shape[:-2] == (*batch, *heads) else x.expand(*batch, *heads, *x.shape[-2:])
+        return x.reshape(count, *(heads or (1,)), *x.shape[-2:])
+
+    q, k, v = joined(q, heads), joined(k, groups), joined(v, groups)
+    if mask is not None and mask.ndim > 3:
+        lead = mask.shape[:-3]
+        if math.prod(lead) > 1:
+            mask = mask.expand(*batch, *mask.shape[-3:])
+        mask = mask.reshape(math.prod(mask.shape[:-3]), *mask.shape[-3:])
+    lead = (*batch, *heads)
+    return q, k, v, mask, lengths, lead[:-1] if q.shape[1] == 1 and most < len(lead) + 2 else lead
+
+
+def _check_mask(
+    name: str, mask: Tensor | None, whole: tuple[int, ...], q: Tensor, k: Tensor
+) -> None:
+    if mask is not None and not broadcasts_to(mask.shape, whole):
+        raise ValueError(
+            f"{name}: attn_mask has shape {mask.shape}, query {q.shape}, key {k.shape}: expected "
+            f"what broadcasts to {whole}"
+        )
 
 
 def packed_attention(
@@ -107,18 +188,23 @@ def packed_attention(
     B, T, width = qkv.shape
     D = width // (H + 2 * G)
     q, k, v = _unpacked(qkv.data, H, G)
-    options = _options(name, q, k, attn_mask, lengths, slopes, dropout_p)
+    mask = _mask(name, attn_mask, qkv)
+    options = _options(name, q, k, mask, lengths, slopes, dropout_p)
     options.update(causal=is_causal, window=window, scale=scale)
     out, lse = kernels.attention(q, k, v, **options)
+
+    learned = _learned(mask)
+    bias = array_of(*learned) if learned else None
 
     def backward(dy: Array) -> list[Array]:
         dqkv = array_module(dy).empty((B, T, width), dy.dtype)
         dq, dk, dv = _unpacked(dqkv, H, G)
         dy = dy.reshape(B, T, H, D).swapaxes(1, 2)
-        kernels.attention_grad(dy, q, k, v, out, lse, **options, dq=dq, dk=dk, dv=dv)
-        return [dqkv]
+        places = {"dq": dq, "dk": dk, "dv": dv, **_place(bias)}
+        made = kernels.attention_grad(dy, q, k, v, out, lse, **options, **places)
+        return [dqkv, *made[3:]]
 
-    return record(out.swapaxes(1, 2).reshape(B, T, H * D), [qkv], backward)
+    return record(out.swapaxes(1, 2).reshape(B, T, H * D), [qkv, *learned], backward)
 
 
 def _unpacked(qkv: Array, heads: int, groups: int) -> tuple[Array, Array, Array]:
@@ -127,6 +213,28 @@ def _unpacked(qkv: Array, heads: int, groups: int) -> tuple[Array, Array, Array]
     D = width // (heads + 2 * groups)
     by_head = qkv.reshape(B, T, heads + 2 * groups, D).swapaxes(1, 2)
     return by_head[:, :heads], by_head[:, heads : heads + groups], by_head[:, heads + groups :]
+
+
+def _mask(name: str, mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """Numbers in the dtype that is computed in; TypeError for integers."""
+    if optional_tensor(name, "attn_mask", mask) is None or mask.dtype == np.bool_:
+        return mask
+    if not is_floating(mask.dtype):
+        raise TypeError(
+            f"{name}: attn_mask is {mask.dtype.name}, expected booleans (True where a key is seen) "
+            "or floating-point numbers"
+        )
+    return mask if mask.dtype == like.dtype else mask.to(like.dtype)
+
+
+def _learned(mask: Tensor | None) -> list[Tensor]:
+    """The mask, where it gets a gradient."""
+    return [mask] if mask is not None and mask.requires_grad and is_grad_enabled() else []
+
+
+def _place(bias: Array | None) -> dict[str, Array]:
+    """Memory for the gradient of a mask that gets one."""
+    return {} if bias is None else {"dmask": array_module(bias).empty(bias.shape, bias.dtype)}
 
 
 def _options(
@@ -139,25 +247,18 @@ def _options(
     p: float,
 ) -> dict[str, Any]:
     """The kernel's options, with a place in the random stream if there is dropout."""
-    for what, x in (("attn_mask", mask), ("lengths", lengths), ("slopes", slopes)):
+    for what, x in (("lengths", lengths), ("slopes", slopes)):
         given = optional_tensor(name, what, x)
         if given is not None and given.requires_grad and is_grad_enabled():
             raise ValueError(f"{name}: {what} requires a gradient, and gets none; detach() it")
-    m = array_of(mask)
-    if m is not None and m.dtype != np.bool_:
-        if not is_floating(m.dtype):
-            raise TypeError(
-                f"{name}: attn_mask is {m.dtype.name}, expected booleans (True where a key is "
-                "seen) or floating-point numbers"
-            )
-        m = in_dtype(m, q.dtype)
     n = array_of(lengths)
-    if isinstance(n, np.ndarray) and n.size and not 0 <= n.min() <= n.max() <= k.shape[2]:
-        raise ValueError(  # on CUDA this would wait for the device
-            f"{name}: lengths are {n.min()} to {n.max()}, expected 0 to {k.shape[2]}, the number "
-            "of keys"
+    seen = None if n is None else looked_at(n)
+    if seen is not None and seen.size and not 0 <= seen.min() <= seen.max() <= k.shape[2]:
+        raise ValueError(
+            f"{name}: lengths are {seen.min()} to {seen.max()}, expected 0 to {k.shape[2]}, the "
+            "number of keys"
         )
-    options: dict[str, Any] = {"mask": m, "lengths": n}
+    options: dict[str, Any] = {"mask": array_of(mask), "lengths": n}
     options["slopes"] = None if slopes is None else in_dtype(slopes.data, q.dtype)
     probability(name, p)
     if p > 0:

@@ -42,10 +42,9 @@ def at_least_zero(function: str, argument: str, value: float) -> float:
 
 def broadcasts_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     """Whether an array of `shape` broadcasts to `whole` without enlarging it."""
-    try:
-        return np.broadcast_shapes(shape, whole) == whole
-    except ValueError:
+    if len(shape) > len(whole):
         return False
+    return all(m in (1, n) for m, n in zip(shape[::-1], whole[::-1], strict=False))
 
 
 def floating(name: str, x: Any) -> Tensor:

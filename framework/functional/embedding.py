@@ -14,7 +14,8 @@ from kernels.arrays import Array
 def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """weight[indices]: indices (*) integers, weight (V, D) -> (*, D).
 
-    Row `padding_idx` gets no gradient. On the CPU an index outside [0, V) raises IndexError.
+    Row `padding_idx` gets no gradient. On the CPU, and within `fw.check_indices`, an index outside
+    [0, V) raises IndexError; on CUDA its row is NaN.
     """
     tensor_argument("embedding", "indices", indices)
     tensor_argument("embedding", "weight", weight)

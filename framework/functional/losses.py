@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from framework.autograd import Tensor, is_grad_enabled, record
-from framework.autograd.casting import lowered, state, widened
-from framework.autograd.graph import as_array
+from framework.autograd.casting import compute_copy, product_dtype, state, widened
+from framework.autograd.graph import as_array, in_dtype
 from framework.functional.check import (
     array_of,
     broadcasts_to,
@@ -23,7 +23,8 @@ from framework.functional.check import (
     tensor_argument,
 )
 from kernels import linear_cross_entropy as fused_kernels, losses as kernels, reductions
-from kernels.arrays import Array, array_module, is_cuda, is_floating
+from kernels.arrays import Array, array_module, is_floating
+from kernels.checking import may_look
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -73,9 +74,9 @@ def _check_constant(name: str, x: Tensor, argument: str = "target") -> None:
         raise ValueError(f"{name}: the {argument} requires a gradient; pass {argument}.detach()")
 
 
-def _known_on_cpu(target: Tensor) -> bool:
+def _may_look(target: Tensor) -> bool:
     """Whether values can be looked at: on CUDA that would make the CPU wait for the GPU."""
-    return isinstance(target, Tensor) and target.size > 0 and not is_cuda(target.data)
+    return isinstance(target, Tensor) and target.size > 0 and may_look(target.data)
 
 
 def mse_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
@@ -128,7 +129,7 @@ def binary_cross_entropy_with_logits(
             f"{name}: weight has shape {weight.shape}, which does not broadcast to the input's "
             f"{x.shape}"
         )
-    if _known_on_cpu(target):
+    if _may_look(target):
         low, high = float(target.data.min()), float(target.data.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"{name}: targets from {low:g} to {high:g}, expected 0 to 1")
@@ -166,10 +167,10 @@ def hinge_loss(x: Tensor, target: Tensor, reduction: str = "mean", margin: float
     does not.
     """
     number("hinge_loss", "margin", margin)
-    if _known_on_cpu(target):
+    if _may_look(target):
         wrong = target.data[(target.data != 1) & (target.data != -1)]
         if wrong.size:
-            raise ValueError(f"hinge_loss: a target is {wrong[0]}, expected -1 or 1")
+            raise ValueError(f"hinge_loss: a target is {float(wrong[0])}, expected -1 or 1")
     return _per_element(
         "hinge_loss", kernels.hinge, kernels.hinge_grad, x, target, reduction, margin
     )
@@ -271,8 +272,9 @@ def cross_entropy(
 
     `target`: class indices (N, *), or probabilities in x's shape. `weight` (C,) scales the classes;
     targets equal to `ignore_index` do not count; `label_smoothing` mixes the target with the
-    uniform distribution. The mean is over the weights of the targets that count. On the CPU an
-    index outside [0, C) raises IndexError, and a weight or probability below 0 ValueError.
+    uniform distribution. The mean is over the weights of the targets that count. On the CPU, and
+    within `fw.check_indices`, an index outside [0, C) raises IndexError, and a weight or
+    probability below 0 ValueError; on CUDA an index outside gives NaN.
     """
     _check_reduction("cross_entropy", reduction)
     if not 0 <= number("cross_entropy", "label_smoothing", label_smoothing) <= 1:
@@ -296,12 +298,13 @@ def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
     target: Tensor,
+    bias: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``cross_entropy(linear(x, weight), target)`` without the logits: x (*, D), weight (V, D), a
-    tied embedding say, target (*) class indices below V.
+    """``cross_entropy(linear(x, weight, bias), target)`` without the logits: x (*, D), weight (V,
+    D), a tied embedding say, target (*) class indices below V, bias (V,).
 
     Rows go by in chunks, and leave their gradients at once: nothing as large as the logits of a
     batch exists. Only "mean" (over the targets that count) and "sum".
@@ -321,29 +324,45 @@ def linear_cross_entropy(
             f"{name}: target is {target.dtype.name} {target.shape}, expected integers "
             f"{x.shape[:-1]}"
         )
-    x, weight = lowered(x, weight)
-    if x.dtype != weight.dtype:
-        raise TypeError(f"{name}: x is {x.dtype.name}, weight {weight.dtype.name}; use .to(...)")
-    rows, t = x.data.reshape(-1, x.shape[-1]), target.data.reshape(-1)
-    want_grad = is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    losses, dx, dw = fused_kernels.linear_cross_entropy(
-        rows, weight.data, t, ignore_index, label_smoothing, want_grad
+    if optional_tensor(name, "bias", bias) is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}: bias {bias.shape}, weight {weight.shape}: expected (V,), (V, D)")
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    half = None if state.dtype is None else product_dtype(*inputs)
+    if half is not None:
+        a, w, b = (None if i is None else compute_copy(i, half) for i in (x, weight, bias))
+    elif len({i.dtype for i in inputs}) == 1:
+        a, w, b = x.data, weight.data, array_of(bias)
+    else:
+        dtypes = ", ".join(i.dtype.name for i in inputs)
+        raise TypeError(f"{name}: x, weight (and bias) are {dtypes}; use .to(...)")
+    rows, t = a.reshape(-1, x.shape[-1]), target.data.reshape(-1)
+    want_grad = is_grad_enabled() and any(i.requires_grad for i in inputs)
+    out = None  # gradients of float32 weights are not rounded to 16 bits
+    if half is not None and want_grad and weight.dtype == np.float32:
+        out = array_module(w).empty(weight.shape, np.float32)
+    losses, dx, dw, db = fused_kernels.linear_cross_entropy(
+        rows, w, t, b, ignore_index, label_smoothing, want_grad, out
     )
-    shape = x.shape
+    shape, xp = x.shape, array_module(losses)
+    total, count = reductions.sum(losses), None
+    if reduction == "mean":
+        if t.size == 0:
+            raise ValueError(f"{name}: an empty batch has no mean loss")
+        count = xp.asarray(t.size - xp.count_nonzero(t == ignore_index), dtype=losses.dtype)
+        with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
+            total = total / count
 
     def backward(dy: Array) -> list[Array]:
-        # all losses have one factor: a new array each time, for it may come a second time
-        return [(g * dy).astype(g.dtype, copy=False) for g in (dx.reshape(shape), dw)]
+        # all losses have one factor: new arrays each time, for it may come a second time
+        if count is not None:
+            with np.errstate(all="ignore"):
+                dy = dy / count
+        by_rows = [kernels.cross_entropy_grad(xp.broadcast_to(dy, len(g)), g) for g in (dx, dw)]
+        gradients = [by_rows[0].reshape(shape), by_rows[1]]
+        gradients += [] if db is None else [db * dy]
+        return [in_dtype(g, i.dtype) for g, i in zip(gradients, inputs, strict=True)]
 
-    total = record(as_array(reductions.sum(losses)), [x, weight], backward)
-    if reduction == "sum":
-        return total
-    if t.size == 0:
-        raise ValueError(f"{name}: an empty batch has no mean loss")
-    xp = array_module(losses)
-    count = xp.asarray(t.size - xp.count_nonzero(t == ignore_index), dtype=losses.dtype)
-    with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
-        return total / Tensor(as_array(count))
+    return record(as_array(total), inputs, backward)
 
 
 def _check_class_weight(name: str, weight: Tensor | None, classes: int) -> None:
@@ -356,7 +375,7 @@ def _check_class_weight(name: str, weight: Tensor | None, classes: int) -> None:
 
 
 def _check_not_negative(name: str, what: str, x: Tensor) -> None:
-    if _known_on_cpu(x):
+    if _may_look(x):
         low = float(x.data.min())
         if not low >= 0:
             raise ValueError(f"{name}: {what} is {low:g}, expected at least 0")

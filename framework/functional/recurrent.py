@@ -18,7 +18,8 @@ from framework.autograd.several import record_several
 from framework.backend.device import to_device
 from framework.functional.check import array_of, floating, optional_tensor, tensor_argument
 from kernels import gru as gru_kernels, lstm as lstm_kernels, recurrent as rnn_kernels
-from kernels.arrays import Array, is_array, is_cuda
+from kernels.arrays import Array, is_array
+from kernels.checking import looked_at
 
 
 def _operands(
@@ -42,7 +43,9 @@ def _operands(
 
 
 def sequence_lengths(function: str, lengths: Any, x: Tensor, steps: int, rows: int) -> Any:
-    """`lengths` as an int64 array (rows,) on the device of x, checked to be from 1 to `steps`."""
+    """`lengths` as an int64 array (rows,) on the device of x, checked to be from 1 to `steps`; if
+    they are on CUDA, within `check_indices` only.
+    """
     if lengths is None:
         return None
     a: Array = lengths.data if isinstance(lengths, Tensor) else lengths
@@ -52,10 +55,11 @@ def sequence_lengths(function: str, lengths: Any, x: Tensor, steps: int, rows: i
             f"{function}: lengths are {a.dtype.name} of shape {a.shape}, expected an integer for "
             f"each of the {rows} rows"
         )
-    if not is_cuda(a) and a.size:
-        wrong = np.flatnonzero((a < 1) | (a > steps))
+    seen = looked_at(a)
+    if seen is not None and seen.size:
+        wrong = np.flatnonzero((seen < 1) | (seen > steps))
         if wrong.size:
-            shown = ", ".join(f"lengths[{i}]={a[i]}" for i in wrong[:5])
+            shown = ", ".join(f"lengths[{i}]={seen[i]}" for i in wrong[:5])
             more = f" and {wrong.size - 5} more" if wrong.size > 5 else ""
             raise ValueError(
                 f"{function}: {shown}{more}: expected 1 to {steps}, the steps of the input"

@@ -8,7 +8,7 @@ model.load_state_dict(load(path))
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,13 @@ def from_bytes(
     if CHECKSUM in metadata and metadata[CHECKSUM] != str(checksum(arrays)):
         raise FileError(f"{path} is damaged: its checksum does not match")
     return arrays, metadata
+
+
+def room_of(paths: Iterable[Path]) -> int:
+    """More elements than a model can have whose weights are in these files: one for each byte, and
+    some for buffers that are in no file.
+    """
+    return sum(path.stat().st_size for path in paths) + 2**20
 
 
 def checksum(arrays: Mapping[str, np.ndarray[Any, Any]], start: int = 0) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from framework import functional as F
 from framework.autograd import Tensor
+from framework.functional.check import optional_tensor, tensor_argument
 from framework.layers import init
 from framework.layers.checks import in_range, positive_integer
 from framework.layers.linear import Linear
 from framework.layers.module import Module
 from framework.layers.storage import new_parameter
-from kernels.arrays import array_module
+from kernels.arrays import array_module, is_floating
 from kernels.attention import attention, attention_weights
 
 
@@ -20,7 +23,9 @@ class MultiheadAttention(Module):
 
     Parameters, their start and the arguments are PyTorch's. `in_proj_weight` (3 E, E) makes
     queries, keys and values; with another `kdim` or `vdim` there are `q_proj_weight`,
-    `k_proj_weight` and `v_proj_weight`. `out_proj` is a Linear.
+    `k_proj_weight` and `v_proj_weight`. `out_proj` is a Linear. With `add_bias_kv` a learned key
+    and value, `bias_k` and `bias_v`, stand behind those given, with `add_zero_attn` one of zeros;
+    every query sees them.
     """
 
     def __init__(
@@ -29,6 +34,8 @@ class MultiheadAttention(Module):
         num_heads: int,
         dropout: float = 0.0,
         bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
         kdim: int | None = None,
         vdim: int | None = None,
         batch_first: bool = False,
@@ -54,7 +61,12 @@ class MultiheadAttention(Module):
             "k_proj_weight": None if self.packed else (E, self.kdim),
             "v_proj_weight": None if self.packed else (E, self.vdim),
             "in_proj_bias": (3 * E,) if bias else None,
+            "bias_k": (1, 1, E) if add_bias_kv else None,
+            "bias_v": (1, 1, E) if add_bias_kv else None,
         }
+        self.add_zero_attn = bool(add_zero_attn)
+        #: Keys behind those given.
+        self.more = int(bool(add_bias_kv)) + int(self.add_zero_attn)
         for name, shape in shapes.items():
             parameter = None if shape is None else new_parameter(shape, device, dtype)
             self.register_parameter(name, parameter)
@@ -70,6 +82,9 @@ class MultiheadAttention(Module):
         if self.in_proj_bias is not None:
             init.zeros_(self.in_proj_bias)
             init.zeros_(self.out_proj.bias)
+        if self.bias_k is not None:
+            init.xavier_normal_(self.bias_k)
+            init.xavier_normal_(self.bias_v)
 
     def forward(
         self,
@@ -87,13 +102,15 @@ class MultiheadAttention(Module):
         With ``batch_first`` (B, T, E) and so on; without a batch (T, E). As in PyTorch a boolean
         mask is True where a key is NOT seen (or its numbers are added): `key_padding_mask` (B, S),
         `attn_mask` (T, S) or (B num_heads, T, S). `is_causal` alone hides later keys, without a
-        mask.
+        mask. Keys that the layer adds stand behind S, in the weights too.
 
         The weights, for pictures, are (B, T, S), or (B, num_heads, T, S) if not averaged; no
         gradient flows through them. They take T x S memory: pass ``need_weights=False``, which
         gives None, where they are of no use.
         """
         self._check(query, key, value)
+        key_padding_mask = self._checked_mask("key_padding_mask", key_padding_mask)
+        attn_mask = self._checked_mask("attn_mask", attn_mask)
         batched, same = query.ndim == 3, query is key is value
         if batched and not self.batch_first:
             query = query.transpose(0, 1)
@@ -101,14 +118,18 @@ class MultiheadAttention(Module):
         elif not batched:
             query = query.unsqueeze(0)
             key, value = (query, query) if same else (x.unsqueeze(0) for x in (key, value))
+        if is_causal and self.more:  # what is added is seen by all
+            attn_mask, is_causal = self._causal(query, key, attn_mask), False
         mask = self._mask(query, key, key_padding_mask, attn_mask)
         p = self.dropout if self.training else 0.0
         weights = None
-        if self.packed and same and not need_weights:
+        if self.packed and same and not need_weights and not self.more:
             qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
             y = F.packed_attention(qkv, self.num_heads, None, mask, p, is_causal)
         else:
             q, k, v = self._projected(query, key, value)
+            if self.more:
+                k, v, mask = self._with_more(k, v, mask)
             y = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal)
             if need_weights:
                 weights = self._weights(q, k, v, mask, is_causal, average_attn_weights)
@@ -119,6 +140,8 @@ class MultiheadAttention(Module):
         return (y if self.batch_first else y.transpose(0, 1)), weights
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            tensor_argument("MultiheadAttention", name, x)
         wanted = self.embed_dim, self.kdim, self.vdim
         given = query.shape, key.shape, value.shape
         if (
@@ -132,6 +155,54 @@ class MultiheadAttention(Module):
                 f"2 or 3 axes, the last of {wanted[0]}, {wanted[1]} and {wanted[2]}, key and value "
                 "equally long"
             )
+        batch = 0 if self.batch_first else 1
+        if query.ndim == 3 and query.shape[batch] != key.shape[batch]:
+            raise ValueError(
+                f"MultiheadAttention: query {given[0]}, key {given[1]}: axis {batch}, the batch, "
+                "must be equal"
+            )
+
+    def _checked_mask(self, name: str, mask: Tensor | None) -> Tensor | None:
+        given = optional_tensor("MultiheadAttention", name, mask)
+        if given is not None and given.dtype != np.bool_ and not is_floating(given.dtype):
+            raise TypeError(
+                f"MultiheadAttention: {name} is {given.dtype.name}, expected booleans (True where "
+                "a key is not seen) or floating-point numbers"
+            )
+        return given
+
+    def _causal(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """`mask`, and later keys hidden."""
+        xp = array_module(query.data)
+        later = xp.arange(key.shape[1]) > xp.arange(query.shape[1])[:, None]  # (T, S)
+        if mask is None:
+            return Tensor(later)
+        if mask.dtype == np.bool_:
+            return Tensor(mask.data | later)
+        return mask + _added(Tensor(later), query)
+
+    def _with_more(
+        self, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (B, H, S, D) with those of the layer behind them, and the mask wider."""
+        xp, (B, H, _, D) = array_module(k.data), k.shape
+        more: list[tuple[Tensor, Tensor]] = []
+        if self.bias_k is not None:
+            both = (
+                x.reshape(1, H, 1, D).expand(B, H, 1, D).to(k.dtype)
+                for x in (self.bias_k, self.bias_v)
+            )
+            more.append(tuple(both))  # type: ignore[arg-type]
+        if self.add_zero_attn:
+            zeros = Tensor(xp.zeros((B, H, 1, D), k.dtype))
+            more.append((zeros, zeros))
+        k = F.concatenate([k, *(pair[0] for pair in more)], 2)
+        v = F.concatenate([v, *(pair[1] for pair in more)], 2)
+        if mask is not None:  # True, or nothing added
+            fill = mask.dtype == np.bool_
+            seen = xp.full((*mask.shape[:-1], self.more), int(fill), mask.dtype)
+            mask = F.concatenate([mask, Tensor(seen)], -1)
+        return k, v, mask
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries, keys and values (B, num_heads, length, head)."""

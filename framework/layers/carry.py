@@ -68,19 +68,14 @@ def carries(model: Module) -> list[Carry]:
 
 def _leaves(state: Any) -> list[Tensor]:
     """The Tensors of a state, in their order."""
-    found: list[Tensor] = []
-
-    def walk(x: Any) -> None:
-        if isinstance(x, Tensor):
-            found.append(x)
-        elif isinstance(x, (tuple, list, dict)):
-            for item in x.values() if isinstance(x, dict) else x:
-                walk(item)
-        elif x is not None:
-            raise TypeError(f"a state holds a {type(x).__name__}, expected Tensors")
-
-    walk(state)
-    return found
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, (tuple, list, dict)):
+        items = state.values() if isinstance(state, dict) else state
+        return [leaf for item in items for leaf in _leaves(item)]
+    if state is not None:
+        raise TypeError(f"a state holds a {type(state).__name__}, expected Tensors")
+    return []
 
 
 def _like(state: Any, leaf: Callable[[], Tensor]) -> Any:

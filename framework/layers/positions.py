@@ -88,8 +88,9 @@ class RotaryPositions(_Table):
     ) -> None:
         super().__init__(max_length, dim)
         self.base, self.interleaved = base, interleaved
-        for name, table in zip(("cos", "sin"), F.rotary_angles(max_length, dim, base), strict=True):
-            buffer = new_buffer(table.shape, device)
+        buffers = [new_buffer((max_length, dim // 2), device) for _ in ("cos", "sin")]
+        tables = F.rotary_angles(max_length, dim, base)
+        for name, buffer, table in zip(("cos", "sin"), buffers, tables, strict=True):
             buffer.data[...] = buffer.device.module.asarray(table.data)
             self.register_buffer(name, buffer, persistent=False)
 

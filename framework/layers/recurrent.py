@@ -183,14 +183,15 @@ class RecurrentBase(Module):
 
     def extra_repr(self) -> str:
         """The arguments that are not defaults."""
-        names = ("num_layers", "batch_first", "dropout", "bidirectional", "locked_dropout")
-        defaults = (1, False, 0, False, False)
+        defaults = {
+            "num_layers": 1, "batch_first": False, "dropout": 0, "bidirectional": False,
+            "locked_dropout": False, "nonlinearity": "tanh", "proj_size": 0, "peepholes": False,
+            "reset_after": True,
+        }  # fmt: skip
         given = [f"{self.input_size}, {self.hidden_size}"]
-        given += [
-            f"{n}={getattr(self, n)!r}"
-            for n, default in zip(names, defaults, strict=True)
-            if getattr(self, n) != default
-        ]
+        for name, default in defaults.items():
+            value = getattr(self, name, default)  # a kind's own are on that kind alone
+            given += [f"{name}={value!r}"] if value != default else []
         return ", ".join(given + ([] if self.bias else ["bias=False"]))
 
     def multiply_adds(self, inputs: tuple[Any, ...], output: Any) -> int:

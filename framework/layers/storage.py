@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +23,29 @@ def new_parameter(shape: tuple[int, ...], device: Any = None, dtype: Any = None)
 
 def new_buffer(shape: tuple[int, ...], device: Any = None, dtype: Any = None) -> Tensor:
     """A tensor of zeros, on the default device and in float32 unless told otherwise."""
+    left = _left.get()
+    if left is not None:
+        if math.prod(shape) > left:
+            raise ValueError(f"a weight of shape {shape} is more than the file of weights holds")
+        _left.set(left - math.prod(shape))
     return zeros(shape, dtype="float32" if dtype is None else dtype, device=device)
+
+
+#: Elements that parameters and buffers may still have; None: any number.
+_left: ContextVar[int | None] = ContextVar("elements left", default=None)
+
+
+@contextmanager
+def at_most(elements: int) -> Iterator[None]:
+    """Within the block new parameters and buffers have at most so many elements in all; ValueError
+    before one takes memory that is beyond. For a model whose sizes come out of a file, which may
+    say anything: the file of its weights says how large it can be.
+    """
+    before = _left.set(elements)
+    try:
+        yield
+    finally:
+        _left.reset(before)
 
 
 def as_array(name: str, value: Any) -> Array:

@@ -8,8 +8,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from framework import functional as F
-from framework.autograd import Tensor
+from framework.autograd import Tensor, tensor
+from framework.backend.device import default_device
+from framework.functional.check import tensor_argument
 from framework.layers import init
 from framework.layers.attention import MultiheadAttention
 from framework.layers.checks import positive_integer
@@ -192,7 +196,8 @@ class TransformerDecoder(_Stack):
 class Transformer(Module):
     """An encoder and a decoder that attends to what it makes, without embeddings and output layer.
 
-    Weights of more than one axis start as Glorot's uniform.
+    Weights of more than one axis start as Glorot's uniform. `custom_encoder` and `custom_decoder`
+    are modules in place of the stacks, called with the arguments that those take.
     """
 
     def __init__(
@@ -204,6 +209,8 @@ class Transformer(Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         activation: Activation = "relu",
+        custom_encoder: Module | None = None,
+        custom_decoder: Module | None = None,
         layer_norm_eps: float = 1e-5,
         batch_first: bool = False,
         norm_first: bool = False,
@@ -212,15 +219,26 @@ class Transformer(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        for name, custom in (("encoder", custom_encoder), ("decoder", custom_decoder)):
+            if custom is not None and not isinstance(custom, Module):
+                raise TypeError(
+                    f"Transformer: custom_{name} is a {type(custom).__name__}, expected a Module"
+                )
         shared = (
             d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first,
             norm_first, bias, device, dtype,
         )  # fmt: skip
-        norms = [LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype) for _ in range(2)]
-        encoder, decoder = TransformerEncoderLayer(*shared), TransformerDecoderLayer(*shared)
-        self.encoder = TransformerEncoder(encoder, num_encoder_layers, norms[0])
-        self.decoder = TransformerDecoder(decoder, num_decoder_layers, norms[1])
-        self.batch_first = batch_first
+
+        def norm() -> LayerNorm:
+            return LayerNorm(d_model, layer_norm_eps, True, bias, device, dtype)
+
+        self.encoder = custom_encoder or TransformerEncoder(
+            TransformerEncoderLayer(*shared), num_encoder_layers, norm()
+        )
+        self.decoder = custom_decoder or TransformerDecoder(
+            TransformerDecoderLayer(*shared), num_decoder_layers, norm()
+        )
+        self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -244,14 +262,42 @@ class Transformer(Module):
         memory_is_causal: bool = False,
     ) -> Tensor:
         """src (S, B, d_model) and tgt (T, B, d_model), or the batch first -> the shape of tgt."""
+        for name, x in (("src", src), ("tgt", tgt)):
+            tensor_argument("Transformer", name, x)
+            if x.ndim not in (2, 3) or x.shape[-1] != self.d_model:
+                raise ValueError(
+                    f"Transformer: {name} has shape {x.shape}, expected 2 or 3 axes, the last of "
+                    f"{self.d_model}"
+                )
         batch = 0 if self.batch_first else 1
         if src.ndim == tgt.ndim == 3 and src.shape[batch] != tgt.shape[batch]:
             raise ValueError(
                 f"Transformer: src has shape {src.shape}, tgt {tgt.shape}: axis {batch}, the "
                 "batch, must be equal"
             )
-        memory = self.encoder(src, src_mask, src_key_padding_mask, src_is_causal)
+        memory = self.encoder(
+            src,
+            mask=src_mask,
+            src_key_padding_mask=src_key_padding_mask,
+            is_causal=src_is_causal,
+        )
         return self.decoder(  # type: ignore[no-any-return]
-            tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask,
-            tgt_is_causal, memory_is_causal,
-        )  # fmt: skip
+            tgt,
+            memory,
+            tgt_mask=tgt_mask,
+            memory_mask=memory_mask,
+            tgt_key_padding_mask=tgt_key_padding_mask,
+            memory_key_padding_mask=memory_key_padding_mask,
+            tgt_is_causal=tgt_is_causal,
+            memory_is_causal=memory_is_causal,
+        )
+
+    @staticmethod
+    def generate_square_subsequent_mask(size: int, device: Any = None, dtype: Any = None) -> Tensor:
+        """(size, size): -inf where a key is later than the query, else 0; to be added.
+
+        ``is_causal=True`` hides the same without memory for it.
+        """
+        n = positive_integer("generate_square_subsequent_mask", "size", size)
+        later = np.triu(np.full((n, n), -np.inf, np.float32), 1)
+        return tensor(later, dtype=dtype, device=device or default_device())

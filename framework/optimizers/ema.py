@@ -14,8 +14,8 @@ from framework.backend.device import device_of, to_device
 from framework.backend.live import CaptureError, Recording, recording
 from framework.layers import Module
 from framework.layers.checks import in_range
-from kernels.arrays import Array, is_floating
-from kernels.optimizers import lerp_
+from kernels.arrays import Array, array_module, is_floating
+from kernels.optimizers import held, lerp_
 
 
 class EMA:
@@ -41,11 +41,12 @@ class EMA:
         weight = self._next_weight() if captured is None else self._live_weight(captured)
         for mine, theirs in self._pairs():
             if not is_floating(mine.dtype):
-                mine[...] = theirs
+                mine[...] = _unless_held(mine, theirs)
             elif mine.flags.c_contiguous and theirs.dtype == mine.dtype:
                 lerp_(mine.reshape(-1), theirs.reshape(-1), weight)
             elif captured is None:
-                mine += (weight * (theirs - mine)).astype(mine.dtype)
+                new = mine + (weight * (theirs - mine)).astype(mine.dtype)
+                mine[...] = _unless_held(mine, new)
             else:
                 raise CaptureError("an EMA is captured where weights are in the average's dtype")
 
@@ -136,3 +137,9 @@ class EMA:
             array = value.data if isinstance(value, Tensor) else value
             x.data[...] = to_device(array, x.device)
         self.updates = int(state["updates"])
+
+
+def _unless_held(before: Array, after: Array) -> Array:
+    """`after`, or on the device `before` where it finds this update held (`held_by`)."""
+    found = held()
+    return after if found is None else array_module(after).where(found[0] != 0, before, after)

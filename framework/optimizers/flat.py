@@ -61,6 +61,7 @@ class FlatParameters:
             self.grad = xp.zeros(size, self.dtype)
         self._views = [self.view(self.data, i) for i in range(len(self.parameters))]
         self._slots = [self.view(self.grad, i) for i in range(len(self.parameters))]
+        self._places = list(zip(self.parameters, self._views, self._slots, strict=True))
         for i in range(len(self.parameters)):
             self._take(i)
 
@@ -99,6 +100,8 @@ class FlatParameters:
         """Take up what was assigned to ``p.data`` or ``p.grad`` since, also on another device or in
         another dtype.
         """
+        if self.is_settled():
+            return
         for i, p in enumerate(self.parameters):
             data = p.data
             if data is not self._views[i] and self._is_elsewhere(data):
@@ -112,10 +115,13 @@ class FlatParameters:
 
     def is_settled(self) -> bool:
         """Are all parameters and gradients in the buffers: is there nothing to gather?"""
-        return all(
-            p.data is view and p.slot is slot and (p.grad is None or p.grad.data is slot)
-            for p, view, slot in zip(self.parameters, self._views, self._slots, strict=True)
-        )
+        for p, view, slot in self._places:  # twice a step: all() of a generator takes twice as long
+            grad = p.grad
+            if p.data is not view or p.slot is not slot:
+                return False
+            if grad is not None and grad.data is not slot:
+                return False
+        return True
 
     def _is_elsewhere(self, data: Array) -> bool:
         return bool(data.dtype != self.dtype) or device_of(data) != self.device

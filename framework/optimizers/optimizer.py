@@ -16,6 +16,7 @@ from framework.backend.live import CaptureError, Recording, recording
 from framework.layers.storage import forget_grad
 from framework.optimizers.flat import FlatParameters, check_dtype, place_of
 from kernels.arrays import Array
+from kernels.finite import mark_nonfinite_
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -248,6 +249,27 @@ class Optimizer(ABC):
         for flat in flats:
             flat.gather()
         return [flat.grad for flat in flats]
+
+    def mark_nonfinite_gradients(self, found: Array) -> None:
+        """found[0] = 1 where one of `gradient_buffers` holds a NaN or an infinity: int32 (1,)."""
+        for flats in self._flat:
+            for flat in flats:
+                flat.gather()
+                mark_nonfinite_(flat.grad, found)
+
+    def counted(self) -> list[Any]:
+        """What the host counts and sets from step to step: step counts and learning rates."""
+        steps = [list(flat.steps) for flats in self._flat for flat in flats]
+        return [steps, [group["lr"] for group in self.param_groups]]
+
+    def count_from(self, counted: list[Any]) -> None:
+        """Go back to what `counted` gave: the steps since then have changed nothing."""
+        steps, rates = counted
+        flats = [flat for flats in self._flat for flat in flats]
+        for flat, count in zip(flats, steps, strict=True):
+            flat.steps[:] = count
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def memory_held(self) -> dict[str, int]:
         """Bytes of its buffers: "gradients" and "optimizer state"."""

@@ -33,6 +33,7 @@ from framework.trainer.metrics import (
     Recall,
     TopK,
 )
+from framework.trainer.model_loss import ModelLoss
 from framework.trainer.trainer import Trainer
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Mean",
     "Metric",
     "ModelCheckpoint",
+    "ModelLoss",
     "NonFiniteError",
     "Precision",
     "Profiler",

@@ -62,13 +62,15 @@ def find_batch_size(
         OutOfMemoryError: not even two samples fit.
         ValueError: the loader has no batches.
     """
-    place = loader.upcoming() if isinstance(loader, DataLoader) else None
-    batch = next(iter(loader), None)
-    if isinstance(loader, DataLoader) and place is not None:
+    if isinstance(loader, DataLoader):
+        place = loader.upcoming()
+        first: Batch | None = next(iter(loader), None)
         loader.load_state_dict(place)
-    if batch is None:
+    else:
+        first = next(iter(loader), None)
+    if first is None:
         raise ValueError("the loader has no batches")
-    batch = trainer._here(batch)
+    batch = trainer._here(first)
     room = int(SHARE * _free(trainer.device)) if limit is None else limit
     found = _largest(trainer, batch, room, most)
     if found is None:

@@ -3,7 +3,8 @@
 Forward, loss, backward, clipping, optimizer, EMA and the sums of loss and metrics are one graph for
 each shape of batch (of a window of batches, where gradients are accumulated). The schedule is asked
 on the host before; a metric that is more than sums is told after, from the graph's outputs. Where a
-callback looks at the gradients there are two graphs, one up to them and one after.
+callback looks at the gradients there are two graphs, one up to them and one after; for NaN the
+device looks itself (guard.py), within the one.
 """
 
 from __future__ import annotations
@@ -22,15 +23,14 @@ from framework.autograd import Tensor
 from framework.backend.cuda import CapturedStep, CaptureError
 from framework.layers import Module
 from framework.profiler import is_recording
-from framework.trainer.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Batch, Trainer
 
 log = logging.getLogger("framework")
 
-#: Of each batch: output, target and loss.
-Results = list[tuple[Tensor, Tensor, Tensor]]
+#: Of each batch: output (None with a `ModelLoss`), target and loss.
+Results = list[tuple[Any, Tensor, Tensor]]
 
 
 def captured_training(trainer: Trainer, capture: bool | str) -> CapturedTraining | None:
@@ -123,8 +123,7 @@ class CapturedTraining:
         window: list[Batch] = [[next(rest) for _ in range(size)] for size in sizes]
         results: Results = []
 
-        def observe(*result: Tensor) -> None:
-            output, target, loss = result
+        def observe(output: Any, target: Tensor, loss: Tensor) -> None:
             self.trainer.running.update(loss.detach(), len(target))
             for metric in self.trainer.metrics:
                 if metric.is_replayable(output, target):
@@ -155,11 +154,7 @@ class CapturedTraining:
 
     def _somebody_looks(self) -> bool:
         """Does a callback act between gradients and step?"""
-        return any(
-            type(callback).on_gradients is not Callback.on_gradients
-            or "on_gradients" in vars(callback)
-            for callback in self.trainer.callbacks
-        )
+        return any(callback.looks_at_gradients() for callback in self.trainer.callbacks)
 
     def _can_replay(self) -> bool:
         """Is all that a step does on the device?
@@ -188,6 +183,7 @@ class CapturedTraining:
             trainer.clip_norm,
             trainer.clip_value,
             trainer.running,
+            trainer.guard,
             *trainer.metrics,
             self._description,
             [p.requires_grad for p in self._parameters],

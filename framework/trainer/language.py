@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from framework import functional as F
 from framework.autograd import Tensor
@@ -24,6 +29,8 @@ from framework.data import (
     WordTokenizer,
     tokenizer_from_json,
 )
+from framework.data.subwords import BERT_SPECIAL, END_OF_TEXT
+from framework.data.tokenizers import UNKNOWN
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.config import Recipe
@@ -32,6 +39,9 @@ if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
 
 TOKENIZER = "tokenizer.json"
+
+#: Tokens that are no text.
+SPECIAL = {UNKNOWN, END_OF_TEXT, *BERT_SPECIAL}
 
 #: Tokens of a batch in evaluation, at least one window.
 EVALUATED_TOKENS = 2048
@@ -145,16 +155,16 @@ class LastStep(Callback):
         self.on_step_end(trainer)
 
 
-def opening(splits: TokenSplits) -> str:
-    """What a sample of text begins with: a new line, or the first token of the training part where
-    the vocabulary has none.
+def opening(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray[Any, Any] = ()) -> str:
+    """What a sample of text begins with: a new line, or where the vocabulary has none the first of
+    `ids`, or of all tokens, that stands for itself (neither [UNK] nor a piece within a word).
     """
-    try:
-        if len(splits.tokenizer.encode("\n")):
-            return "\n"
-    except DataError:
-        pass
-    return splits.tokenizer.decode(splits.train.ids[:1])
+    for text in chain(["\n"], (tokenizer.decode([i]) for i in chain(ids, range(tokenizer.size)))):
+        with suppress(DataError):
+            found = tokenizer.encode(text)
+            if len(found) and text not in SPECIAL and tokenizer.decode(found) == text:
+                return text
+    raise DataError(f"no token of {tokenizer} stands for itself: begin with a text")
 
 
 # tokenizer.json -----------------------------------------------------------------------------------
@@ -172,8 +182,10 @@ def read_tokenizer(folder: Path, size: Any = None) -> Tokenizer:
     path = folder / TOKENIZER
     try:
         tokenizer = tokenizer_from_json(read_bytes(path).decode("utf-8"))
-    except (FileError, DataError):  # the latter: the library for it is missing
+    except FileError:
         raise
+    except DataError as error:  # also where the library for it is missing
+        raise DataError(f"{path}: {error}") from error
     except ValueError as error:
         raise FileError(f"{path} is damaged: {error}") from error
     if size is not None and tokenizer.size != size:

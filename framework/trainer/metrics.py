@@ -21,7 +21,8 @@ import numpy as np
 from framework.autograd import Tensor
 from framework.backend.live import recording
 from framework.trainer.mean import Mean as Mean
-from kernels.arrays import Array, array_module, is_array, is_cuda, is_floating, to_numpy
+from kernels.arrays import Array, array_module, is_array, is_floating, to_numpy
+from kernels.checking import looked_at
 
 Average = Literal["macro", "micro", "none"]
 
@@ -388,8 +389,9 @@ def _check_classes(name: str, output: Array, target: Array) -> None:
         )
     if target.dtype.kind not in "iu":
         raise _wrong_target(name, target)
-    if not is_cuda(target):  # on CUDA this would wait for the device in every step
-        wrong = target[(target < 0) | (target >= output.shape[1])]
+    seen = looked_at(target)
+    if seen is not None:
+        wrong = seen[(seen < 0) | (seen >= output.shape[1])]
         if wrong.size:
             raise ValueError(f"{name}: target {wrong.flat[0]} is outside 0..{output.shape[1] - 1}")
 

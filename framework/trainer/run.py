@@ -52,6 +52,7 @@ from framework.trainer.language import (
 )
 from framework.trainer.loading import Data as Data, load_data as load_data
 from framework.trainer.metrics import R2, Accuracy, Metric
+from framework.trainer.model_loss import ModelLoss
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.store import Store, checkpoints_in
 from framework.trainer.trainer import Trainer
@@ -72,10 +73,14 @@ EPOCH = "run.epoch"
 # Training -----------------------------------------------------------------------------------------
 
 
-def loss_for(task: str, label_smoothing: float = 0.0) -> Any:
-    """Cross-entropy of logits, or the mean squared error."""
+def loss_for(task: str, model: Module, label_smoothing: float = 0.0) -> Any:
+    """Cross-entropy of logits, or the mean squared error; of a language model its own, if it has
+    one.
+    """
     if task == "regression":
         return F.mse_loss
+    if task == "language" and hasattr(model, "loss"):
+        return ModelLoss(label_smoothing=label_smoothing)
     if task == "language":
         return partial(token_loss, label_smoothing=label_smoothing)
 
@@ -158,7 +163,7 @@ def make_trainer(
         callbacks = [LastStep(recipe.steps), *callbacks]
     trainer = Trainer(
         model,
-        loss_for(config.task, recipe.label_smoothing),
+        loss_for(config.task, model, recipe.label_smoothing),
         optimizer_for(recipe, model),
         schedule,
         metrics=metrics_for(config.task),
@@ -185,6 +190,18 @@ def save_model(folder: Path, model: Module, data: Data, epoch: int) -> None:
     safetensors.save(arrays, folder / MODEL)
 
 
+def weights_of(folder: Path) -> Path:
+    """The file model.safetensors; FileError where there is none, as when the run did not end."""
+    path = folder / MODEL
+    if path.is_file():
+        return path
+    if (process := holder(folder)) is not None:
+        raise FileError(f"{folder} is being trained by process {process}: wait for its end")
+    if checkpoints_in(folder / CHECKPOINTS):
+        raise FileError(f"{folder} has not ended its training: {_go_on(folder)}")
+    raise FileError(f"{path} does not exist")
+
+
 def load_model(
     folder: Path, model: Module, config: RunConfig
 ) -> tuple[Transform | None, Transform | None]:
@@ -193,12 +210,7 @@ def load_model(
     Raises:
         FileError: the file is missing (the run did not end), damaged, or of another model.
     """
-    path = folder / MODEL
-    if not path.is_file():
-        if (process := holder(folder)) is not None:
-            raise FileError(f"{folder} is being trained by process {process}: wait for its end")
-        if checkpoints_in(folder / CHECKPOINTS):
-            raise FileError(f"{folder} has not ended its training: {_go_on(folder)}")
+    path = weights_of(folder)
     arrays, metadata = safetensors.load_with_metadata(path)
     epoch = arrays.pop(EPOCH, None)
     if safetensors.CHECKSUM not in metadata:

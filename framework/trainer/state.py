@@ -36,7 +36,10 @@ SAME = ("model", "model_config", "dataset", "seed")
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """The state of `trainer`; arrays are its own, not copies."""
+    """The state of `trainer`; arrays are its own, not copies. On CUDA it waits for the steps so far
+    to be known as good: no checkpoint holds a bad one.
+    """
+    trainer.settle()
     schedule, ema = trainer.schedule, trainer.ema
     return {
         "model": _arrays(trainer.model.state_dict()),

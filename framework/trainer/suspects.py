@@ -17,6 +17,7 @@ import numpy as np
 from framework.autograd import Tensor, graph
 from framework.layers import Module
 from kernels.arrays import Array, array_module, is_array, is_floating
+from kernels.checking import check_indices
 from kernels.registry import Kernel
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ def all_finite(x: Array) -> bool:
 def first_suspect(trainer: Trainer) -> str:
     """What the first thing is that is not finite: a weight, the batch, the output of a layer, or a
     gradient; with the kernel that made it. Gradients are those of the step run again.
+
+    Raises:
+        IndexError, ValueError: a label, an id or a length is out of range, which nobody had looked
+            at on CUDA.
     """
     for name, parameter in trainer.model.named_parameters():
         if not all_finite(parameter.data):
@@ -42,8 +47,11 @@ def first_suspect(trainer: Trainer) -> str:
             if is_floating(x.dtype) and not all_finite(x.data):
                 return "the batch itself has values that are not finite"
     watch = Watch(trainer.model)
-    with watch.watching(), np.errstate(all="ignore"):
-        trainer.compute_gradients(trainer.window, lambda *_: None)
+    with watch.watching(), check_indices(), np.errstate(all="ignore"):
+        try:
+            trainer.compute_gradients(trainer.window, lambda *_: None)
+        except (IndexError, ValueError) as error:
+            raise type(error)(f"{error}{watch.where()}") from None
     return watch.text()
 
 
@@ -55,6 +63,7 @@ class Watch:
         self.layers: list[Module] = []  # that this thread is in, or whose gradient it computes
         self.owners: dict[int, Module] = {}  # of nodes
         self.layer: Module | None = None
+        self.failed: Module | None = None
         self.kernel = self.operation = ""
         self.thread = threading.get_ident()
         self.backward = False
@@ -75,6 +84,10 @@ class Watch:
         return "every layer's output is finite, so the loss function or its gradient made it" + (
             f": {made}" if made else ""
         )
+
+    def where(self) -> str:
+        """In which layer an error was raised, in words."""
+        return "" if self.failed is None else f", in the layer {self._shown(self.failed)}"
 
     def _shown(self, module: Any) -> str:
         inner = any(True for _ in module.children())  # whose repr has many lines
@@ -109,6 +122,9 @@ class Watch:
             self.layers.append(module)
             try:
                 output = original(module, *args, **options)
+            except Exception:
+                self.failed = self.failed or module  # the innermost
+                raise
             finally:
                 self.layers.pop()
             if self._suspect((args, options), output):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from framework.trainer import checkpoint
 from framework.trainer.batch_size import set_batch_size
 from framework.trainer.callbacks.callback import Callback
 from framework.trainer.capture import captured_training
+from framework.trainer.guard import Guard
 from framework.trainer.inputs import as_input, holds_numbers
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
+from framework.trainer.model_loss import ModelLoss
 from framework.trainer.position import Position, attached
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.state import load_state, state_of
@@ -42,7 +44,8 @@ class Trainer:
 
     Args:
         model: called as ``model(*inputs)``.
-        loss: ``loss(output, target)``, a scalar Tensor, the mean over the batch's samples.
+        loss: ``loss(output, target)``, a scalar Tensor, the mean over the batch's samples; or a
+            `ModelLoss`, the model's own.
         optimizer: over the model's parameters; its learning rates are the schedule's 1.
         schedule: ``schedule(step)``, by which the learning rates are multiplied, or a
             ReduceOnPlateau.
@@ -76,7 +79,7 @@ class Trainer:
     def __init__(
         self,
         model: Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Tensor, Tensor], Tensor] | ModelLoss,
         optimizer: Optimizer,
         schedule: Callable[[int], float] | ReduceOnPlateau | None = None,
         metrics: Sequence[Metric] = (),
@@ -105,6 +108,8 @@ class Trainer:
         names = [metric.name for metric in metrics]
         if len({"loss", *names}) <= len(names):
             raise ValueError(f"metrics are named {', '.join(names)}; names differ, and from 'loss'")
+        if isinstance(loss, ModelLoss):
+            loss.check(model, metrics)
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.metrics, self.callbacks = list(metrics), list(callbacks)
         self.device = _device_of(model, device)
@@ -122,6 +127,8 @@ class Trainer:
         self.should_stop = False  # a callback sets it to end training after this step
         self.running = Mean()  # the loss of this epoch so far
         self.samples = 0  # of this epoch so far
+        self.guard: Guard | None = None  # holds steps on the device, see TerminateOnNaN
+        self.norm: Tensor | None = None  # of the gradients before `clip_norm`
         self.window: list[Batch] = []  # the batches of this step
         self.losses: list[Tensor] = []  # and their losses
         self.position = Position()  # in the training data
@@ -212,6 +219,7 @@ class Trainer:
             self._train_step(window)
             if self.should_stop:
                 break
+        self.settle()
         if not self.samples:
             left_out = self.position.batches
             raise ValueError(
@@ -254,15 +262,22 @@ class Trainer:
             self._call("on_step_skipped")
             self.precision.update()
 
+    def settle(self) -> None:
+        """Wait until the steps so far are known to be good. Raises what the callbacks raise where
+        one was not.
+        """
+        self._call("on_settle")
+
     def look(self) -> bool:
         """Show the gradients to the callbacks. False where one has set `skip_step`."""
         self._call("on_gradients")
         return not self.skip_step
 
     def compute_gradients(
-        self, window: list[Batch], observe: Callable[[Tensor, Tensor, Tensor], None]
+        self, window: list[Batch], observe: Callable[[Any, Tensor, Tensor], None]
     ) -> bool:
-        """Forward, loss, backward, clip; `observe` gets output, target and loss of each batch.
+        """Forward, loss, backward, clip; `observe` gets output (None with a `ModelLoss`), target
+        and loss of each batch.
 
         False where the gradients overflowed, with precision "fp16-mixed": there is no step then.
         """
@@ -271,10 +286,10 @@ class Trainer:
         in_window = sum(len(batch[-1]) for batch in window)
         with self.precision.computing():  # 16-bit copies of the weights live as long as this
             for batch in window:
-                *inputs, target = self._here(batch)
-                output = self.precision.widened(self.model(*inputs))
-                loss = self.loss(output, target)
+                output, target, loss = self._forward(batch)
                 share = len(target) / in_window
+                if self.guard is not None:
+                    self.guard.mark(loss.data)
                 self.precision.scaled(loss if share == 1 else loss * share).backward()
                 observe(output, target, loss)
         if not self.precision.unscale(self.optimizer):
@@ -282,8 +297,17 @@ class Trainer:
         if self.clip_value is not None:
             clip_grad_value_(self.optimizer, self.clip_value)
         if self.clip_norm is not None:
-            clip_grad_norm_(self.optimizer, self.clip_norm)
+            norm = clip_grad_norm_(self.optimizer, self.clip_norm)
+            self.norm = norm if self._captured is None else None  # else it is a graph's
         return True
+
+    def _forward(self, batch: Batch) -> tuple[Any, Tensor, Tensor]:
+        """Output, target and loss of a batch."""
+        *inputs, target = self._here(batch)
+        if isinstance(self.loss, ModelLoss):
+            return None, target, self.loss(self.model, inputs, target)
+        output = self.precision.widened(self.model(*inputs))
+        return output, target, self.loss(output, target)
 
     def apply_schedule(self) -> None:
         """Set the learning rates of this step."""
@@ -292,19 +316,20 @@ class Trainer:
 
     def move_weights(self) -> None:
         """Step, and take the new weights into the average."""
-        self.optimizer.step()
-        self.precision.update()
-        if self.ema is not None:
-            self.ema.update()
+        with nullcontext() if self.guard is None else self.guard.holding(self):
+            self.optimizer.step()
+            self.precision.update()
+            if self.ema is not None:
+                self.ema.update()
 
-    def _observe(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
+    def _observe(self, output: Any, target: Tensor, loss: Tensor) -> None:
         """Running loss and metrics. Sums stay on the device: no waiting for it in a step."""
-        output, loss = output.detach(), loss.detach()
+        loss = loss.detach()
         self.losses.append(loss)
         self.running.update(loss, len(target))
         self.samples += len(target)
         for metric in self.metrics:
-            metric.update(output, target)
+            metric.update(output.detach(), target)
 
     def _reset(self) -> None:
         self._began, self._skipped_before = time.perf_counter(), self.skipped
@@ -334,10 +359,8 @@ class Trainer:
             metric.reset()
         with self.evaluating():
             for batch in batches_on(loader, self.device):
-                *inputs, target = self._here(batch)
                 with self.precision.computing():
-                    output = self.precision.widened(self.model(*inputs))
-                    loss = self.loss(output, target)
+                    output, target, loss = self._forward(batch)
                 mean.update(loss, len(target))
                 for metric in metrics:
                     metric.update(output, target)

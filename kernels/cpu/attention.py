@@ -6,8 +6,8 @@ read as they lie, element by element into all lanes; only queries (and output gr
 turned, once a tile. What a causal mask or a window hides is left out in steps of 16 keys by 16
 queries.
 
-A thread owns whole tiles forward, and whole heads of keys backward: no sum depends on how many
-threads there are.
+A thread owns whole tiles forward, whole heads of keys backward, and whole tiles of a mask: no sum
+depends on how many threads there are.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ KEYS, KEYS_BACK = 128, 64
 ZERO, ONE = np.float32(0), np.float32(1)
 INF, MINUS_INF = np.float32(np.inf), np.float32(-np.inf)
 _NONE = np.uint64(0)
+
+#: No gradient of a mask is asked for.
+NOWHERE = (0, 0, 0, 0, 0, 0, 0, 0)
 
 
 # Products -----------------------------------------------------------------------------------------
@@ -181,16 +184,39 @@ def _hide(scores, row, key, stop, start, end, first, causal, window, slope, posi
 
 
 @jit
-def _mask(scores, row, key, stop, start, end, first, rows, address, kind, t_step, s_step):
+def _mask(scores, row, key, stop, start, end, first, rows, address, kind, t_step, s_step, square):
     """A mask at `address`, of bytes (kind 1) or of numbers (2), for rows `first` and on."""
     seen, added = bytes_at(address), floats_at(address)
-    for s in range(key, stop):
+    if t_step == 0:  # of keys alone
+        for s in range(key, stop):
+            i = s * s_step
+            more = added[i // 4] if kind == 2 else select(seen[i] == 0, MINUS_INF, ZERO)
+            if more == ZERO:
+                continue
+            place = (row + s - key) * ROWS
+            for t in range(place + LANES * start, place + LANES * end, LANES):
+                x = load(scores, t, LANES) + more
+                store(scores, t, LANES, each(MINUS_INF) if more == MINUS_INF else x)
+        return
+    done = key
+    if kind == 2 and s_step == 4:
+        while done + LANES <= stop:
+            for i in range(start, end):
+                place, left = (row + done - key) * ROWS + LANES * i, min(LANES, rows - LANES * i)
+                line = (first + LANES * i) * t_step // 4 + done
+                turn(added, line, t_step // 4, left, square, 0, LANES, LANES)
+                for k in range(LANES):
+                    more = load(square, LANES * k, LANES)
+                    x = load(scores, place, LANES) + more
+                    store(scores, place, LANES, select(more == MINUS_INF, MINUS_INF, x))
+                    place += ROWS
+            done += LANES
+    for s in range(done, stop):
         place = (row + s - key) * ROWS
         for t in range(LANES * start, min(LANES * end, rows)):
             i = (first + t) * t_step + s * s_step
             if kind == 1:
-                if seen[i] == 0:
-                    scores[place + t] = MINUS_INF
+                scores[place + t] = select(seen[i] == 0, MINUS_INF, scores[place + t])
             elif added[i // 4] == MINUS_INF:
                 scores[place + t] = MINUS_INF
             else:
@@ -319,8 +345,9 @@ def _move_peaks(before, now, sums, out, columns, first):
 
 @jit
 def _forward_tile(
-    task, addresses, sizes, steps, scale, seed, offset, kept, qt, ot, p, keep, m, peaks, sums, at
-):
+    task, addresses, sizes, steps, scale, seed, offset, kept,
+    qt, ot, p, keep, m, peaks, sums, at, square,
+):  # fmt: skip
     q, k, v, out, lse = (
         floats_at(addresses[0]),
         floats_at(addresses[1]),
@@ -328,7 +355,7 @@ def _forward_tile(
         floats_at(addresses[3]),
         floats_at(addresses[4]),
     )
-    _, H, T, S, D, G, causal, window, begin, kind, drop, wide = sizes
+    _, H, T, S, D, G, causal, window, begin, kind, drop, wide, E = sizes
     tiles = (T + ROWS - 1) // ROWS
     b, h, t = task // tiles // H, task // tiles % H, task % tiles * ROWS
     g = h // (H // G)
@@ -342,7 +369,7 @@ def _forward_tile(
     mask = addresses[5] + b * steps[12] + h * steps[13]
     _turn_rows(q, b * steps[0] + h * steps[1] + t * steps[2], steps[2], rows, D, qt)
     _scale(qt, D * ROWS, scale)
-    _fill(ot, 0, D * ROWS, ZERO)
+    _fill(ot, 0, E * ROWS, ZERO)
     _fill(m, 0, ROWS, MINUS_INF)
     _fill(sums, 0, ROWS, ZERO)
     for i in range(ROWS):
@@ -365,10 +392,12 @@ def _forward_tile(
                 )  # fmt: skip
                 _hide(p, row, key, end, c0, c1, first, causal, window, slope, at)
                 if kind > 0:
-                    _mask(p, row, key, end, c0, c1, t, rows, mask, kind, steps[14], steps[15])
+                    _mask(
+                        p, row, key, end, c0, c1, t, rows, mask, kind, steps[14], steps[15], square
+                    )
                 _peaks(p, row, end - key, c0, c1, peaks)
             key = end
-        _move_peaks(m, peaks, sums, ot, D, block == low)
+        _move_peaks(m, peaks, sums, ot, E, block == low)
         if drop >= 0:
             _draw(keep, (b * H + h) * T + t, wide, block, stop, seed, offset, drop, kept)
         key = block
@@ -381,16 +410,16 @@ def _forward_tile(
                     _thin(p, keep, row, end - key, c0, c1)
                 _product(
                     v, v0 + key * vs, 1, vs, p, row * ROWS + LANES * c0, ROWS, ot, LANES * c0,
-                    ROWS, D, c1 - c0, end - key, True,
+                    ROWS, E, c1 - c0, end - key, True,
                 )  # fmt: skip
             key = end
         block = stop
     for i in range(0, ROWS, LANES):
         s = load(sums, i, LANES)
         factor = select(s == ZERO, ZERO, ONE / s)
-        for place in range(i, D * ROWS, ROWS):
+        for place in range(i, E * ROWS, ROWS):
             store(ot, place, LANES, load(ot, place, LANES) * factor)
-    _turn_back(ot, out, b * steps[9] + h * steps[10] + t * steps[11], steps[11], rows, D)
+    _turn_back(ot, out, b * steps[9] + h * steps[10] + t * steps[11], steps[11], rows, E)
     place = (b * H + h) * T + t
     for i in range(rows):
         top = m[i]
@@ -400,16 +429,17 @@ def _forward_tile(
 @loop("tasks", allocates=True)
 def forward(tasks, addresses, sizes, steps, scale, seed, offset, kept):
     """Tiles of queries by number: heads of a sequence one after another, tiles of a head."""
-    D = sizes[4]
-    qt, ot = np.empty(D * ROWS, np.float32), np.empty(D * ROWS, np.float32)
+    D, E = sizes[4], sizes[12]
+    qt, ot = np.empty(D * ROWS, np.float32), np.empty(E * ROWS, np.float32)
     p = np.empty(KEYS * ROWS, np.float32)
     keep = np.empty(KEYS * ROWS if sizes[10] >= 0 else 0, np.float32)
     m, peaks = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
     sums, at = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
+    square = np.empty(LANES * LANES, np.float32)
     for task in tasks:
         _forward_tile(
             task, addresses, sizes, steps, scale, seed, offset, kept,
-            qt, ot, p, keep, m, peaks, sums, at,
+            qt, ot, p, keep, m, peaks, sums, at, square,
         )  # fmt: skip
 
 
@@ -434,10 +464,37 @@ def _slopes_of_scores(p, g, keep, count, start, end, lse, delta, scale, thin):
 
 
 @jit
+def _add_turned(g, count, start, end, first, rows, key, address, t_step, s_step, square):
+    """Rows g of keys, from `key` on, added to where queries from `first` on come before keys."""
+    to = floats_at(address)
+    whole = rows // LANES  # registers of queries
+    for i in range(start, end):
+        done = 0
+        if t_step == 0 and i < whole:
+            for s in range(count):
+                to[(key + s) * s_step // 4] += total(load(g, s * ROWS + LANES * i, LANES))
+            continue
+        if s_step == 4:
+            while done + LANES <= count:
+                turn(g, done * ROWS + LANES * i, ROWS, LANES, square, 0, LANES, LANES)
+                line = (first + LANES * i) * t_step // 4 + key + done
+                for t in range(min(LANES, rows - LANES * i)):
+                    store(to, line, LANES, load(to, line, LANES) + load(square, LANES * t, LANES))
+                    line += t_step // 4
+                done += LANES
+        for s in range(done, count):
+            for t in range(LANES * i, min(LANES * i + LANES, rows)):
+                to[((first + t) * t_step + (key + s) * s_step) // 4] += g[s * ROWS + t]
+
+
+@jit
 def _backward_tile(
-    b, h, t, addresses, sizes, steps, scale, seed, offset, kept,
-    qt, gt, dqt, p, g, keep, lse, delta, at,
+    b, h, t, addresses, sizes, steps, scale, seed, offset, kept, into,
+    qt, gt, dqt, p, g, keep, lse, delta, at, square,
 ):  # fmt: skip
+    """dq of a tile of queries, and its part of dk and dv; or, where `into` has an address, its part
+    of the gradient of the mask there.
+    """
     q, k, v, out, dout = (
         floats_at(addresses[0]),
         floats_at(addresses[1]),
@@ -446,7 +503,8 @@ def _backward_tile(
         floats_at(addresses[8]),
     )
     dq, dk, dv = floats_at(addresses[9]), floats_at(addresses[10]), floats_at(addresses[11])
-    _, H, T, S, D, G, causal, window, begin, kind, drop, wide = sizes
+    _, H, T, S, D, G, causal, window, begin, kind, drop, wide, E = sizes
+    to_mask = into[0] + b * into[1] + h * into[2] if into[0] != 0 else 0
     group = h // (H // G)
     rows = min(ROWS, T - t)
     columns = (rows + LANES - 1) // LANES
@@ -463,7 +521,7 @@ def _backward_tile(
     mask = addresses[5] + b * steps[12] + h * steps[13]
     _turn_rows(q, q0, qs, rows, D, qt)
     _scale(qt, D * ROWS, scale)
-    _turn_rows(dout, g0, gs, rows, D, gt)
+    _turn_rows(dout, g0, gs, rows, E, gt)
     _fill(dqt, 0, D * ROWS, ZERO)
     _fill(lse, 0, ROWS, INF)
     _fill(delta, 0, ROWS, ZERO)
@@ -472,7 +530,7 @@ def _backward_tile(
         x = given[(b * H + h) * T + t + i]
         lse[i] = INF if x == MINUS_INF else x
         s = each(ZERO)
-        for d in range(0, D, LANES):
+        for d in range(0, E, LANES):
             s += load(dout, g0 + i * gs + d, LANES) * load(out, o0 + i * os + d, LANES)
         delta[i] = total(s)
     for i in range(ROWS):
@@ -486,30 +544,42 @@ def _backward_tile(
             _product(k, k0 + key * ks, ks, 1, qt, left, ROWS, p, left, ROWS, n, c, D, False)
             _hide(p, 0, key, end, c0, c1, first, causal, window, slope, at)
             if kind > 0:
-                _mask(p, 0, key, end, c0, c1, t, rows, mask, kind, steps[14], steps[15])
-            _product(v, v0 + key * vs, vs, 1, gt, left, ROWS, g, left, ROWS, n, c, D, False)
+                _mask(p, 0, key, end, c0, c1, t, rows, mask, kind, steps[14], steps[15], square)
+            _product(v, v0 + key * vs, vs, 1, gt, left, ROWS, g, left, ROWS, n, c, E, False)
             if drop >= 0:
                 _draw(keep, (b * H + h) * T + t, wide, key, end, seed, offset, drop, kept)
-            _slopes_of_scores(p, g, keep, n, c0, c1, lse, delta, scale, drop >= 0)
-            registers = D // LANES
+            factor = scale if to_mask == 0 else ONE
+            _slopes_of_scores(p, g, keep, n, c0, c1, lse, delta, factor, drop >= 0)
+            if to_mask != 0:
+                _add_turned(g, n, c0, c1, t, rows, key, to_mask, into[3], into[4], square)
+                key = end
+                continue
             _product(
                 p, left, ROWS, 1, dout, g0 + left * gs, gs, dv, dv0 + key * dvs, dvs,
-                n, registers, some, True,
+                n, E // LANES, some, True,
             )  # fmt: skip
             _product(
                 g, left, ROWS, 1, q, q0 + left * qs, qs, dk, dk0 + key * dks, dks,
-                n, registers, some, True,
+                n, D // LANES, some, True,
             )  # fmt: skip
             _product(k, k0 + key * ks, 1, ks, g, left, ROWS, dqt, left, ROWS, D, c, n, True)
         key = end
+    if to_mask != 0:
+        return
     _turn_back(dqt, dq, b * steps[19] + h * steps[20] + t * steps[21], steps[21], rows, D)
 
 
 @loop("tasks", allocates=True)
-def backward(tasks, addresses, sizes, steps, scale, seed, offset, kept):
-    """Heads of keys by number: their gradients, and those of the queries that they serve."""
-    _, H, T, S, D, G = sizes[:6]
-    qt, gt = np.empty(D * ROWS, np.float32), np.empty(D * ROWS, np.float32)
+def backward(tasks, addresses, sizes, steps, scale, seed, offset, kept, into):
+    """Heads of keys by number: their gradients, and those of the queries that they serve.
+
+    Or the gradient of a mask, `into`: its address, its steps in bytes over (B, H, T, S), which are
+    0 where it is broadcast, its own B and H, and the tiles of its own rows. Tasks are those tiles;
+    each adds up what is broadcast, in order.
+    """
+    B, H, T, S, D, G = sizes[:6]
+    E = sizes[12]
+    qt, gt = np.empty(D * ROWS, np.float32), np.empty(E * ROWS, np.float32)
     dqt = np.empty(D * ROWS, np.float32)
     p, g = np.empty(KEYS_BACK * ROWS, np.float32), np.empty(KEYS_BACK * ROWS, np.float32)
     keep = np.empty(KEYS_BACK * ROWS if sizes[10] >= 0 else 0, np.float32)
@@ -518,15 +588,24 @@ def backward(tasks, addresses, sizes, steps, scale, seed, offset, kept):
         np.empty(ROWS, np.float32),
         np.empty(ROWS, np.float32),
     )
+    square = np.empty(LANES * LANES, np.float32)
     dk, dv = floats_at(addresses[10]), floats_at(addresses[11])
+    own_b, own_h, tiles = into[5], into[6], into[7]
     for task in tasks:
-        b, group = task // G, task % G
-        for s in range(S):
-            _fill(dk, b * steps[22] + group * steps[23] + s * steps[24], D, ZERO)
-            _fill(dv, b * steps[25] + group * steps[26] + s * steps[27], D, ZERO)
-        for h in range(group * (H // G), (group + 1) * (H // G)):
-            for t in range(0, T, ROWS):
-                _backward_tile(
-                    b, h, t, addresses, sizes, steps, scale, seed, offset, kept,
-                    qt, gt, dqt, p, g, keep, lse, delta, at,
-                )  # fmt: skip
+        if into[0] == 0:
+            b0, group, t0 = task // G, task % G, 0
+            b1, h0, h1, t1 = b0 + 1, group * (H // G), (group + 1) * (H // G), T
+            for s in range(S):
+                _fill(dk, b0 * steps[22] + group * steps[23] + s * steps[24], D, ZERO)
+                _fill(dv, b0 * steps[25] + group * steps[26] + s * steps[27], E, ZERO)
+        else:
+            b0, h0, t0 = task // tiles // own_h, task // tiles % own_h, task % tiles * ROWS
+            b1, h1 = B if own_b == 1 else b0 + 1, H if own_h == 1 else h0 + 1
+            t1 = T if tiles == 1 else min(t0 + ROWS, T)
+        for b in range(b0, b1):
+            for h in range(h0, h1):
+                for t in range(t0, t1, ROWS):
+                    _backward_tile(
+                        b, h, t, addresses, sizes, steps, scale, seed, offset, kept, into,
+                        qt, gt, dqt, p, g, keep, lse, delta, at, square,
+                    )  # fmt: skip

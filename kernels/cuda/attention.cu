@@ -1,10 +1,11 @@
 // Scaled dot-product attention and its gradient, a tile of 64 queries by 64 keys at a time (FlashAttention, Dao et al.
 // 2022). What is computed, and what a query sees, stands in kernels/attention.py.
 //
-// q (B, H, T, D), k and v (B, G, S, D) with free strides but D's, which is 1; out and all gradients are contiguous as
-// (B, T, H, D) and (B, S, G, D); lse and delta (B, H, T) float. D is at most 16 W, W = 4 or 8. A block has 256 threads,
-// 16 rows ty of 16 columns tx, and owns: 64 queries of a head (forward, attention_dq), or 64 keys of a head of keys and
-// all queries that see them (attention_dkv), so that no sum needs atomics. A thread has queries ty + 16 i, keys tx + 16 j
+// q (B, H, T, D), k (B, G, S, D), v (B, G, S, E) with free strides but the last, which is 1; out and all gradients are
+// contiguous as (B, T, H, E or D) and (B, S, G, D or E); lse and delta (B, H, T) float. D and E are at most 16 W, W = 4
+// or 8. A block has 256 threads, 16 rows ty of 16 columns tx, and owns: 64 queries of a head (forward, attention_dq),
+// 64 keys of a head of keys and all queries that see them (attention_dkv), or a tile of a mask and all scores that it
+// was added to (attention_dmask), so that no sum needs atomics. A thread has queries ty + 16 i, keys tx + 16 j
 // and columns tx + 16 j. Tiles are float in shared memory, turned (column, row) with rows of 65, so that neither their
 // loads nor their use meet in a bank. All arithmetic is float on the plain cores: no tensor cores, so bound by
 // arithmetic, 4 T S D multiply-adds a head forward and 10 backward. Device memory sees q, k, v once a tile: T / 64 times
@@ -17,8 +18,8 @@
 #define PATTERN_PARAMETERS                                                                                            \
     const bool *__restrict__ mask, const T *__restrict__ bias, const i64 *__restrict__ lengths,                       \
         const float *__restrict__ slopes, i64 mask_b, i64 mask_h, i64 mask_t, i64 mask_s, i64 H, i64 G, i64 length,   \
-        i64 keys, i64 D, i64 start, i64 window, int causal, float scale, int drop, float kept, u64 seed, u64 offset,  \
-        const u64 *place
+        i64 keys, i64 D, i64 E, i64 start, i64 window, int causal, float scale, int drop, float kept, u64 seed,       \
+        u64 offset, const u64 *place
 #define PATTERN                                                                                                       \
     Pattern<T> {                                                                                                      \
         mask, bias, lengths, slopes, mask_b, mask_h, mask_t, mask_s, H, G, length, keys, D, start, window, causal,    \
@@ -215,7 +216,7 @@ __global__ void __launch_bounds__(256, 1)
             for (int j = 0; j < W; ++j) sum[i][j] *= factor;
         }
         __syncthreads();
-        load_tile(ks, v, v_s, s0, keys, 16 * W, D);
+        load_tile(ks, v, v_s, s0, keys, 16 * W, E);
         __syncthreads();
         accumulate<W>(sum, ps, 1, ROW, ks, tx, ty);
     }
@@ -227,15 +228,15 @@ __global__ void __launch_bounds__(256, 1)
         for (int j = 0; j < W; ++j) sum[i][j] *= share;
         if (t < length && tx == 0) lse[(b * H + h) * length + t] = (m[i] == -INFINITY_F ? 0.0f : m[i]) + logf(l[i]);
     }
-    write<T, W>(out + b * length * H * D + h * D, H * D, t0, length, D, sum, tx, ty);
+    write<T, W>(out + b * length * H * E + h * E, H * E, t0, length, E, sum, tx, ty);
 }
 
-// Weights ps of a tile and the gradients ds of its scores, times the scale, (query, key) with rows of 65, out of the
+// Weights ps of a tile and the gradients ds of its scores, times `factor`, (query, key) with rows of 65, out of the
 // products p and slope; of 4 queries the lse and delta.
 template <typename T>
 __device__ __forceinline__ void slopes_of(float* ps, float* ds, const float (&p)[4][4], const float (&slopes)[4][4],
                                           const Pattern<T>& see, const float (&lse)[4], const float (&delta)[4], i64 b,
-                                          i64 h, i64 t0, i64 s0, i64 last, int tx, int ty) {
+                                          i64 h, i64 t0, i64 s0, i64 last, float factor, int tx, int ty) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const int own = (ty + 16 * i) * ROW + tx;
@@ -257,7 +258,7 @@ __device__ __forceinline__ void slopes_of(float* ps, float* ds, const float (&p)
                 slope = keep == 0.0f ? 0.0f : slope * keep;
             }
             ps[own + j] = kept;
-            ds[own + j] = none ? 0.0f : weight * (slope - delta[i]) * see.scale;
+            ds[own + j] = none ? 0.0f : weight * (slope - delta[i]) * factor;
         }
     }
 }
@@ -288,10 +289,10 @@ __global__ void __launch_bounds__(256, 1)
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     k += b * k_b + g * k_g;
     v += b * v_b + g * v_g;
-    const i64 place_of_head = b * length * H * D + h * D, row = (b * H + h) * length;
+    const i64 place_of_head = b * length * H * E + h * E, row = (b * H + h) * length;
     load_tile(qs, q + b * q_b + h * q_h, q_t, t0, length, 16 * W, D);
-    load_tile(gs, dout + place_of_head, H * D, t0, length, 16 * W, D);
-    load_tile(ks, out + place_of_head, H * D, t0, length, 16 * W, D);
+    load_tile(gs, dout + place_of_head, H * E, t0, length, 16 * W, E);
+    load_tile(ks, out + place_of_head, H * E, t0, length, 16 * W, E);
     __syncthreads();
     float sum[4][W], p[4][4], slope[4][4], top[4], mean[4];
     clear(sum);
@@ -311,15 +312,15 @@ __global__ void __launch_bounds__(256, 1)
     for (i64 s0 = see.first_key(t0); s0 < stop; s0 += TILE) {
         __syncthreads();
         load_tile(ks, k, k_s, s0, keys, 16 * W, D);
-        load_tile(vs, v, v_s, s0, keys, 16 * W, D);
+        load_tile(vs, v, v_s, s0, keys, 16 * W, E);
         __syncthreads();
         multiply(p, qs, ks, 16 * W, tx, ty);
         multiply(slope, gs, vs, 16 * W, tx, ty);
-        slopes_of(ps, ds, p, slope, see, top, mean, b, h, t0, s0, last, tx, ty);
+        slopes_of(ps, ds, p, slope, see, top, mean, b, h, t0, s0, last, scale, tx, ty);
         __syncthreads();
         accumulate<W>(sum, ds, 1, ROW, ks, tx, ty);
     }
-    write<T, W>(dq + place_of_head, H * D, t0, length, D, sum, tx, ty);
+    write<T, W>(dq + b * length * H * D + h * D, H * D, t0, length, D, sum, tx, ty);
 }
 
 // dk and dv, heads of queries one after another.
@@ -337,7 +338,7 @@ __global__ void __launch_bounds__(256, 1)
     const i64 s0 = blockIdx.x % tiles * TILE, g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     load_tile(ks, k + b * k_b + g * k_g, k_s, s0, keys, 16 * W, D);
-    load_tile(vs, v + b * v_b + g * v_g, v_s, s0, keys, 16 * W, D);
+    load_tile(vs, v + b * v_b + g * v_g, v_s, s0, keys, 16 * W, E);
     float to_k[4][W], to_v[4][W], p[4][4], slope[4][4], top[4], mean[4];
     clear(to_k);
     clear(to_v);
@@ -348,19 +349,82 @@ __global__ void __launch_bounds__(256, 1)
             if (s0 >= last || see.apart(t0, s0)) continue;
             __syncthreads();
             load_tile(qs, q + b * q_b + h * q_h, q_t, t0, length, 16 * W, D);
-            load_tile(gs, dout + b * length * H * D + h * D, H * D, t0, length, 16 * W, D);
+            load_tile(gs, dout + b * length * H * E + h * E, H * E, t0, length, 16 * W, E);
             load_rows(top, lse + row, t0, length, INFINITY_F, ty);
             load_rows(mean, delta + row, t0, length, 0.0f, ty);
             __syncthreads();
             multiply(p, qs, ks, 16 * W, tx, ty);
             multiply(slope, gs, vs, 16 * W, tx, ty);
-            slopes_of(ps, ds, p, slope, see, top, mean, b, h, t0, s0, last, tx, ty);
+            slopes_of(ps, ds, p, slope, see, top, mean, b, h, t0, s0, last, scale, tx, ty);
             __syncthreads();
             accumulate<W>(to_v, ps, ROW, 1, gs, tx, ty);
             accumulate<W>(to_k, ds, ROW, 1, qs, tx, ty);
         }
     }
-    const i64 place_of_head = b * keys * G * D + g * D;
-    write<T, W>(dk + place_of_head, G * D, s0, keys, D, to_k, tx, ty);
-    write<T, W>(dv + place_of_head, G * D, s0, keys, D, to_v, tx, ty);
+    write<T, W>(dk + b * keys * G * D + g * D, G * D, s0, keys, D, to_k, tx, ty);
+    write<T, W>(dv + b * keys * G * E + g * E, G * E, s0, keys, E, to_v, tx, ty);
+}
+
+// The gradient of a mask that was added, contiguous in its own sizes, of which each is the whole or 1: 64 by 64 of it,
+// or a column, row or number, and the scores' gradients that fall on them, added up in order. delta is attention_dq's.
+template <typename T, int W>
+__global__ void __launch_bounds__(256, 1)
+    attention_dmask(const T* __restrict__ dout, const T* __restrict__ q, const T* __restrict__ k,
+                    const T* __restrict__ v, const float* __restrict__ lse, const float* __restrict__ delta,
+                    T* __restrict__ dmask, i64 B, i64 own_b, i64 own_h, i64 own_t, i64 own_s, i64 q_b, i64 q_h, i64 q_t,
+                    i64 k_b, i64 k_g, i64 k_s, i64 v_b, i64 v_g, i64 v_s, PATTERN_PARAMETERS) {
+    SHARED_MEMORY(float, shared);
+    constexpr int size = 16 * W * ROW;
+    float *qs = shared, *gs = qs + size, *ks = gs + size, *vs = ks + size, *ps = vs + size, *ds = ps + TILE * ROW;
+    const Pattern<T> see = PATTERN;
+    const i64 across = (own_s + TILE - 1) / TILE, down = (own_t + TILE - 1) / TILE;
+    const i64 s_tile = blockIdx.x % across * TILE, t_tile = blockIdx.x / across % down * TILE;
+    const i64 image = blockIdx.x / across / down, b_first = image / own_h, h_first = image % own_h;
+    const i64 b_end = own_b == 1 ? B : b_first + 1, h_end = own_h == 1 ? H : h_first + 1;
+    const i64 t_end = own_t == 1 ? length : t_tile + 1, s_end = own_s == 1 ? keys : s_tile + 1;
+    const int tx = threadIdx.x % 16, ty = threadIdx.x / 16, own = ty * ROW + tx;
+    float sum[4][4], p[4][4], slope[4][4], top[4], mean[4];
+    clear(sum);
+    for (i64 b = b_first; b < b_end; ++b) {
+        const i64 last = see.seen_keys(b);
+        for (i64 h = h_first; h < h_end; ++h) {
+            const i64 g = h / (H / G), row = (b * H + h) * length;
+            for (i64 t0 = t_tile; t0 < t_end; t0 += TILE) {
+                for (i64 s0 = s_tile; s0 < s_end; s0 += TILE) {
+                    if (s0 >= last || see.apart(t0, s0)) continue;
+                    __syncthreads();
+                    load_tile(qs, q + b * q_b + h * q_h, q_t, t0, length, 16 * W, D);
+                    load_tile(gs, dout + b * length * H * E + h * E, H * E, t0, length, 16 * W, E);
+                    load_tile(ks, k + b * k_b + g * k_g, k_s, s0, keys, 16 * W, D);
+                    load_tile(vs, v + b * v_b + g * v_g, v_s, s0, keys, 16 * W, E);
+                    load_rows(top, lse + row, t0, length, INFINITY_F, ty);
+                    load_rows(mean, delta + row, t0, length, 0.0f, ty);
+                    __syncthreads();
+                    multiply(p, qs, ks, 16 * W, tx, ty);
+                    multiply(slope, gs, vs, 16 * W, tx, ty);
+                    slopes_of(ps, ds, p, slope, see, top, mean, b, h, t0, s0, last, 1.0f, tx, ty);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)  // a thread reads what it has written itself
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) sum[i][j] += ds[own + 16 * i * ROW + 16 * j];
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) ds[own + 16 * i * ROW + 16 * j] = sum[i][j];
+    __syncthreads();
+    dmask += image * own_t * own_s;
+    // rows of a mask with one row, or columns of one with one column, are added up
+    const int rows = own_t == 1 ? 1 : TILE, columns = own_s == 1 ? 1 : TILE;
+    for (int e = threadIdx.x; e < rows * columns; e += 256) {
+        const int r = e / columns, c = e % columns;
+        if (t_tile + r >= own_t || s_tile + c >= own_s) continue;
+        float total = 0.0f;
+        for (int i = r; i < (own_t == 1 ? TILE : r + 1); ++i)
+            for (int j = c; j < (own_s == 1 ? TILE : c + 1); ++j) total += ds[i * ROW + j];
+        dmask[(t_tile + r) * own_s + s_tile + c] = from_float<T>(total);
+    }
 }

@@ -1,5 +1,5 @@
 """Convolutions through NVIDIA's cuDNN, where the package nvidia-cudnn-frontend and the library are
-installed.
+installed; and what cudnn_attention.py shares with them.
 
 A graph is built once for each problem (a fraction of a second) and kept: later calls only hand over
 addresses. Engines that add up in changing order are left out, and, unless TF32 is allowed, those
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -30,11 +32,25 @@ log = logging.getLogger("framework")
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
 
 
+_used = True
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Within this block our own kernels run: to compare the two."""
+    global _used
+    previous, _used = _used, False
+    try:
+        yield
+    finally:
+        _used = previous
+
+
 def usable() -> bool:
-    """Do convolutions on the current device go through cuDNN? Where its frontend is installed but
-    does not start, the reason is logged once.
+    """Is cuDNN there for the current device? Where its frontend is installed but does not start,
+    the reason is logged once.
     """
-    return _found() and _handle(plans.current_device()) is not None
+    return _used and _found() and _handle(plans.current_device()) is not None
 
 
 @cache
@@ -55,7 +71,8 @@ def _handle(device: int) -> int | None:
         handle: int = cudnn.create_handle()
     except RuntimeError as error:
         log.warning(
-            "convolutions on CUDA do not go through cuDNN: %s; install nvidia-cudnn-cu13 (cu12)",
+            "convolutions and attention on CUDA do not go through cuDNN: %s; install "
+            "nvidia-cudnn-cu13 (cu12)",
             error,
         )
         return None
@@ -76,13 +93,14 @@ class Problem(NamedTuple):
 
 
 class Graph:
-    """A built graph: its operands in the order of `run`, the result last."""
+    """A built graph: its operands in the order of `run`, results last."""
 
     def __init__(self, graph: Any, operands: list[Any], device: int) -> None:
         self._graph = graph
         self._operands = operands
         self._device = device
-        self._workspace: int = graph.get_workspace_size()
+        #: Bytes that a run needs besides.
+        self.workspace: int = graph.get_workspace_size()
 
     def run(self, *arrays: Array) -> None:
         """On the current stream; the workspace comes from CuPy's pool."""
@@ -91,7 +109,7 @@ class Graph:
 
         handle = _handle(self._device)
         cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
-        room = cupy.empty(max(1, self._workspace), np.uint8)
+        room = cupy.empty(max(1, self.workspace), np.uint8)
         pointers = {t: a.data.ptr for t, a in zip(self._operands, arrays, strict=True)}
         self._graph.execute(pointers, room.data.ptr, handle=handle)
 
@@ -168,22 +186,32 @@ def graph_for(problem: Problem) -> Graph | None:
     """The graph of a problem; None, said in the log at level INFO, where there is no engine."""
     import cudnn
 
+    notes = cudnn.numerical_note
+    left_out = [notes.NONDETERMINISTIC]
+    if problem.dtype == "float32" and not problem.tf32:
+        left_out.append(notes.TENSOR_CORE)
+    return built(problem, _operation, left_out)
+
+
+def built(problem: Any, operation: Callable[..., list[Any]], left_out: list[Any]) -> Graph | None:
+    """What operation(graph, problem) adds to a graph and returns as its operands, built without
+    engines that have a note `left_out`; None where there is no other.
+    """
+    import cudnn
+
     graph = cudnn.pygraph(
         io_data_type=getattr(cudnn.data_type, TYPES[problem.dtype]),
         intermediate_data_type=cudnn.data_type.FLOAT,
         compute_data_type=cudnn.data_type.FLOAT,
         handle=_handle(problem.device),
     )
-    operands = _operation(graph, problem)
-    notes = cudnn.numerical_note
-    left_out = [notes.NONDETERMINISTIC]
-    if problem.dtype == "float32" and not problem.tf32:
-        left_out.append(notes.TENSOR_CORE)
+    operands = operation(graph, problem)
     try:
         graph.validate()
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        graph.deselect_numeric_notes(left_out)
+        if left_out:
+            graph.deselect_numeric_notes(left_out)
         graph.check_support()
         graph.build_plans()
     except (cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:

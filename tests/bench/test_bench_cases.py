@@ -157,3 +157,12 @@ def test_bytes_count_what_is_overwritten_twice_and_an_out_once():
     kernel, args = cases.load()["uniform"], cases.arguments(fill)
     got = cases.results(kernel, args, kernel)
     assert cases.bytes_moved(kernel, args, got) == 400
+
+
+def test_operations_of_attention_are_those_of_the_half_that_is_seen():
+    shape = (2, 3, 64, 16)
+    forward, backward = (
+        cases.Case(kernel, "causal", shape, "float32") for kernel in ("attention", "attention_grad")
+    )
+    assert cases.flops(forward) == 2 * (2 * 2 * 3 * 64 * 64 * 16) // 2
+    assert cases.flops(backward) == 5 * cases.flops(forward) // 2

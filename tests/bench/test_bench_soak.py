@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from bench import mutate, soak
 from bench.__main__ import app
+from bench.families import FAMILIES
 from bench.mutator import DAMAGES, damaged
+from framework.interop.atomic import FileError
 
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux's /proc")
 
@@ -18,7 +20,8 @@ linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux'
 @linux
 def test_twenty_kills_change_nothing():
     with soak.forks() as start:
-        tallies = soak.Soak(20, start=start, epochs=40, startup=0.1).run()
+        tallies = soak.Soak(20, start=start, epochs=20, startup=0.1).run()
+    assert {tally.family for tally in tallies if tally.kills} == set(FAMILIES)
     assert sum(tally.kills for tally in tallies) == 20
     assert sum(tally.mid_write for tally in tallies) >= 1
     assert sum(tally.resumes for tally in tallies) >= 10
@@ -50,10 +53,12 @@ def test_a_thousand_damaged_files():
 def test_the_mutator_finds_what_is_wrong(tmp_path):
     def read(path):
         data = path.read_bytes()
+        if len(data) > 1000:
+            return bytearray(2**29)
         if len(data) > 100:
             raise KeyError("not the framework's own")
         if len(data) < 100:
-            raise mutate.FileError("somewhere")
+            raise FileError("somewhere")
         return data
 
     def write(folder):
@@ -62,7 +67,7 @@ def test_the_mutator_finds_what_is_wrong(tmp_path):
 
     (tally,) = mutate.run(200, [mutate.Target("f", write, read, checked=True)])
     found = "\n".join(mutate.failed([tally]))
-    for problem in ("KeyError", "does not name the file", "checksum does not show"):
+    for problem in ("KeyError", "MemoryError", "does not name the file", "checksum does not show"):
         assert problem in found
 
 

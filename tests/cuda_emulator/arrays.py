@@ -56,12 +56,25 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     # to the host: each of these waits for the device, on a real one -------------------------------
 
-    def get(self) -> np.ndarray:
+    def get(self, out: np.ndarray | None = None, blocking: bool = True) -> np.ndarray:
+        if not blocking:
+            return self._get_later(out)
         streams.waits("get()")
         memory = memory_of(self.host)
         if memory is not None and not memory.is_kept():
             raise RuntimeError(f"an array of {self.nbytes} bytes outlived its memory pool")
         return self.host.copy(order="K")
+
+    def _get_later(self, out: np.ndarray | None) -> np.ndarray:
+        """Into page-locked memory, behind the work of the stream, for which the host waits itself.
+        It is the host's memory: a graph's copy would have to be one of ours.
+        """
+        if out is None or out.shape != self.shape or out.dtype != self.dtype:
+            raise TypeError(f"an array of {self.dtype}{self.shape} cannot be copied into {out!r}")
+        if streams.is_capturing():
+            raise RuntimeError("a copy to the host is not captured here")
+        out[...] = self.host
+        return out
 
     def item(self) -> Any:
         streams.waits("item()")

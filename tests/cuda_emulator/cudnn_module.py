@@ -1,5 +1,6 @@
-"""A `cudnn` that runs convolution graphs on the emulator's memory: tensors by the sizes, strides
-and types they were described with, operations by the references of kernels/convolution.py.
+"""A `cudnn` that runs graphs of convolutions and of attention on the emulator's memory: tensors by
+the sizes, strides and types they were described with, operations by the references of
+kernels/convolution.py and kernels/attention.py.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import ml_dtypes
 import numpy as np
 
 from kernels import convolution
+from tests.cuda_emulator.cudnn_sdpa import Attention
 
 
 class data_type(Enum):
     FLOAT = np.dtype(np.float32)
     HALF = np.dtype(np.float16)
     BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+    INT32 = np.dtype(np.int32)
 
 
 class cudnnGraphNotSupportedError(RuntimeError):
@@ -62,9 +65,12 @@ class Graph:
         self.cudnn = cudnn
         assert types["compute_data_type"] == data_type.FLOAT
         self.left_out: list[str] = []
+        self.tensors: list[Tensor] = []
+        self.workspace = 64
 
     def tensor(self, name, dim, stride, data_type) -> Tensor:
-        return Tensor(dim, stride, data_type)
+        self.tensors.append(Tensor(dim, stride, data_type))
+        return self.tensors[-1]
 
     def conv_fprop(self, image, weight, **options) -> Tensor:
         return Tensor(compute=lambda of: convolution.convolution.reference(
@@ -90,10 +96,37 @@ class Graph:
     def relu(self, **operands) -> Tensor:
         return Tensor(compute=lambda of: np.maximum(of(operands["input"]), 0))
 
+    def sdpa(self, generate_stats, **options) -> list[Tensor]:
+        assert generate_stats is True
+        return self._attention("forward", 2, options)
+
+    def sdpa_backward(self, use_deterministic_algorithm, **options) -> list[Tensor]:
+        assert use_deterministic_algorithm is True
+        self.workspace = self.cudnn.workspace
+        return self._attention("backward", 3, options)
+
+    def _attention(self, name: str, count: int, options: dict[str, Any]) -> list[Tensor]:
+        call = Attention(**options)
+        self.check = call.check
+        results: dict[int, Any] = {}
+
+        def result(i: int, of: Any) -> np.ndarray:
+            if i not in results:
+                results.update(enumerate(getattr(call, name)(of)))
+            return results.pop(i)
+
+        return [Tensor(compute=lambda of, i=i: result(i, of)) for i in range(count)]
+
+    def check(self) -> None:
+        """What only attention's graphs are asked."""
+
     def validate(self) -> None:
+        self.check()
+
+    def build_operation_graph(self) -> None:
         pass
 
-    build_operation_graph = check_support = validate
+    check_support = build_operation_graph
 
     def create_execution_plans(self, heuristics) -> None:
         if self.cudnn.unsupported:
@@ -106,7 +139,7 @@ class Graph:
         self.cudnn.built.append(self)
 
     def get_workspace_size(self) -> int:
-        return 64
+        return self.workspace
 
     def execute(self, pointers, workspace, handle) -> None:
         assert workspace and handle == self.cudnn.handle and self.cudnn.stream is not None
@@ -121,8 +154,14 @@ class Graph:
                 )
             return values[tensor]
 
-        (result,) = (t for t in pointers if t.is_output)
-        result.view(pointers[result])[...] = of(result).astype(result.kind.value)
+        assert not set(self.tensors) - set(pointers), "a tensor has no memory"
+        assert all(p % 16 == 0 for p in pointers.values()), "memory that is not on 16 bytes"
+        for result in (t for t in pointers if t.is_output):
+            value = of(result)
+            written = ~np.ma.getmaskarray(value)
+            result.view(pointers[result])[written] = np.asarray(value)[written].astype(
+                result.kind.value
+            )
         self.cudnn.executed += 1
 
 
@@ -136,7 +175,8 @@ def stand_in() -> Any:
     """The module; what it was asked for is in `built`, `executed`, `stream`."""
     module: Any = ModuleType("cudnn")
     module.built, module.executed, module.stream, module.unsupported = [], 0, None, False
-    module.handle = 77
+    module.handle, module.workspace = 77, 64
+    module.diagonal_alignment = SimpleNamespace(TOP_LEFT="TOP_LEFT", BOTTOM_RIGHT="BOTTOM_RIGHT")
     module.data_type = data_type
     module.cudnnGraphNotSupportedError = cudnnGraphNotSupportedError
     notes = ("NONDETERMINISTIC", "TENSOR_CORE")

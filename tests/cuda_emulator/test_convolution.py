@@ -1,15 +1,14 @@
 """Convolutions on CUDA beyond the contract: in several pieces, and through a stand-in of cuDNN."""
 
 import logging
-import sys
 
 import numpy as np
 import pytest
 
 from kernels import convolution as family
-from kernels.cuda import convolution as products, cudnn
+from kernels.cuda import convolution as products
 from kernels.precision import set_float32_matmul_precision
-from tests.cuda_emulator import cudnn_module, matrix
+from tests.cuda_emulator import matrix
 from tests.kernels import contract
 
 CASES = [(k, s) for k, s in contract.CASES if k.family == "convolution"]
@@ -17,19 +16,6 @@ each_case = pytest.mark.parametrize(
     ("kernel", "sample"), CASES, ids=lambda v: getattr(v, "name", v)
 )
 SHAPE = (5, 24)
-
-
-@pytest.fixture
-def library(cupy, monkeypatch):
-    """cuDNN as if it had just been installed."""
-    module = cudnn_module.stand_in()
-    monkeypatch.setitem(sys.modules, "cudnn", module)
-    caches = cudnn._found, cudnn._handle, cudnn.graph_for
-    for cache in caches:
-        cache.cache_clear()
-    yield module
-    for cache in caches:
-        cache.cache_clear()
 
 
 def check(kernel, args, what):

@@ -65,6 +65,94 @@ def test_equals_torch(torch, options, groups, dtype):
         np.testing.assert_allclose(a.grad.data, b.grad, **close)
 
 
+#: query, key, value, mask
+SHAPES = {
+    "2": ((5, 6), (7, 6), (7, 3), (5, 7)),
+    "3": ((2, 5, 6), (2, 7, 6), (2, 7, 9), (2, 5, 7)),
+    "3 shared": ((4, 5, 6), (1, 7, 6), (1, 7, 6), (7,)),
+    "4 values": ((2, 4, 5, 6), (2, 4, 7, 6), (2, 4, 7, 40), (2, 1, 1, 7)),
+    "4 batch": ((2, 4, 5, 6), (1, 4, 7, 6), (1, 4, 7, 6), (1, 4, 5, 7)),
+    "4 heads": ((2, 1, 5, 6), (2, 4, 7, 6), (2, 1, 7, 6), (2, 4, 1, 7)),
+    "4 and 2": ((2, 4, 5, 6), (7, 6), (7, 6), (5, 7)),
+    "5": ((2, 3, 4, 5, 6), (2, 3, 4, 7, 6), (2, 3, 4, 7, 2), (3, 1, 5, 7)),
+    "5 broadcast": ((2, 1, 4, 5, 6), (3, 4, 7, 6), (2, 3, 4, 7, 6), (2, 1, 1, 1, 7)),
+    "6": ((1, 2, 1, 2, 5, 6), (2, 2, 1, 2, 7, 6), (2, 1, 7, 6), (1, 1, 1, 2, 5, 7)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", ["numbers", "booleans"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_shapes_are_torchs(torch, shapes, kind, dtype):
+    arrays = [normal(*shape).astype(dtype) for shape in shapes]
+    if kind == "booleans":
+        mask = arrays.pop() < 1
+        mask[..., 0] = True
+        masks = [fw.tensor(mask)], [torch.tensor(mask)]
+    else:
+        masks = [], []
+    xs, ts = [leaf(x) for x in arrays], [torch.tensor(x, requires_grad=True) for x in arrays]
+    y = F.scaled_dot_product_attention(*xs, *masks[0])
+    # the formula: torch's function does not take all that broadcasts
+    scores = ts[0] @ ts[1].transpose(-1, -2) / shapes[0][-1] ** 0.5
+    if kind == "booleans":
+        scores = scores.masked_fill(~masks[1][0], -torch.inf)
+    else:
+        scores = scores + ts[3]
+    z = scores.softmax(-1) @ ts[2]
+    assert y.shape == tuple(z.shape)
+    dy = normal(*y.shape).astype(dtype)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    close = {"rtol": 1e-9, "atol": 1e-11} if dtype == "float64" else {"rtol": 2e-5, "atol": 2e-5}
+    np.testing.assert_allclose(y.data, z.detach(), **close)
+    for a, b in zip(xs, ts, strict=True):
+        np.testing.assert_allclose(a.grad.data, b.grad, **close)
+
+
+def test_lengths_are_of_the_axes_before_the_heads():
+    q, k, v = normal(2, 3, 4, 5, 6), normal(2, 3, 4, 7, 6), normal(2, 3, 4, 7, 6)
+    lengths = np.array([[1, 2, 3], [4, 5, 7]])
+    y = F.scaled_dot_product_attention(*map(fw.tensor, (q, k, v)), lengths=fw.tensor(lengths))
+    three = [fw.tensor(x[:, 1, 2]) for x in (q, k, v)]  # (B, T, D), without heads
+    z = F.scaled_dot_product_attention(*three, lengths=fw.tensor(lengths[:, 1]))
+    np.testing.assert_allclose(y.data[:, 1, 2], z.data, rtol=1e-12)
+    mask = np.arange(7) < lengths[..., None, None, None]
+    w = F.scaled_dot_product_attention(*map(fw.tensor, (q, k, v)), fw.tensor(mask))
+    np.testing.assert_allclose(y.data, w.data, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(5, 7), (4, 5, 7), (2, 1, 1, 7), (2, 4, 5, 7), (1, 4, 1, 7)])
+def test_a_learned_bias_gets_the_gradient_that_torch_gives(torch, shape, dtype):
+    arrays = [x.astype(dtype) for x in (*qkv(), normal(*shape))]
+    arrays[3].flat[1] = -np.inf
+    xs, ts = [leaf(x) for x in arrays], [torch.tensor(x, requires_grad=True) for x in arrays]
+    y = F.scaled_dot_product_attention(*xs)
+    z = torch.nn.functional.scaled_dot_product_attention(*ts)
+    dy = normal(*y.shape).astype(dtype)
+    y.backward(dy)
+    z.backward(torch.tensor(dy))
+    close = {"rtol": 1e-9, "atol": 1e-11} if dtype == "float64" else {"rtol": 2e-5, "atol": 5e-6}
+    for a, b in zip(xs, ts, strict=True):
+        np.testing.assert_allclose(a.grad.data, b.grad, **close)
+
+
+def test_a_learned_bias_of_packed_attention():
+    packed, bias = normal(2, 5, 3 * 8), normal(4, 5, 5)
+    assert fw.gradcheck(
+        lambda x, m: F.packed_attention(x, 4, attn_mask=m), [leaf(packed), leaf(bias)]
+    )
+    x, m = fw.tensor(packed), leaf(bias)  # the bias alone
+    F.packed_attention(x, 4, attn_mask=m).sum().backward()
+    assert m.grad.shape == bias.shape
+    with fw.autocast("bfloat16"):
+        m = leaf(bias.astype("float32"))
+        y = F.packed_attention(leaf(packed.astype("float32")), 4, attn_mask=m)
+    y.sum().backward()
+    assert m.grad.dtype == np.float32
+
+
 MASKS = {
     "none": {},
     "padding": {"key_padding_mask": np.array([[0, 0, 1], [0, 0, 0]], bool)},
@@ -87,6 +175,9 @@ LAYERS = {
     "no_bias": ({"bias": False, "batch_first": True}, 1),
     "cross": ({"batch_first": True}, 2),
     "kdim": ({"batch_first": True, "kdim": 5, "vdim": 3}, 3),
+    "bias_kv": ({"add_bias_kv": True}, 1),
+    "zero": ({"batch_first": True, "add_zero_attn": True}, 2),
+    "more": ({"kdim": 5, "vdim": 3, "add_bias_kv": True, "add_zero_attn": True}, 3),
 }
 
 
@@ -128,6 +219,31 @@ def test_multihead_equals_torch(torch, options, inputs, masks, weights):
         np.testing.assert_allclose(p.grad.data, theirs_by_name[name].grad, rtol=1e-8, atol=1e-10)
 
 
+def test_added_keys_are_seen_by_every_query():
+    layer = L.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True)
+    x = fw.tensor(normal(2, 3, 8).astype("float32"))
+    y, w = layer(x, x, x, is_causal=True, average_attn_weights=False)
+    assert w.shape == (2, 2, 3, 5)
+    assert (w.data[..., :3][..., np.triu(np.ones((3, 3), bool), 1)] == 0).all()
+    assert (w.data[..., 3:] > 0).all()
+    hidden = fw.tensor(np.triu(np.ones((3, 3), bool), 1))
+    for mask in (hidden, L.Transformer.generate_square_subsequent_mask(3)):
+        z, _ = layer(x, x, x, attn_mask=mask, need_weights=False)
+        np.testing.assert_allclose(z.data, y.data, rtol=1e-6, atol=1e-7)
+    for mask in (fw.tensor(np.zeros((3, 3), bool)), fw.tensor(np.zeros((3, 3), "float32"))):
+        z, _ = layer(x, x, x, attn_mask=mask, is_causal=True)
+        np.testing.assert_allclose(z.data, y.data, rtol=1e-6, atol=1e-7)
+    y.sum().backward()
+    assert layer.bias_k.grad is not None and layer.bias_v.grad is not None
+
+
+def test_a_learned_mask_of_a_layer_gets_a_gradient():
+    layer, mask = L.MultiheadAttention(8, 2), leaf(normal(3, 3).astype("float32"))
+    x = fw.tensor(normal(3, 2, 8).astype("float32"))
+    layer(x, x, x, attn_mask=mask, need_weights=False)[0].sum().backward()
+    assert (mask.grad.data != 0).any()
+
+
 def test_multihead_without_a_batch_equals_torch(torch):
     theirs, ours = torch.nn.MultiheadAttention(8, 2).double(), L.MultiheadAttention(8, 2)
     ours.to("float64").load_state_dict(theirs.state_dict())
@@ -156,6 +272,13 @@ OPTIONS = {
 def test_gradients_by_central_differences(options):
     xs = [leaf(x) for x in qkv(G=2, D=3)]
     assert fw.gradcheck(lambda *a: F.scaled_dot_product_attention(*a, **options), xs)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2, 4, 1, 7), (4, 1, 1), (1, 4, 5, 7)])
+def test_gradients_of_learned_biases_by_central_differences(shape):
+    xs = [leaf(x) for x in (*qkv(G=2, D=3), normal(*shape))]
+    window = {"window": 4, "lengths": fw.tensor(np.array([6, 7]))}
+    assert fw.gradcheck(lambda *a: F.scaled_dot_product_attention(*a, **window), xs)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -260,11 +383,31 @@ def tensors(**sizes):
 
 BAD = {
     "3 heads of keys and values do not divide 4": ((tensors(G=3)), {}),
-    r"q \(2, 4, 5, 6\), k \(2, 4, 7, 6\), v \(2, 4, 5, 6\)": (
+    r"key has shape \(2, 4, 7, 6\), value \(2, 4, 5, 6\): the axes before the last": (
         [*tensors()[:2], fw.tensor(normal(2, 4, 5, 6))],
         {},
     ),
-    r"mask has shape \(5, 6\), which does not broadcast to \(2, 4, 5, 7\)": (
+    r"query has shape \(2, 4, 5, 6\), key \(2, 4, 7, 5\): the last axes": (
+        [tensors()[0], fw.tensor(normal(2, 4, 7, 5)), tensors()[2]],
+        {},
+    ),
+    r"query has shape \(6,\), key \(2, 4, 7, 6\), value \(2, 4, 7, 6\): expected": (
+        [fw.tensor(normal(6)), *tensors()[1:]],
+        {},
+    ),
+    r"query has shape \(3, 4, 5, 6\), key \(2, 4, 7, 6\), value .*do not broadcast": (
+        [fw.tensor(normal(3, 4, 5, 6)), *tensors()[1:]],
+        {},
+    ),
+    r"attn_mask has shape \(3, 4, 5, 7\), query \(2, 4, 5, 6\), key .*\(2, 4, 5, 7\)": (
+        tensors(),
+        {"attn_mask": fw.tensor(normal(3, 4, 5, 7))},
+    ),
+    r"lengths have shape \(2,\), query \(1, 2, 4, 5, 6\), .*expected \(1, 2\)": (
+        [x.unsqueeze(0) for x in tensors()],
+        {"lengths": fw.tensor(np.array([3, 3]))},
+    ),
+    r"attn_mask has shape \(5, 6\), query \(2, 4, 5, 6\), key \(2, 4, 7, 6\): expected": (
         tensors(),
         {"attn_mask": fw.tensor(normal(5, 6))},
     ),
@@ -280,7 +423,7 @@ BAD = {
     "window=0, expected at least 1": (tensors(), {"window": 0}),
     "start=-1": (tensors(), {"start": -1}),
     "p=1.5": (tensors(), {"dropout_p": 1.5}),
-    "attn_mask requires a gradient": (tensors(), {"attn_mask": leaf(normal(5, 7))}),
+    "slopes requires a gradient": (tensors(), {"slopes": leaf(normal(4))}),
 }
 
 
@@ -309,6 +452,14 @@ def test_bad_layers_are_named():
         layer(x, x, x, fw.tensor(np.zeros((3, 2), bool)))
     with pytest.raises(ValueError, match=r"attn_mask has shape \(3, 4\)"):
         layer(x, x, x, attn_mask=fw.tensor(np.zeros((3, 4), bool)))
+    with pytest.raises(ValueError, match=r"query \(2, 3, 8\), key \(1, 3, 8\): axis 0, the batch"):
+        layer(x, x[:1], x[:1])
+    with pytest.raises(TypeError, match="MultiheadAttention: key must be a Tensor, got a ndarray"):
+        layer(x, x.data, x)
+    with pytest.raises(TypeError, match="attn_mask must be a Tensor, got a ndarray"):
+        layer(x, x, x, attn_mask=np.zeros((3, 3), bool))
+    with pytest.raises(TypeError, match="key_padding_mask is int64, expected booleans"):
+        layer(x, x, x, fw.tensor(np.zeros((2, 3), int)))
     with pytest.raises(ValueError, match=r"packed_attention: qkv has shape \(2, 3, 8\)"):
         F.packed_attention(x, 3)
 
@@ -506,6 +657,43 @@ def test_causal_needs_no_mask():
     np.testing.assert_allclose(layer(x, mask).data, layer(x, is_causal=True).data, atol=1e-6)
 
 
+class Twice(L.Module):
+    """In place of a stack: takes what that takes."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.names = names
+
+    def forward(self, x, *memory, **options):
+        assert set(options) == set(self.names)
+        return x * 2.0 if not memory else x + memory[0].sum()
+
+
+def test_custom_encoders_and_decoders_stand_in_for_the_stacks():
+    encoder = Twice("mask", "src_key_padding_mask", "is_causal")
+    masks = [f"{x}_{kind}" for x in ("tgt", "memory") for kind in ("mask", "key_padding_mask")]
+    decoder = Twice(*masks, "tgt_is_causal", "memory_is_causal")
+    model = L.Transformer(8, 2, custom_encoder=encoder, custom_decoder=decoder)
+    assert model.encoder is encoder
+    assert model.decoder is decoder
+    src, tgt = (fw.tensor(normal(n, 2, 8).astype("float32")) for n in (3, 4))
+    np.testing.assert_allclose(
+        model(src, tgt).data, tgt.data + 2 * src.data.sum(), rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(TypeError, match="custom_encoder is a function, expected a Module"):
+        L.Transformer(8, 2, custom_encoder=test_bad_transformers_are_named)
+
+
+def test_a_square_mask_hides_later_keys(torch):
+    mask = L.Transformer.generate_square_subsequent_mask(4)
+    expected = torch.nn.Transformer.generate_square_subsequent_mask(4)
+    np.testing.assert_array_equal(mask.data, expected)
+    assert mask.dtype == np.float32
+    assert L.Transformer.generate_square_subsequent_mask(2, dtype="float64").dtype == np.float64
+    with pytest.raises(ValueError, match="size=0, expected an integer of at least 1"):
+        L.Transformer.generate_square_subsequent_mask(0)
+
+
 def test_bad_transformers_are_named():
     with pytest.raises(ValueError, match="activation='tanh', expected 'relu', 'gelu'"):
         L.TransformerEncoderLayer(8, 2, activation="tanh")
@@ -513,5 +701,9 @@ def test_bad_transformers_are_named():
         L.TransformerDecoderLayer(8, 3)
     model = L.Transformer(8, 2, 1, 1, 16, batch_first=True)
     a, b = (fw.tensor(np.zeros((n, 3, 8), "float32")) for n in (2, 1))
+    with pytest.raises(ValueError, match=r"tgt has shape \(2, 3, 7\), expected .* the last of 8"):
+        model(a, fw.tensor(np.zeros((2, 3, 7), "float32")))
+    with pytest.raises(TypeError, match="Transformer: src must be a Tensor, got a list"):
+        model([[1.0]], a)
     with pytest.raises(ValueError, match=r"src has shape \(2, 3, 8\), tgt \(1, 3, 8\): axis 0"):
         model(a, b)

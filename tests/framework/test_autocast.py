@@ -358,3 +358,22 @@ def test_einsum_of_sixteen_bits():
     (y.sum() + mixed.sum()).backward()
     assert low[0].grad.dtype == HALVES["bfloat16"]
     assert b.grad.dtype == np.float32
+
+
+@each_half
+def test_linear_cross_entropy_does_not_round_the_gradient_of_the_weight(half):
+    x, w, b = normal(40, 16), normal(9, 16), normal(9)
+    target = fw.tensor(RNG.integers(0, 9, 40))
+    F.cross_entropy(F.linear(x, w, b), target).backward()
+    exact = [t.grad.data.copy() for t in (x, w, b)]
+    for t in (x, w, b):
+        t.grad = None
+    with fw.autocast(half):
+        loss = F.linear_cross_entropy(x, w, target, b)
+    loss.backward()
+    assert loss.dtype == np.float32
+    for t, right in zip((x, w, b), exact, strict=True):
+        assert t.grad.dtype == np.float32
+        np.testing.assert_allclose(t.grad.data, right, rtol=0.05, atol=20 * EPS[half] / 40)
+    g = w.grad.data
+    assert (g.astype(HALVES[half]).astype(np.float32) != g).mean() > 0.5

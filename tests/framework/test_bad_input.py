@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from framework.data import DataError
+from framework.data import DataError, corpora, load_text
 from framework.data.idx import read_idx
 from framework.interop import safetensors
 from framework.interop.atomic import FileError, read_bytes
 from framework.trainer import CheckpointError, checkpoint, store
 from framework.trainer.inputs import read_inputs
+from framework.trainer.language import TOKENIZER, read_tokenizer
 from framework.trainer.run import RunConfig, read_history
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -45,6 +46,8 @@ def refused(read, path):
 
 
 READERS = {
+    "text": lambda path: load_text(str(path)),
+    "archive": corpora.read_wikitext2,
     "checkpoint": checkpoint.load,
     "weights": safetensors.load,
     "idx": read_idx,
@@ -53,6 +56,8 @@ READERS = {
 }
 #: How files of each kind begin.
 BEGINNINGS = {
+    "text": st.sampled_from([b"\xef\xbb\xbf", b"\xff\xfe", b"words\r\n"]),
+    "archive": st.just(b"PK\3\4"),
     "checkpoint": st.just(b"\x40\0\0\0\0\0\0\0{"),
     "weights": st.integers(0, 2**64 - 1).map(lambda n: n.to_bytes(8, "little") + b"{"),
     "idx": st.sampled_from([b"\0\0\x08\x01", b"\0\0\x0e\x08", b"\x1f\x8b\x08\0"]),
@@ -80,6 +85,46 @@ def test_any_json_as_config_and_as_manifest(folder, content):
         store.newest(folder)
 
 
+#: A tokenizer's state and an entry of it.
+STATES = {
+    "characters": ({}, "characters"),
+    "words": ({}, "words"),
+    "bpe": ({"vocabulary": {"a": 0, "b": 1}, "merges": []}, "vocabulary"),
+    "bpe merges": ({"type": "bpe", "vocabulary": {"a": 0, "b": 1}}, "merges"),
+    "wordpiece": ({"lowercase": True}, "tokens"),
+    "case": ({"type": "wordpiece", "tokens": ["[UNK]"]}, "lowercase"),
+}
+
+
+@few
+@given(content=plain)
+@pytest.mark.parametrize("kind", STATES)
+def test_any_json_as_tokenizer(kind, folder, content):
+    good, entry = STATES[kind]
+    for state in (content, {"type": kind} | good | {entry: content}):
+        (folder / TOKENIZER).write_text(json.dumps(state))
+        tokenizer = refused(lambda path: read_tokenizer(path.parent), folder / TOKENIZER)
+        if tokenizer is not None:
+            tokenizer.decode(range(min(tokenizer.size, 3)))
+
+
+@few
+@given(data=st.data(), content=plain)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+def test_any_json_as_configuration_of_transformers(kind, folder, data, content):
+    from bench.mutate_targets import _new
+
+    place = folder / kind
+    model = _new(kind)
+    model.save_pretrained(place)
+    path = place / "config.json"
+    whole = json.loads(path.read_text())
+    name = data.draw(st.sampled_from(sorted(whole)))
+    for config in (content, whole | {name: content}):
+        path.write_text(json.dumps(config))
+        refused(lambda path: type(model).from_pretrained(path.parent), path)
+
+
 @few
 @given(content=plain)
 def test_any_plain_values_come_back(folder, content):
@@ -92,7 +137,7 @@ def test_any_plain_values_come_back(folder, content):
 @few
 @given(content=plain)
 def test_any_state_that_is_none_of_a_run_is_refused(folder, content):
-    from bench.mutate import _trainer
+    from bench.mutate_targets import _trainer
 
     trainer = _trainer("mlp")
     before = checkpoint.to_bytes(trainer.state_dict())

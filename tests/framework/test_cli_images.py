@@ -61,6 +61,8 @@ def test_resnet_on_cifar10(tmp_path, monkeypatch, capsys):
     assert "error: test:40: expected test:0 to test:39" in capsys.readouterr().err
     call("explain", "run", "cat.jpg", code=2)
     assert "cat.jpg" in capsys.readouterr().err
+    call("explain", "run", "--text", "cat", code=2)
+    assert "run has learnt images: name one to explain" in capsys.readouterr().err
 
 
 def test_lenet_learns_the_small_digits(capsys):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from framework.data import load_text
+from framework.interop.safetensors import load, save
 from framework.planning import UsageError, plan_run
 from models import ZOO, open_run
 from tests.framework.test_cli_errors import call, error, folder  # noqa: F401  (a fixture)
@@ -127,6 +130,12 @@ def test_a_transformer_writes_past_its_block(text, folder):  # noqa: F811
     config = json.loads((folder / "gpt" / "config.json").read_text())
     assert config["model_config"]["block"] == 16 and config["recipe"]["decay"] == "matrices"
     assert len(good("generate", "gpt", "--prompt", "The ", "--tokens", 40)) == 4 + 40 + 1
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    assert "gpt/explain/test/attention.png" in good("explain", "gpt")
+    assert "gpt/explain/text/attention.png" in good("explain", "gpt", "--text", "The end")
+    assert "explain it by --text, not on test:3" in error("explain", "gpt", "test:3")
+    assert "has no tokens, expected at least one" in error("explain", "gpt", "--text", "")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +185,8 @@ def test_what_cannot_be_generated(trained, folder, text):  # noqa: F811
     assert "expected at least one token" in error("generate", run, "--prompt", "")
     assert "temperature is -1" in error("generate", run, "--temperature", -1)
     assert "it has generate, not predict" in error("predict", run, text)
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert "is a nplm, which has no attention to look at: explain is" in error("explain", run)
     tokenizer = run / "tokenizer.json"
     content = tokenizer.read_text(encoding="utf-8")
     for damaged, message in (
@@ -186,6 +197,28 @@ def test_what_cannot_be_generated(trained, folder, text):  # noqa: F811
         assert message in error("generate", run)
     tokenizer.unlink()
     assert "tokenizer.json does not exist" in error("generate", run)
+
+
+@pytest.mark.parametrize("kind", ["characters", "wordpiece"])
+def test_without_a_new_line_in_the_vocabulary(kind, text, folder):  # noqa: F811
+    if kind == "wordpiece":
+        pytest.importorskip("tokenizers", reason="WordPiece needs the tokenizers library")
+    one_line = folder / "line.txt"
+    one_line.write_text(text.read_text(encoding="utf-8").replace("\n", " "), encoding="utf-8")
+    options = [*OPTIONS, "--set", f"tokenizer={kind}", "--epochs", 1]
+    if kind == "wordpiece":
+        options += ["--set", "vocabulary=150"]
+    shown = good(*options, "--dataset", one_line, "--out", "run")
+    assert "after epoch 1 it writes" in shown
+    assert len(good("generate", "run", "--tokens", 5)) > 5
+
+
+def test_a_model_that_broke(trained, folder):  # noqa: F811
+    run = shutil.copytree(trained[0], folder / "run")
+    arrays = load(run / "model.safetensors")
+    arrays["output.bias"][0] = np.nan
+    save(arrays, run / "model.safetensors")
+    assert "the logits hold NaN or infinity: the model has" in error("generate", run)
 
 
 def test_a_text_that_has_changed(trained, folder, text):  # noqa: F811

@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,23 @@ def test_a_corrupt_cifar10_archive_is_one_line(small_cifar, folders):
         pass
     with pytest.raises(DataError, match="lacks data_batch_1.bin, .*test_batch.bin"):
         load("cifar10")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_an_archive_that_unpacks_to_anything_takes_no_memory(tmp_path, monkeypatch, kind):
+    """A member, or what is said about one, of 8 GB; there are 16 MB of zeros."""
+    monkeypatch.setattr(cifar, "MAX_BYTES", 2**20)
+    member = tarfile.TarInfo(f"{cifar.FOLDER}/data_batch_1.bin")
+    member.type, member.size = kind, 8 * 2**30 - 1
+    archive = tmp_path / "c.tar.gz"
+    archive.write_bytes(gzip.compress(member.tobuf() + bytes(2**24)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"c\.tar\.gz: .*unpacks to more than 1,048,576 bytes"):
+            cifar.read_cifar10(archive)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("name", "classes"), [("moons", 2), ("circles", 2), ("spirals", 3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import tracemalloc
 import zipfile
 
 import pytest
@@ -51,6 +52,51 @@ def test_wikitext(folders, offline):  # noqa: F811
     (folder / corpora.WIKITEXT2.name).write_bytes(b"PK")
     with pytest.raises(DataError, match="wikitext-2-v1.zip: File is not a zip file"):
         load_text("wikitext-2")
+
+
+TRAIN, TEST = (f"wikitext-2/wiki.{part}.tokens" for part in ("train", "test"))
+
+
+def archive(path, train, claimed=None, names=(TRAIN, TEST)):
+    """wikitext-2's, whose training text is said to have `claimed` bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in zip(names, (train, b"a test"), strict=True):
+            file.writestr(name, content)
+        if claimed is not None:
+            file.getinfo(names[0]).file_size = claimed
+    return path
+
+
+@pytest.mark.parametrize(
+    ("train", "claimed", "message"),
+    [
+        (bytes(2**22), None, "has 4,194,304 bytes, expected at most 1,048,576"),
+        (b"small", 10**10, "has 10,000,000,000 bytes, expected at most"),
+        (b"small", 2**62, "has 4,611,686,018,427,387,904 bytes, expected at most"),
+        (bytes(2**22), 1000, "Bad CRC-32"),
+        (b"small", 2000, "ends after 5 of 2,000 bytes"),
+        (b"\xff", None, "can't decode byte 0xff"),
+    ],
+)
+def test_archives_that_unpack_to_more_or_less(tmp_path, monkeypatch, train, claimed, message):
+    monkeypatch.setattr(corpora, "LONGEST", 2**20)
+    path = archive(tmp_path / "w.zip", train, claimed)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=rf"w\.zip: .*{message}"):
+            corpora.read_wikitext2(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_in_an_archive_lead_nowhere(tmp_path):
+    names = f"../{TRAIN}", f"/{TEST}"
+    path = archive(tmp_path / "w.zip", b"elsewhere", names=names)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"w\.zip: .*There is no item named"):
+        corpora.read_wikitext2(path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_file(tmp_path):

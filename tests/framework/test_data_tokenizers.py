@@ -108,6 +108,10 @@ def test_without_the_library(monkeypatch):
     assert CharTokenizer.train("ab").size == 2
 
 
+BPE = '{"type": "bpe", "vocabulary": {"a": 0}, "merges": [["x", "y"]]}'
+WORDS = '{"type": "words", "words": ["<unk>", "<eos>", 5]}'
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -120,6 +124,9 @@ def test_without_the_library(monkeypatch):
         (lambda: tokenizer_from_json("{}"), "describes no tokenizer: KeyError"),
         (lambda: tokenizer_from_json('{"type": "chars"}'), "describes no tokenizer"),
         (lambda: tokenizer_from_json("["), "describes no tokenizer"),
+        (lambda: tokenizer_from_json("[" * 100_000), "describes no tokenizer: RecursionError"),
+        (lambda: tokenizer_from_json(BPE), "describes no tokenizer: .*out of vocabulary"),
+        (lambda: tokenizer_from_json(WORDS), "describes no tokenizer: .*has 5, expected strings"),
     ],
 )
 def test_what_cannot_be(make, message):

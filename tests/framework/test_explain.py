@@ -9,8 +9,9 @@ import pytest
 
 import framework as fw
 from framework.autograd import Tensor
-from framework.data import Standardise
-from framework.explain import PICTURES, Subject, explain, read_image
+from framework.data import CharTokenizer, Standardise
+from framework.explain import PICTURES, Subject, TextSubject, explain, read_image
+from framework.explain.attention import attention_maps, between_tokens, over_image
 from framework.explain.feature_maps import maps_of
 from framework.explain.saliency import gradient
 from framework.interop.atomic import FileError
@@ -25,6 +26,9 @@ def subject(name, shape=(1, 12, 12), truth=None, **settings):
     fw.manual_seed(0)
     if name == "mlp":
         model = build("mlp", inputs=int(np.prod(shape)), outputs=5, hidden=(8,))
+    elif name == "vit":
+        sizes = dict(zip(("channels", "height", "width"), shape, strict=True))
+        model = build(name, **sizes, outputs=5, **settings)
     else:
         model = build(name, shape=shape, classes=5, **settings)
     images = RNG.random((20, *shape)).astype(np.float32)
@@ -65,11 +69,12 @@ def test_maps_are_those_of_the_last_layer_of_each_size():
 @pytest.mark.parametrize(
     ("s", "missing"),
     [
-        (subject("lenet", truth=2), set()),
-        (subject("resnet18", (3, 9, 12), width=4), set()),  # not square, in colours
-        (subject("mlp"), {"filters", "feature-maps"}),
+        (subject("lenet", truth=2), {"attention"}),
+        (subject("resnet18", (3, 9, 12), width=4), {"attention"}),  # not square, in colours
+        (subject("mlp"), {"attention", "filters", "feature-maps"}),
+        (subject("vit", (3, 8, 12), patch=4, depth=9, embedding=16), set()),
     ],
-    ids=["lenet", "resnet18", "mlp"],
+    ids=["lenet", "resnet18", "mlp", "vit"],
 )
 def test_pictures_are_written(s, missing, tmp_path):
     from matplotlib.image import imread
@@ -81,6 +86,49 @@ def test_pictures_are_written(s, missing, tmp_path):
         assert min(pixels.shape[:2]) > 150
         assert pixels[..., :3].std() > 0.02
     assert sorted(tmp_path.rglob("*.*")) == sorted(files)  # no scratch is left
+
+
+def test_rollout_is_the_product_of_half_kept_weights():
+    s = subject("vit", (1, 4, 4), patch=2, depth=2, embedding=8, heads=2)
+    with fw.no_grad():
+        for p in s.model.parameters():
+            p *= 4.0  # so that patches differ
+    a, b = (m.weights[0].mean(0) for m in attention_maps(s.model, s.batch()))
+    through = ((b + np.eye(5)) / 2 @ (a + np.eye(5)) / 2)[0, 1:].reshape(2, 2)
+    figure = over_image(s)
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["image", "layer 1", "layer 2", "rollout"]
+    drawn = [axes.get_images()[1].get_array() for axes in figure.axes[1:]]
+    np.testing.assert_allclose(drawn[0], a[0, 1:].reshape(2, 2), rtol=1e-5)
+    np.testing.assert_allclose(drawn[2], through, rtol=1e-5)
+    extent = figure.axes[3].get_images()[1].get_extent()
+    assert extent == figure.axes[3].get_images()[0].get_extent()
+
+
+@pytest.mark.parametrize("heads", [2, 12])
+def test_attention_between_tokens(heads, tmp_path):
+    text = "to be, or not to be:\nthat is \u4e2d $question$"
+    fw.manual_seed(0)
+    model = build("gpt", vocabulary=25, block=40, depth=2, heads=heads, width=24)
+    tokenizer = CharTokenizer.train(text)
+    s = TextSubject(model, tokenizer.encode(text), tokenizer)
+    (file,) = explain(s, tmp_path / "it")
+    assert file.name == "attention.png" and len(s.tokens) == 32
+    figure = between_tokens(s)
+    assert len(figure.axes) == 2 * heads
+    count = {2: 32, 12: 23}[heads]
+    assert f"the first {count} of 41" in figure.texts[1].get_text()
+    labels = [x.get_text() for x in figure.axes[0].get_yticklabels()]
+    assert labels[:6] == ["t", "o", "\u2423", "b", "e", ","] and len(labels) == count
+    drawn = figure.axes[1].get_images()[0].get_array()
+    assert drawn.mask[0].tolist() == [False] + [True] * (count - 1)
+    np.testing.assert_allclose(drawn.sum(1), 1, rtol=1e-5)
+
+
+def test_a_text_without_attention(tmp_path):
+    tokenizer = CharTokenizer.train("abc")
+    model = build("charlstm", vocabulary=3, hidden=4)
+    assert explain(TextSubject(model, tokenizer.encode("abc"), tokenizer), tmp_path / "it") == []
 
 
 def save_png(path, pixels):

@@ -396,3 +396,15 @@ X = zeros(T, B, D)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (L.LSTM(3, 4, num_layers=2, proj_size=2), "LSTM(3, 4, num_layers=2, proj_size=2)"),
+        (L.RNN(3, 4, nonlinearity="relu"), "RNN(3, 4, nonlinearity='relu')"),
+        (L.GRU(3, 4, reset_after=False, bias=False), "GRU(3, 4, reset_after=False, bias=False)"),
+    ],
+)  # fmt: skip
+def test_the_repr_shows_what_is_no_default(layer, expected):
+    assert repr(layer) == expected

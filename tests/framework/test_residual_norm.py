@@ -79,29 +79,31 @@ def test_bad_input_is_named():
         F.add_rms_norm(x, x.to("float64"), 6)
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_linear_cross_entropy_equals_the_two(monkeypatch, reduction, dtype):
+def test_linear_cross_entropy_equals_the_two(monkeypatch, reduction, dtype, with_bias):
     from kernels import linear_cross_entropy as kernels
 
     monkeypatch.setattr(kernels, "CHUNK", 40)  # 3 rows at a time
     arrays = (
         RNG.standard_normal((4, 5, 8)).astype(dtype),
         RNG.standard_normal((13, 8)).astype(dtype),
+        *([RNG.standard_normal(13).astype(dtype)] if with_bias else []),
     )
     target = RNG.integers(0, 13, (4, 5))
     target[0, :2] = -100
     results = []
     for fused in (True, False):
-        x, w = (fw.tensor(a, requires_grad=True) for a in arrays)
+        x, w, *b = inputs = [fw.tensor(a, requires_grad=True) for a in arrays]
         t = fw.tensor(target)
         if fused:
-            loss = F.linear_cross_entropy(x, w, t, reduction=reduction, label_smoothing=0.1)
+            loss = F.linear_cross_entropy(x, w, t, *b, reduction=reduction, label_smoothing=0.1)
         else:
-            logits = F.linear(x, w).reshape(20, 13)
+            logits = F.linear(x, w, *b).reshape(20, 13)
             loss = F.cross_entropy(logits, t.reshape(20), reduction=reduction, label_smoothing=0.1)
         (loss * 3.0).backward()
-        results.append([loss.data, x.grad.data, w.grad.data])
+        results.append([loss.data, *(i.grad.data for i in inputs)])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         assert a.dtype == b.dtype == dtype
@@ -116,5 +118,7 @@ def test_linear_cross_entropy_names_bad_input():
         F.linear_cross_entropy(x, w.T, t)
     with pytest.raises(ValueError, match=r"target is int64 \(2,\), expected integers \(3,\)"):
         F.linear_cross_entropy(x, w, t[:2])
+    with pytest.raises(ValueError, match=r"bias \(4,\), weight \(5, 4\)"):
+        F.linear_cross_entropy(x, w, t, x[0])
     with pytest.raises(ValueError, match="reduction='none'"):
         F.linear_cross_entropy(x, w, t, reduction="none")

@@ -80,7 +80,7 @@ def test_the_moments_come_in_their_order():
         setattr(Spy, hook, lambda self, trainer, *error, hook=hook: seen.append(hook))
     make_trainer(Spy()).fit([(tensor(X), tensor(Y))])
     step = ["on_step_start", "on_gradients", "on_step_end"]
-    epoch = ["on_epoch_start", *step, "on_epoch_end", "on_epoch_complete"]
+    epoch = ["on_epoch_start", *step, "on_settle", "on_epoch_end", "on_epoch_complete"]
     assert seen == ["on_fit_start", *epoch, "on_fit_end"]
 
 

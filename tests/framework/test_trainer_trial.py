@@ -10,7 +10,6 @@ import pytest
 import framework as fw
 from bench.families import FAMILIES
 from framework import optimizers
-from framework.data import DataLoader
 from framework.trainer import (
     Accuracy,
     Callback,
@@ -37,7 +36,7 @@ def make_trainer(family="mlp", callbacks=(), lr=0.01, **options):
 
 
 def make_loader(family="mlp"):
-    return DataLoader(FAMILIES[family].data(), 8, shuffle=True, seed=4, device="cpu")
+    return FAMILIES[family].loader(seed=4)
 
 
 def content(trainer):

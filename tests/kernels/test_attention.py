@@ -116,3 +116,61 @@ def test_memory_is_linear_in_the_length():
 def test_draws_are_whole_lines_of_eight():
     q = np.zeros((2, 3, 5, 4), np.float32)
     assert draws(q, np.zeros((2, 3, 9, 4), np.float32)) == 2 * 3 * 5 * 16 // 2
+
+
+MASKS = {
+    "heads": (4, T, S),
+    "keys": (2, 1, 1, S),
+    "rows": (T, S),
+    "all": (2, 4, T, S),
+    "sequences": (2, 1, T, S),
+    "queries": (4, T, 1),
+    "number": (1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", MASKS.values(), ids=MASKS)
+def test_the_gradient_of_a_mask_is_summed_over_what_was_broadcast(shape):
+    q = RNG.standard_normal((2, 4, T, 24)).astype(np.float32)
+    k, v = (RNG.standard_normal((2, 2, S, n)).astype(np.float32) for n in (24, 40))
+    mask = RNG.standard_normal(shape).astype(np.float32)
+    options = {"mask": mask, "causal": True, "start": S - T, "lengths": np.array([290, 170])}
+    options |= {"p": 0.2, "seed": 3}
+    out, lse = attention(q, k, v, **options)
+    dy = RNG.standard_normal(out.shape).astype(np.float32)
+    dmask = np.full(shape, np.nan, np.float32)
+    got = attention_grad(dy, q, k, v, out, lse, **options, dmask=dmask)
+    assert got[3] is dmask
+    wide = [x.astype(np.float64) for x in (dy, q, k, v, out, lse)]
+    exact = np.empty(shape)
+    with np.errstate(all="ignore"):
+        attention_grad.reference(*wide, **options, dmask=exact)
+    # sums of up to 1200 rows; those over all keys are 0, but for rounding
+    np.testing.assert_allclose(dmask, exact, rtol=2e-5, atol=5e-5)
+    again = np.empty(shape, np.float32)
+    attention_grad(dy, q, k, v, out, lse, **options, dmask=again)
+    assert (again == dmask).all()
+
+
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed: the reference runs")
+def test_the_gradient_of_a_mask_takes_no_more_memory_than_the_mask():
+    q, k, v = packed(2, 1024, 4, 16)
+    mask = np.zeros((1024, 1024), np.float32)
+    out, lse = attention(q, k, v, mask)
+    dmask = np.empty_like(mask)
+    attention_grad(out, q, k, v, out, lse, mask, dmask=dmask)
+    tracemalloc.start()
+    attention_grad(out, q, k, v, out, lse, mask, dmask=dmask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * mask.nbytes  # all scores would be 8
+
+
+def test_a_wrong_place_for_the_gradient_of_a_mask_is_named():
+    q, k, v = packed(1, 3, 2, 4)
+    mask = np.zeros((3, 3), np.float32)
+    out, lse = attention(q, k, v, mask)
+    with pytest.raises(ValueError, match=r"dmask has shape \(2, 3, 3\), expected the mask's, \(3"):
+        attention_grad(out, q, k, v, out, lse, mask, dmask=np.empty((2, 3, 3), np.float32))
+    with pytest.raises(ValueError, match="dmask is given with a mask of booleans"):
+        attention_grad(out, q, k, v, out, lse, mask == 0, dmask=np.empty((3, 3), np.float32))

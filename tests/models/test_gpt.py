@@ -7,8 +7,8 @@ import pytest
 
 import framework as fw
 from framework import optimizers
+from framework.explain.attention import attention_maps
 from models import GPT, GPTConfig, build
-from models.gpt import attention_maps
 
 IDS = np.random.default_rng(0).integers(0, 9, (2, 12))
 SMALL = {"vocabulary": 9, "block": 12, "depth": 2, "heads": 4, "width": 16}
@@ -80,6 +80,18 @@ def test_the_loss_is_that_of_the_logits(model):
     assert model.loss(ids, target).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_blocks_computed_again_have_the_same_gradients():
+    def gradients(checkpoint):
+        fw.manual_seed(0)
+        model = build("gpt", **SMALL, dropout=0.3, checkpoint=checkpoint)
+        loss = model.loss(moved(IDS[:, :-1]), moved(IDS[:, 1:]))
+        loss.backward()
+        return [loss.detach().numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    for a, b in zip(gradients(False), gradients(True), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_it_can_learn_a_sequence():
     fw.manual_seed(0)
     model = build("gpt", **SMALL, dropout=0.05)
@@ -95,11 +107,12 @@ def test_it_can_learn_a_sequence():
 
 
 def test_attention_maps(model):
-    maps = [m.numpy() for m in attention_maps(model, moved(IDS))]
-    assert [m.shape for m in maps] == [(2, 4, 12, 12)] * 2
+    maps = attention_maps(model, moved(IDS))
+    assert [m.name for m in maps] == ["blocks.each.0.attention", "blocks.each.1.attention"]
     for m in maps:
-        np.testing.assert_allclose(m.sum(-1), 1, rtol=1e-5)
-        assert (np.triu(m, 1) == 0).all()
+        assert m.weights.shape == (2, 4, 12, 12)
+        np.testing.assert_allclose(m.weights.sum(-1), 1, rtol=1e-5)
+        assert (np.triu(m.weights, 1) == 0).all()
     assert not model.blocks.each[0].attention.has_hooks
 
 

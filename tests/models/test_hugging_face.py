@@ -150,6 +150,46 @@ def test_an_index_of_several_files(folder):
         GPT.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "..", "", "a\0.safetensors", "\ud800", "a/b", 3]
+)
+def test_an_index_cannot_name_files_elsewhere(folder, name):
+    inner = folder / "inner"
+    inner.mkdir()
+    (folder / "config.json").rename(inner / "config.json")
+    (inner / "spare.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    places = dict.fromkeys(safetensors.load(folder / "model.safetensors"), name)
+    (inner / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(
+        FileError, match=r"index.json is damaged: .* is no name of a file beside it"
+    ):
+        GPT.from_pretrained(inner)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry"),
+    [
+        *(("gpt2", name) for name in ("vocab_size", "n_positions", "n_layer", "n_inner")),
+        *(("llama", name) for name in ("max_position_embeddings", "num_hidden_layers")),
+        *(("bert", name) for name in ("vocab_size", "intermediate_size")),
+    ],
+)
+def test_a_config_takes_no_memory_beyond_the_weights(kind, entry, tmp_path):
+    sizes = {"depth": 1, "heads": 2, "width": 8}
+    if kind == "bert":
+        model = BERT(BERTConfig(50, 16, **sizes))
+    else:
+        config = GPTConfig(50, 16, bias=True, **sizes)
+        if kind == "llama":
+            config = GPTConfig.llama(vocabulary=50, block=16, **sizes)
+        model = GPT(config)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {entry: 10**12}))
+    with pytest.raises(FileError, match=r"config.json describes no model: a weight of shape .* is"):
+        type(model).from_pretrained(tmp_path)
+
+
 def damage(folder, name, change):
     tensors = safetensors.load(folder / "model.safetensors")
     tensors[name] = change(tensors[name])

@@ -7,9 +7,11 @@ import pytest
 
 import framework as fw
 from framework import optimizers
+from framework.explain.attention import attention_maps
 from framework.functional import cross_entropy
 from models import BERT, BERTConfig, Seq2Seq, Seq2SeqConfig, ViT, ViTConfig
 from models.bert import hide_tokens
+from models.transformer import CrossAttention
 
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(0, 9, (3, 8))
@@ -61,6 +63,25 @@ def test_bert_learns_hidden_tokens_and_classes():
     assert learnt(model, lambda: model.loss(inputs, target), 60) < 0.5
     model, classes = bert("classification"), moved(np.arange(3))
     assert learnt(model, lambda: model.loss(moved(IDS), classes), 60) < 0.1
+
+
+def test_berts_loss_is_that_of_the_logits():
+    inputs, target = hide_tokens(IDS, 0, 9, seed=3, share=0.5)
+    target.data[0] = -100
+    inputs, target, lengths = moved(inputs.data), moved(target.data), moved(np.array([8, 8, 6]))
+    found = []
+    for fused in (True, False):
+        model = bert("masked")
+        model.output_bias.data[...] = np.linspace(-1, 1, 9)
+        if fused:
+            loss = model.loss(inputs, target, lengths)
+        else:
+            loss = cross_entropy(model(inputs, lengths).reshape(-1, 9), target.reshape(-1))
+        loss.backward()
+        found.append([loss.item(), *(p.grad.numpy() for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert np.isnan(model.loss(inputs, moved(np.full((3, 8), -100))).item())
 
 
 def test_hidden_tokens():
@@ -117,6 +138,40 @@ def test_the_decoder_learns_to_turn_a_sequence_round():
     assert model.training
     with pytest.raises(ValueError, match=r"previous have shape \(3, 10\), expected .* block=9"):
         model(ids, moved(np.zeros((3, 10), np.int64)))
+
+
+def test_attention_weights_are_those_of_the_outputs():
+    """Of every layer of attention: its weights times its values, through its last product."""
+    checked = []
+
+    def check(layer, args, out):
+        x, second, *_ = args
+        if isinstance(layer, CrossAttention):
+            v = second[1]
+        else:
+            v = layer.split(layer.qkv(x))[2]
+        y = layer.attention_weights(*args) @ v  # (B, H, T, D)
+        expected = layer.out(y.transpose(1, 2).reshape(*x.shape))
+        np.testing.assert_allclose(expected.numpy(), out.numpy(), rtol=1e-4, atol=1e-5)
+        checked.append(type(layer).__name__)
+
+    lengths = moved(np.array([8, 5, 1]))
+    images = moved(RNG.normal(size=(2, 1, 8, 8)).astype(np.float32))
+    fw.manual_seed(0)
+    vit, translator = ViT(ViTConfig(depth=1)), Seq2Seq(Seq2SeqConfig(9, 9, 9, **SMALL))
+    ids = moved(IDS)
+    runs = [(bert("masked"), (ids, lengths)), (vit, (images,)), (translator, (ids, ids, lengths))]
+    for model, inputs in runs:
+        for layer in model.modules():
+            if hasattr(layer, "attention_weights"):
+                layer.register_forward_hook(check)
+        with fw.no_grad():
+            model.eval()(*inputs)
+        maps = attention_maps(model, *inputs)
+        assert all(abs(m.weights.sum(-1) - 1).max() < 1e-5 for m in maps)
+    assert [m.name.partition(".")[0] for m in maps] == ["encoder", "decoder", "decoder"]
+    assert maps[2].name.endswith("cross") and (maps[2].weights[1, :, :, 5:] == 0).all()
+    assert set(checked) == {"SelfAttention", "CrossAttention"}
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,18 @@ class Callback:
     def on_gradients(self, trainer: Trainer) -> None:
         """The gradients are there, summed and clipped; the weights are still the old ones."""
 
+    def looks_at_gradients(self) -> bool:
+        """Does `on_gradients` do anything? A captured step is cut in two there."""
+        own = type(self).on_gradients is not Callback.on_gradients
+        return own or "on_gradients" in vars(self)
+
     def on_step_end(self, trainer: Trainer) -> None:
         """After the weights have moved."""
+
+    def on_settle(self, trainer: Trainer) -> None:
+        """Before an epoch's record, and before anybody takes the state of the run: what is looked
+        at late is looked at now.
+        """
 
     def on_step_skipped(self, trainer: Trainer) -> None:
         """Instead of `on_gradients` and `on_step_end` where float16 gradients overflowed

@@ -61,14 +61,16 @@ class Interrupts(Callback):
                 signal.signal(each, signal.default_int_handler)
 
     def on_step_end(self, trainer: Trainer) -> None:
-        self._stop()
+        if self.asked:
+            self._stop(trainer)
 
     def on_epoch_complete(self, trainer: Trainer) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         if self.asked:
-            raise Stopped
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        trainer.settle()  # an error of the last step is an error, and none while saving
+        raise Stopped
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self._give_back()  # all is done: a signal has come too late

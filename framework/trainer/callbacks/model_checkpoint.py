@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ class ModelCheckpoint(Callback):
     (with `Interrupts`) the state where the run stopped is written.
 
     Where a file cannot be written (disk full, folder gone) that is logged once, training goes on,
-    and the checkpoints before stay whole. Put it after the callbacks whose state it is to save.
+    the checkpoints before stay whole, and what was to be written is kept for the next time. Put it
+    after the callbacks whose state it is to save.
 
     Args:
         keep: states that stay, the older ones for the case that the newest is damaged.
@@ -72,7 +73,8 @@ class ModelCheckpoint(Callback):
         self.store, self.lock = Store(folder, keep), FolderLock(folder)
         self.best = Best(monitor or "", mode)
         self.due = 0.0  # by time.monotonic
-        self.written = False  # is there a state of this run?
+        self.begun = False  # has a state of this run been written, or tried to be?
+        self.saved: int | None = None  # step of the last state that was written
         self.pending: tuple[bytes, dict[str, int]] | None = None
         self.told = False
         self.cost = 0.0  # seconds of the last save
@@ -86,7 +88,7 @@ class ModelCheckpoint(Callback):
         make_folder(self.folder)
         self.lock.acquire()
         self.store.begin(goes_on=trainer.step > 0)
-        self.pending, self.told, self.written = None, False, trainer.step > 0
+        self.pending, self.told, self.begun, self.saved = None, False, trainer.step > 0, None
         self.due = time.monotonic() + (self.every_seconds or 0.0)
 
     def on_step_end(self, trainer: Trainer) -> None:
@@ -107,7 +109,7 @@ class ModelCheckpoint(Callback):
 
     def on_epoch_complete(self, trainer: Trainer) -> None:
         self._take(trainer)
-        if self.every_seconds is None or not self.written or time.monotonic() >= self.due:
+        if self.every_seconds is None or not self.begun or time.monotonic() >= self.due:
             self._write()
 
     def on_fit_end(self, trainer: Trainer) -> None:
@@ -133,19 +135,22 @@ class ModelCheckpoint(Callback):
     def _write(self) -> None:
         if self.pending is None:
             return
-        (data, about), self.pending, began = self.pending, None, time.monotonic()
-        self._try(lambda: self.store.save(data, **about))
-        now, self.written = time.monotonic(), True
+        (data, about), began = self.pending, time.monotonic()
+        if self._try(lambda: self.store.save(data, **about)):
+            self.pending, self.saved = None, about["step"]
+        now, self.begun = time.monotonic(), True
         self.cost += now - began
         self.due = now + max(self.every_seconds or 0.0, REST * self.cost)
 
-    def _try(self, write: Any) -> None:
+    def _try(self, write: Callable[[], object]) -> bool:
         try:
             write()
+            return True
         except FileError as error:
             if not self.told:
                 self.told = True
                 log.warning("%s; training goes on, earlier checkpoints are not touched", error)
+            return False
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.monitor is None else {"score": self.best.score}

@@ -11,12 +11,13 @@ import numpy as np
 
 from framework.autograd import Tensor
 from framework.backend.random import default_generator
-from framework.layers.carry import carries
+from framework.layers.carry import Carry, carries
 from framework.optimizers import Optimizer
 from framework.trainer.callbacks.callback import Callback
+from framework.trainer.guard import Before, Guard, can_be_held
 from framework.trainer.suspects import all_finite, first_suspect
 from kernels.arrays import Array
-from kernels.reductions import sum as sum_of
+from kernels.finite import mark_nonfinite_
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -30,13 +31,21 @@ class NonFiniteError(ArithmeticError):
 
 
 class TerminateOnNaN(Callback):
-    """Looks at the loss and at the gradients before every step; raises NonFiniteError where they
-    are not finite.
+    """Looks at the loss and at the gradients of every step; raises NonFiniteError where they are
+    not finite.
 
     The message names the first layer whose output is not finite, and the kernel that made it, found
-    by running the step again (with the same dropout masks) and looking at everything. Weights and
-    buffers are those before the step. On CUDA it waits for the device once in every step; `every`
-    looks at each n-th step only, and the weights are then those of up to n - 1 steps too late.
+    by running the step again (with the same dropout masks) and looking at everything. Weights,
+    buffers, optimizer and EMA are those before the step. Where it was a label, an id or a length
+    out of range, which CUDA kernels do not look at, the error is the IndexError that the CPU
+    raises, with that layer.
+
+    On the CPU the look is before the step. On CUDA nobody waits: the device holds back the step and
+    those after it, and the host raises when it has launched the next one
+    (framework/trainer/guard.py); callbacks have heard `on_step_end` of the bad step then, and maybe
+    of the one after. It waits for the device in every step where `skip` is set, with optimizers and
+    EMAs that are not of framework.optimizers, and with parameters in float64. `every` looks at each
+    n-th step only, waiting for it, and the weights are then those of up to n - 1 steps too late.
     Steps that fp16-mixed skips are no reason to stop, until the loss scale has fallen as far as it
     may.
 
@@ -52,7 +61,14 @@ class TerminateOnNaN(Callback):
         self.every, self.skip = every, skip
         self.others: list[Tensor] = []  # parameters that the optimizer does not hold
         self._buffers: list[Tensor] = []
+        self._carries: list[Carry] = []
+        self._ours = False  # is the optimizer one of framework.optimizers?
+        self._alone = False  # does nobody else look at the gradients, and maybe change them?
+        self._guard: Guard | None = None  # where the device holds the steps
+        self._made: Guard | None = None  # the same, for the next run: graphs know its flag
+        self._found: Array = None
         self.buffers: list[tuple[Tensor, Array]] = []  # as they were before the step
+        self.carried: list[tuple[Carry, list[Array]]] = []
         self.generator: dict[str, int] = {}
         self.running: dict[str, float] = {}
         self.told = False
@@ -64,42 +80,77 @@ class TerminateOnNaN(Callback):
         # Once an epoch: walking through a model takes longer than looking at its gradients.
         optimizer, parameters = trainer.optimizer, list(trainer.model.parameters())
         held = set()
-        if isinstance(optimizer, Optimizer):
+        self._ours = isinstance(optimizer, Optimizer)  # asked once, as asking an ABC takes 1 us
+        if self._ours:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.others = [p for p in parameters if id(p) not in held]
-        self._buffers = list(trainer.model.buffers())
-        self._carries = carries(trainer.model)
+        self._buffers, self.buffers = list(trainer.model.buffers()), []
+        self._carries, self.carried = carries(trainer.model), []
+        self._alone = not any(c is not self and c.looks_at_gradients() for c in trainer.callbacks)
+        late = self.every == 1 and not self.skip and can_be_held(trainer)
+        if late and self._guard is None:
+            if self._made is None or self._made.device != trainer.device:
+                self._made = Guard(trainer.device)
+            self._made.begin()
+        self._guard = trainer.guard = self._made if late else None
+        if self._guard is not None:
+            self._guard.others = self.others
+        with trainer.device.context():
+            self._found = trainer.device.module.zeros(1, np.int32)
+
+    def looks_at_gradients(self) -> bool:
+        own = type(self).on_gradients is not TerminateOnNaN.on_gradients
+        return own or self._guard is None or "on_gradients" in vars(self)
 
     def on_step_start(self, trainer: Trainer) -> None:
+        if self._guard is not None:
+            self._guard.taken = Before(trainer, self._buffers, self._carries)
+            return
         # The forward pass moves the running statistics of batch norm, before the loss is known.
-        self.buffers = [(b, b.data.copy()) for b in self._buffers]
+        if self._buffers:
+            self.buffers = [(b, b.data.copy()) for b in self._buffers]
+        if self._carries:
+            self.carried = [(c, [a.copy() for a in c.kept()]) for c in self._carries]
         self.generator = default_generator.state()
         if self.skip:
             self.running = trainer.running.state_dict()
             self.metrics = [copy.deepcopy(metric.state_dict()) for metric in trainer.metrics]
-            self.carried = [(c, [a.copy() for a in c.kept()]) for c in self._carries]
+
+    # Before the step: the host waits --------------------------------------------------------------
 
     def on_gradients(self, trainer: Trainer) -> None:
-        if trainer.step % self.every or _all_finite(trainer, self.others):
+        if self._guard is not None or trainer.step % self.every or self._all_finite(trainer):
             return
-        loss = next((float(x) for x in trainer.losses if not all_finite(x.data)), None)
-        culprit = None
-        if loss is None:
-            culprit = _first_bad_gradient(trainer)
-            if culprit is None:
-                return
-        found = (
-            f"the loss is {loss}" if culprit is None else f"the gradient of {culprit} is not finite"
-        )
+        found = _what_is_not_finite(trainer)
+        if found is None:
+            return
         at = f"step {trainer.step + 1}, epoch {trainer.epoch + 1}: {found}"
         if self.skip:
             self._skip(trainer, at)
             return
-        raise NonFiniteError(
-            f"{at}; {self._suspect(trainer)}. "
-            "The weights are those before this step. Lower the learning rate, clip the gradients "
-            "(clip_norm=1.0), or look at the data"
-        )
+        raise self._error(trainer, at)
+
+    def _all_finite(self, trainer: Trainer) -> bool:
+        """Are the losses and all gradients finite? On CUDA the host waits for the device, once.
+        False is a reason to look closer, no more than that.
+        """
+        found = self._found  # 0, unless a step before was bad
+        for loss in trainer.losses:
+            if trainer.device.kind != "cpu":
+                mark_nonfinite_(loss.data, found)
+            elif not math.isfinite(loss.data.item()):  # a number costs less there than a kernel
+                return False
+        if self._alone and trainer.clip_norm is not None and trainer.norm is not None:
+            mark_nonfinite_(trainer.norm.data, found)  # it has seen all of the optimizer's
+        elif self._ours:
+            trainer.optimizer.mark_nonfinite_gradients(found)
+        for p in self.others:
+            if p.grad is not None:
+                mark_nonfinite_(p.grad.data, found)
+        if not found.item():
+            return True
+        found.fill(0)
+        return False
 
     def on_step_skipped(self, trainer: Trainer) -> None:
         scaler = trainer.precision.scaler
@@ -120,53 +171,97 @@ class TerminateOnNaN(Callback):
         if not self.told:
             self.told = True
             log.warning("%s; %s. The batch is left out", at, self._suspect(trainer))
-        self._give_back_buffers()
+        self._give_back()
         trainer.running.load_state_dict(self.running)
         for metric, before in zip(trainer.metrics, self.metrics, strict=True):
             metric.load_state_dict(before)
-        for carry, kept in self.carried:
-            carry.restore(kept)
         trainer.samples -= sum(len(batch[-1]) for batch in trainer.window)
 
+    # After the step: the device holds it, the host hears late -------------------------------------
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        if self._guard is not None:
+            self._guard.ask()
+            self._raise_if_held(trainer, leave=1)
+
+    def on_settle(self, trainer: Trainer) -> None:
+        guard = self._guard
+        if guard is None:
+            return
+        if guard.taken is not None and guard.taken.counts[0] < trainer.step:  # it has been launched
+            guard.ask()
+        self._raise_if_held(trainer, leave=0)
+
+    def _raise_if_held(self, trainer: Trainer, leave: int) -> None:
+        assert self._guard is not None
+        before = self._guard.first_held(leave)
+        if before is None:
+            return
+        self._end_guard(trainer)
+        before.put_back(trainer)
+        self.buffers, self.carried = before.buffers, before.carried
+        self.generator = before.generator
+        trainer.losses = []
+        try:
+            trainer.compute_gradients(
+                before.window, lambda output, target, loss: trainer.losses.append(loss.detach())
+            )
+            at = f"step {trainer.step + 1}, epoch {trainer.epoch + 1}"
+            found = _what_is_not_finite(trainer)
+            if found is None:
+                raise NonFiniteError(
+                    f"{at}: the loss or a gradient was not finite, and is when the step is run "
+                    "again: a callback has changed the gradients, or the step does something else "
+                    "each time. The weights are those before this step"
+                )
+            raise self._error(trainer, f"{at}: {found}")
+        finally:
+            before.put_back(trainer)
+
+    def _end_guard(self, trainer: Trainer) -> None:
+        self._guard = trainer.guard = None
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        self._end_guard(trainer)
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        self._end_guard(trainer)
+
+    # Both -----------------------------------------------------------------------------------------
+
+    def _error(self, trainer: Trainer, at: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"{at}; {self._suspect(trainer)}. "
+            "The weights are those before this step. Lower the learning rate, clip the gradients "
+            "(clip_norm=1.0), or look at the data"
+        )
+
     def _suspect(self, trainer: Trainer) -> str:
-        """Who it was. Buffers and the generator are those before the step, and after it."""
-        self._give_back_buffers()
+        """Who it was. Buffers, what is carried and the generator are those before the step, and
+        after it.
+        """
+        self._give_back()
         after = default_generator.state()
         default_generator.load_state(self.generator)
         try:
             return first_suspect(trainer)
         finally:
             default_generator.load_state(after)
-            self._give_back_buffers()
+            self._give_back()
 
-    def _give_back_buffers(self) -> None:
+    def _give_back(self) -> None:
         for buffer, before in self.buffers:
             buffer.data[...] = before
+        for carry, kept in self.carried:
+            carry.restore([a.copy() for a in kept])
 
 
-def _all_finite(trainer: Trainer, others: list[Tensor]) -> bool:
-    """Are the losses, the gradients that the optimizer holds and those of `others` finite? One
-    number says so where their sum is finite: the host waits for the device once. False is a reason
-    to look closer, no more than that.
-    """
-    numbers = [x.data for x in trainer.losses]
-    if isinstance(trainer.optimizer, Optimizer):
-        numbers += map(_sum, trainer.optimizer.gradient_buffers())
-    numbers += [_sum(p.grad.data) for p in others if p.grad is not None]
-    with np.errstate(all="ignore"):  # inf - inf, and finite numbers whose sum overflows
-        total = numbers[0]
-        for number in numbers[1:]:
-            total = total + number
-    return math.isfinite(total.item())
-
-
-def _sum(x: Array) -> Array:
-    with np.errstate(all="ignore"):
-        return sum_of(x)  # NumPy's own takes four times as long
-
-
-def _first_bad_gradient(trainer: Trainer) -> str | None:
+def _what_is_not_finite(trainer: Trainer) -> str | None:
+    """The loss, or the first gradient, in words; None where all are finite."""
+    for loss in trainer.losses:
+        if not math.isfinite(value := float(loss)):
+            return f"the loss is {value}"
     for name, parameter in trainer.model.named_parameters():
         if parameter.grad is not None and not all_finite(parameter.grad.data):
-            return name
+            return f"the gradient of {name} is not finite"
     return None

@@ -1,0 +1,145 @@
+"""Steps on a CUDA device are held where their numbers are not finite; the host hears of it late.
+
+To ask the device before each step would mean to wait for it: it runs dry while the host works, and
+a step captured as a CUDA graph is cut in two. So the device decides itself. Losses and gradients
+are marked in a flag; where it is set, this optimizer step and all that follow change nothing
+(kernels.optimizers.held_by). The flag is copied to the host behind each step, and read when the
+next one has been launched. By then the host has counted on, for at most two steps: `Before` is what
+it takes to go back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from framework.autograd import Tensor
+from framework.backend.device import Device
+from framework.backend.random import default_generator
+from framework.layers.carry import Carry
+from framework.optimizers import EMA, Optimizer
+from kernels.arrays import Array, is_cuda
+from kernels.finite import mark_nonfinite_
+from kernels.optimizers import adam_step, held_by
+
+if TYPE_CHECKING:
+    from framework.trainer.trainer import Trainer
+
+#: Steps that are asked for and not answered, at most.
+_ASKED = 2
+
+
+class Before:
+    """What a step begins from, but for what the device holds: weights, optimizer state, EMA."""
+
+    def __init__(self, trainer: Trainer, buffers: list[Tensor], carries: list[Carry]) -> None:
+        self.window = trainer.window
+        self.counts = trainer.step, trainer.samples, trainer.position.batches
+        self.generator = default_generator.state()
+        self.optimizer = trainer.optimizer.counted()
+        self.updates = None if trainer.ema is None else trainer.ema.updates
+        # The forward pass moves the running statistics of batch norm, and what is carried on.
+        self.buffers = [(b, b.data.copy()) for b in buffers]
+        self.carried = [(c, [a.copy() for a in c.kept()]) for c in carries]
+
+    def put_back(self, trainer: Trainer) -> None:
+        """The trainer, as the step found it."""
+        trainer.window = self.window
+        trainer.step, trainer.samples, trainer.position.batches = self.counts
+        default_generator.load_state(self.generator)
+        trainer.optimizer.count_from(self.optimizer)
+        if trainer.ema is not None:
+            assert self.updates is not None
+            trainer.ema.updates = self.updates
+        for buffer, before in self.buffers:
+            buffer.data[...] = before
+        for carry, kept in self.carried:
+            carry.restore([a.copy() for a in kept])
+
+
+class Guard:
+    """The flag of one run, its copies on the host, and what the steps began from."""
+
+    def __init__(self, device: Device) -> None:
+        import cupyx
+
+        self.device = device
+        self.others: list[Tensor] = []  # parameters that the optimizer does not hold
+        with device.context():
+            cuda = device.module.cuda
+            self.found: Array = device.module.zeros(1, np.int32)
+            self._seen = cupyx.empty_pinned(_ASKED, np.int32)
+            self._copied = [cuda.Event(disable_timing=True) for _ in range(_ASKED)]
+        self.taken: Before | None = None  # of the step that is under way
+        self._asked: deque[tuple[int, Before]] = deque()
+        self._next = 0
+
+    def begin(self) -> None:
+        """A run begins: nothing is found yet."""
+        with self.device.context():
+            self.found.fill(0)
+        self._asked.clear()
+        self.taken = None
+
+    def mark(self, x: Array) -> None:
+        """From now on steps are held, if `x` is not finite."""
+        mark_nonfinite_(x, self.found)
+
+    @contextmanager
+    def holding(self, trainer: Trainer) -> Iterator[None]:
+        """The block around the step: gradients marked, the optimizer and the EMA held."""
+        trainer.optimizer.mark_nonfinite_gradients(self.found)
+        for p in self.others:
+            if p.grad is not None:
+                self.mark(p.grad.data)
+        with held_by(self.found):
+            yield
+
+    def ask(self) -> None:
+        """Copy the flag to the host, behind the step that has been launched, if that has not been
+        asked yet. Nothing waits.
+        """
+        if self.taken is None:
+            return
+        place, self._next = self._next, (self._next + 1) % _ASKED
+        with self.device.context():
+            self.found.get(out=self._seen[place : place + 1], blocking=False)
+            self._copied[place].record()
+        self._asked.append((place, self.taken))
+        self.taken = None
+
+    def first_held(self, leave: int) -> Before | None:
+        """What the first step began from that was held, if one was; all but the last `leave` steps
+        are looked at. Waits for those.
+        """
+        while len(self._asked) > leave:
+            place, before = self._asked.popleft()
+            self._copied[place].synchronize()
+            if self._seen[place]:
+                return before
+        return None
+
+
+def can_be_held(trainer: Trainer) -> bool:
+    """Is all that a step of `trainer` changes for good changed by kernels that look at the flag?
+
+    Not on the CPU, which need not wait for itself; not by rules or averages of somebody else's, in
+    float64, or by the references; and with fp16-mixed the host waits for the gradients anyway.
+    """
+    optimizer, ema = trainer.optimizer, trainer.ema
+    if trainer.device.kind == "cpu" or trainer.precision.scaler is not None:
+        return False
+    if not isinstance(optimizer, Optimizer) or adam_step.version("cuda") is None:
+        return False
+    rules = [type(optimizer).step, type(optimizer).update]
+    if ema is not None:
+        rules.append(type(ema).update)
+    own = {f"{package.__module__.rpartition('.')[0]}." for package in (Optimizer, EMA)}
+    if not all(any(rule.__module__.startswith(name) for name in own) for rule in rules):
+        return False
+    buffers: list[Any] = optimizer.gradient_buffers()
+    return all(is_cuda(b) and b.dtype == np.float32 for b in buffers)

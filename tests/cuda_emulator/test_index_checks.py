@@ -1,0 +1,152 @@
+"""Labels, ids, places and lengths out of range on the emulator: the errors of the CPU, for who asks
+and for a step that has gone wrong.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import framework as fw
+from framework import functional as F, layers, optimizers
+from framework.trainer import Accuracy, ConfusionMatrix, NonFiniteError, TerminateOnNaN, Trainer
+from tests.cuda_emulator import training, whole
+from tests.cuda_emulator.conftest import require_emulator
+
+
+@pytest.fixture(autouse=True)
+def cupy():
+    require_emulator()
+    with whole.device() as module:
+        yield module
+
+
+DRAW = np.random.default_rng(0)
+X = DRAW.normal(size=(4, 6)).astype(np.float32)
+TABLE = DRAW.normal(size=(5, 6)).astype(np.float32)
+IDS = np.array([[0, 4], [5, -1]])
+LABELS = np.array([0, 5, 6, 1])
+
+
+def pooled(x, places):
+    return F.max_unpool1d(x.reshape(1, 4, 6), places.reshape(1, 4, 1) + 0 * x_places(x), 2)
+
+
+def x_places(x):
+    return fw.tensor(np.zeros((1, 4, 6), np.int64)).to(x.device)
+
+
+def attended(x, lengths):
+    q = x.reshape(1, 1, 4, 6)
+    return F.scaled_dot_product_attention(q, q, q, lengths=lengths[1:2])
+
+
+def recurrent(x, lengths):
+    w = x[:, :4].reshape(4, 4)
+    return F.rnn(x[:, :4].reshape(1, 4, 4), w, w, lengths=lengths)[0]
+
+
+CASES = {
+    "embedding": (lambda x, n: F.embedding(n, x), TABLE, IDS, IndexError),
+    "positions": (lambda x, n: F.embedding_at_positions(n, x, x), TABLE, IDS, IndexError),
+    "cross_entropy": (F.cross_entropy, X, LABELS, IndexError),
+    "nll": (F.nll_loss, X, LABELS, IndexError),
+    "linear_cross_entropy": (
+        lambda x, n: F.linear_cross_entropy(x, x[:3], n, reduction="sum"), X, LABELS, IndexError,
+    ),
+    "max_unpool": (pooled, X, LABELS * 7, IndexError),
+    "attention": (attended, X, LABELS, ValueError),
+    "recurrent": (recurrent, X, LABELS, ValueError),
+    "getitem": (lambda x, n: x[n], TABLE, IDS + 1, IndexError),
+    "hinge": (F.hinge_loss, X[:, 0], LABELS.astype(np.float32), ValueError),
+    "accuracy": (Accuracy.update, X, LABELS, ValueError),
+    "confusion": (ConfusionMatrix.update, X, LABELS, ValueError),
+}  # fmt: skip
+
+
+def called(case, device):
+    function, x, numbers, _ = CASES[case]
+    args = [fw.tensor(x, device=device), fw.tensor(numbers, device=device)]
+    if function.__qualname__.endswith(".update"):
+        owner = {"accuracy": Accuracy, "confusion": lambda: ConfusionMatrix(6)}[case]()
+        return owner.update(*args)
+    return function(*args)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_within_the_block_the_error_is_that_of_the_cpu(case):
+    kind = CASES[case][3]
+    with pytest.raises(kind) as on_cpu:
+        called(case, "cpu")
+    with fw.check_indices(), pytest.raises(kind) as on_device:
+        called(case, "cuda")
+    assert str(on_device.value) == str(on_cpu.value)
+    if case != "getitem":  # where the emulator is stricter than CuPy
+        called(case, "cuda")  # outside nobody looks
+
+
+def fit(data, model, **options):
+    trainer = Trainer(
+        model.to("cuda"), F.cross_entropy, optimizers.Adam(model.parameters(), lr=0.01),
+        callbacks=[TerminateOnNaN(**options)],
+    )  # fmt: skip
+    before = []
+    call = trainer._call
+    trainer._call = lambda hook, *args: (kept(hook, before, model), call(hook, *args))
+    with pytest.raises((IndexError, NonFiniteError)) as raised:
+        trainer.fit(data, epochs=1)
+    assert all(
+        a.data.get().tobytes() == b
+        for a, b in zip(model.parameters(), before[trainer.step], strict=True)
+    )
+    return trainer, raised.value
+
+
+def kept(hook, before, model):
+    if hook == "on_step_start":
+        before.append([p.data.get().tobytes() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_wrong_label_ends_a_run_with_its_row(skip):
+    data = training.batches([8] * 6)
+    data[4][1].data[3] = 7
+    trainer, error = fit(data, training.model(), skip=skip)
+    assert trainer.step == 4
+    assert str(error) == "target 7 at row 3 is outside [0, 3)"
+
+
+def test_a_wrong_id_ends_a_run_with_its_layer():
+    data = [(fw.tensor(DRAW.integers(0, 9, (8, 2))), fw.tensor(DRAW.integers(0, 3, 8)))] * 4
+    data[3] = (fw.tensor(np.full((8, 2), 9)), data[3][1])
+    model = layers.Sequential(layers.Embedding(9, 4), layers.Flatten(), layers.Linear(8, 3))
+    trainer, error = fit(data, model)
+    assert trainer.step == 3
+    assert isinstance(error, IndexError)
+    assert str(error) == (
+        "embedding: indices[0, 0] is 9, expected 0 <= index < 9, the rows of the table, in the "
+        "layer 0 (Embedding(9, 4))"
+    )
+
+
+def test_a_step_with_checks_is_not_captured(caplog):
+    run = training.trainer("cuda")
+    with fw.check_indices():
+        run.fit(training.batches(), epochs=3)
+    assert run._captured.whole.captures == 0
+    assert "it waits for the device" in run._captured.whole.reason
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("0", "False"), ("1", "True"), ("yes", "expected '0'")]
+)
+def test_the_setting_of_the_environment(value, said):
+    code = "from kernels import checking; print(checking._looking)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"FRAMEWORK_CHECK": value},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert said in run.stdout + run.stderr
