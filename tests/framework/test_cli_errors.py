@@ -303,11 +303,15 @@ def test_what_resume_says_of_a_lost_checkpoint(run):
     assert (run / "model.safetensors").read_bytes() == done
 
 
-def test_what_is_no_run_to_resume(run):
+def test_what_is_no_run_to_resume(run, monkeypatch):
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"")
     for name in ("config.json", "checkpoints", "checkpoints/checkpoint-000001.safetensors"):
         assert f"--resume {run / name}: expected the run folder, {run}" in (
             error("train", "--resume", run / name)
         )
+    monkeypatch.chdir(run)
+    assert "nowhere is no run folder: there is no such" in error("train", "--resume", "nowhere")
 
 
 def test_settings_that_were_changed_within_a_run(folder, monkeypatch):
