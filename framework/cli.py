@@ -291,6 +291,7 @@ def predict(
     output = outputs_for(opened.model, x, config.device, config.recipe.precision)
     if config.task == "classification":
         output = F.softmax(output, -1)
+    _check_numbers(output.cpu().numpy(), run)
     values = invert(opened.targets, output.cpu().numpy())
     screen.show_predictions(config, values)
     if out is not None:
@@ -354,6 +355,7 @@ def explain(
     subject = pictures.Subject(
         opened.model, pixels, opened.inputs, config.classes, config.device, truth
     )
+    _check_numbers(subject.probabilities, run)
     files = pictures.explain(subject, run / "explain" / name)
     screen.show_explanation(subject, files)
 
@@ -374,6 +376,7 @@ def _explain_text(opened: OpenedRun, run: Path, image: str | None, text: str | N
     if not len(ids):
         raise UsageError(f"--text {text!r} has no tokens, expected at least one")
     subject = pictures.TextSubject(opened.model, ids, opened.tokenizer, opened.config.device)
+    _check_numbers(subject.probabilities, run)
     files = pictures.explain(subject, run / "explain" / ("text" if text else "test"))
     screen.show_files_written(files)
 
@@ -475,6 +478,18 @@ def _opened(folder: Path, device: str | None) -> OpenedRun:
     on = place(device)
     fw.set_default_device(on)
     return open_run(folder, on)
+
+
+def _check_numbers(values: Any, run: Path) -> None:
+    """NonFiniteError where a model's outputs are none."""
+    import numpy as np
+
+    from framework.trainer import NonFiniteError
+
+    if not np.isfinite(values).all():
+        raise NonFiniteError(
+            f"the model of {run} makes NaN or infinity of this: it has not learnt, or broke"
+        )
 
 
 def _say_if_elsewhere(x: Any, trained_on: tuple[float, float]) -> None:

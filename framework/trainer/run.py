@@ -230,16 +230,20 @@ def load_model(
 
 def _tell_of_older_weights(folder: Path, epoch: int | None, config: RunConfig) -> None:
     """A warning where the run is being trained on, was until a stop, or has ended too early."""
-    process, about = holder(folder), "" if epoch is None else f", of epoch {epoch}"
+    process, epochs = holder(folder), config.recipe.epochs or 0
+    model = "this is the model that it has so far" + (
+        "" if epoch is None else f", of epoch {epoch}"
+    )
     if process not in (None, str(os.getpid())):
         what = f"is being trained by process {process}"
-    elif checkpoints_in(folder / CHECKPOINTS) and epoch != config.recipe.epochs:
+    elif checkpoints_in(folder / CHECKPOINTS) and epoch != epochs:
         what = f"has not ended its training ({_go_on(folder)})"
-    elif epoch is not None and epoch < (config.recipe.epochs or 0) and not config.recipe.validation:
-        what = f"ended in epoch {epoch + 1} of {config.recipe.epochs}, as its loss diverged"
+    elif epoch is not None and epoch < epochs and not config.recipe.validation:
+        what = f"ended in epoch {epoch + 1} of {epochs}, as its loss diverged"
+        model = "this is the model that it had then"
     else:
         return
-    log.warning("note: %s %s; this is the model that it has so far%s", folder, what, about)
+    log.warning("note: %s %s; %s", folder, what, model)
 
 
 def _go_on(folder: Path) -> str:

@@ -486,7 +486,9 @@ def test_divergence_is_one_line(folder, caplog):
     name = run.relative_to(folder)
     assert f"The last good weights are in {name}/model.safetensors" in text
     assert text.endswith(f"choose another --out or remove {name}")
-    call("evaluate", run)
+    np.save(folder / "x.npy", np.ones((2, 64)))
+    for args in (["predict", run, "x.npy"], ["explain", run, "test:3"]):
+        assert f"the model of {run} makes NaN or infinity of this" in error(*args)
     assert f"{run} ended in epoch 1 of 40, as its loss diverged; this is the model" in caplog.text
     for more in ([], ["--epochs", 99]):
         assert "diverged in its first epoch" in error("train", "--resume", run, *more)
