@@ -518,6 +518,9 @@ def _check_writable(file: Path) -> None:
 
 def main() -> None:
     """The entry point of ``python -m framework`` and of the ``framework`` script."""
+    for closed in ("stdout", "stderr"):
+        if getattr(sys, closed) is None:  # by whoever started the process: >&-
+            setattr(sys, closed, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # where the encoding lacks a character
