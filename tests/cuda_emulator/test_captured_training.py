@@ -282,6 +282,24 @@ def test_a_batch_is_left_out_of_captured_steps_too():
     assert [(run.step, run.skipped) for run in runs] == [(16, 4)] * 2
 
 
+def test_a_look_at_the_units_leaves_the_graphs_alone():
+    """On their own the steps are looked at as they are, replayed ones beside them."""
+    found = []
+    for capture in (False, "auto"):
+        health = fw.trainer.Health(every=2)
+        run = training.trainer("cuda", capture)
+        run.model[1].bias.data[:3] = -1e3  # of the norm before the ReLU
+        run.callbacks.append(health)
+        run.fit(training.batches(), epochs=2)
+        run.fit(training.batches([16] * 8), epochs=3)
+        assert not any(module.has_hooks for module in run.model.modules())
+        found.append([report.partition(": ")[2] for report in health.reports])
+    assert run._captured.whole.captures == 1
+    assert run._captured.whole.replays > 8
+    assert found[0] == found[1]
+    assert any("3 of 16 units of 2 are dead" in report for report in found[0])
+
+
 def test_nothing_is_waited_for_and_no_memory_grows(monkeypatch):
     trainer = training.trainer("cuda")
     data = training.batches([16] * 4)
