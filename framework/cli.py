@@ -376,7 +376,6 @@ def _explain_text(opened: OpenedRun, run: Path, image: str | None, text: str | N
     if not len(ids):
         raise UsageError(f"--text {text!r} has no tokens, expected at least one")
     subject = pictures.TextSubject(opened.model, ids, opened.tokenizer, opened.config.device)
-    _check_numbers(subject.probabilities, run)
     files = pictures.explain(subject, run / "explain" / ("text" if text else "test"))
     screen.show_files_written(files)
 

@@ -234,7 +234,9 @@ def _tell_of_older_weights(folder: Path, epoch: int | None, config: RunConfig) -
     model = "this is the model that it has so far" + (
         "" if epoch is None else f", of epoch {epoch}"
     )
-    if process not in (None, str(os.getpid())):
+    if process == str(os.getpid()):  # which trains it on
+        return
+    if process is not None:
         what = f"is being trained by process {process}"
     elif checkpoints_in(folder / CHECKPOINTS) and epoch != epochs:
         what = f"has not ended its training ({_go_on(folder)})"
