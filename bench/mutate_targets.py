@@ -136,7 +136,8 @@ def _write_run(file: str) -> Callable[[Path], Path]:
             folder, model, model="mlp", task="classification", input_range=(0.0, 1.0),
             input_transform=inputs.config(), classes=("a", "b"), shape=(1, 8, 8),
         )  # fmt: skip
-        save_model(folder, model, SimpleNamespace(inputs=inputs, targets=None))  # type: ignore[arg-type]
+        data = SimpleNamespace(inputs=inputs, targets=None)
+        save_model(folder, model, data, epoch=3)  # type: ignore[arg-type]
         return folder / file
 
     return write
@@ -160,7 +161,8 @@ def _write_language_run(file: str, kind: str) -> Callable[[Path], Path]:
             folder, model, model="charlstm", task="language", input_range=None,
             input_transform=None, classes=None, shape=(8,),
         )  # fmt: skip
-        save_model(folder, model, SimpleNamespace(inputs=None, targets=None))  # type: ignore[arg-type]
+        data = SimpleNamespace(inputs=None, targets=None)
+        save_model(folder, model, data, epoch=3)  # type: ignore[arg-type]
         save_tokenizer(folder, tokenizer)
         return folder / file
 

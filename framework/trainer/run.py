@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -212,10 +213,11 @@ def load_model(
     """
     path = weights_of(folder)
     arrays, metadata = safetensors.load_with_metadata(path)
-    epoch = arrays.pop(EPOCH, None)
+    written = arrays.pop(EPOCH, None)
     if safetensors.CHECKSUM not in metadata:
         raise FileError(f"{path} is damaged: its checksum is missing")
     try:
+        epoch = None if written is None else operator.index(written)
         inputs = _transform(config.input_transform, arrays, INPUT)
         targets = _transform(config.target_transform, arrays, TARGET)
         weights = {n: a for n, a in arrays.items() if not n.startswith((INPUT, TARGET))}
@@ -224,7 +226,7 @@ def load_model(
         reason = "; ".join(line.strip() for line in str(error).splitlines())
         reason = reason.replace(":; ", ": ")  # a list begins
         raise FileError(f"{path} does not fit {folder / CONFIG}: {reason}") from error
-    _tell_of_older_weights(folder, None if epoch is None else int(epoch), config)
+    _tell_of_older_weights(folder, epoch, config)
     return inputs, targets
 
 

@@ -379,6 +379,15 @@ def test_a_model_of_a_run_that_is_being_trained(run, folder, caplog):
     assert f"has not ended its training (go on with train --resume {run})" in message
 
 
+@pytest.mark.parametrize("epoch", [np.array([1, 2]), np.array(1.5), np.array(np.nan)])
+def test_a_model_with_an_odd_epoch(run, epoch):
+    from framework.interop import safetensors
+
+    file = run / "model.safetensors"
+    safetensors.save(safetensors.load(file) | {"run.epoch": epoch}, file)
+    assert "model.safetensors does not fit" in error("evaluate", run)
+
+
 HOLD = """
 import sys
 from framework.interop.lock import FolderLock
