@@ -32,7 +32,8 @@ from framework.trainer.language import token_loss
 #: Of bench/training_tasks: cheap steps over large weights, of many kernels, and long ones.
 NAMES = ("mlp", "lenet", "gpt")
 DEFAULT_SECONDS = 10.0  # between checkpoints of the train command
-STEPS = 160  # of a round, every other one guarded
+STEPS = 160  # of a round
+TURN = 4  # steps after which the callbacks come or go
 LOOKS = 100  # Health looks at one step in so many
 
 
@@ -137,16 +138,20 @@ def _round(
 ) -> tuple[float, float]:
     """Seconds of a step, without and with. What a look took beside its step goes to `looks`."""
     sides: tuple[list[float], list[float]] = [], []
-    looking = []
+    looking, none = [], list[Callback]()
     for step in range(STEPS):
         at = step % len(batches)
         # every batch in turn, which either side meets as often
-        guarded = (step + step // len(batches)) % 2
-        trainer.callbacks = guards if guarded else []
+        guarded = (step // TURN + step // len(batches)) % 2
+        callbacks = guards if guarded else none
+        first, trainer.callbacks = trainer.callbacks is not callbacks, callbacks
         start = time.perf_counter()
         trainer._train_step([batches[at]])
         took = time.perf_counter() - start
-        (looking if guarded and trainer.step % LOOKS == 0 else sides[guarded]).append(took)
+        if guarded and trainer.step % LOOKS == 0:
+            looking.append(took)
+        elif not first:  # then the trainer asks new callbacks where they act
+            sides[guarded].append(took)
     without, with_guards = map(median, sides)
     looks += [took - with_guards for took in looking]
     return without, with_guards
@@ -164,7 +169,7 @@ def table(results: list[Result]) -> Table:
         title_justify="left",
         caption=(
             f"guarded: NaN checks, signals, and Health at one step in {LOOKS}, which is in the "
-            f"overhead; median (p20-p80) of rounds of {STEPS} steps, every other one guarded. "
+            f"overhead; median (p20-p80) of rounds of {STEPS} steps, half of them guarded. "
             "saving: a checkpoint, and the time between two that follows"
         ),
         caption_justify="left",

@@ -20,7 +20,7 @@ from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer import checkpoint
 from framework.trainer.batch_size import set_batch_size
-from framework.trainer.callbacks.callback import Callback
+from framework.trainer.callbacks.callback import Callback, acts
 from framework.trainer.capture import captured_training
 from framework.trainer.guard import Guard
 from framework.trainer.inputs import as_input, holds_numbers
@@ -135,6 +135,8 @@ class Trainer:
         self.validation: dict[str, Position] = {}
         self.epochs = 0
         self.config: dict[str, Any] | None = None  # what a checkpoint says of the run as a whole
+        self._asked: list[Callback] = []  # which of them act at a moment,
+        self._acting: dict[str, list[Callable[..., None]]] = {}  # and how
         self._resumed = False  # should_stop is that of the saved run
         self._began = 0.0  # the epoch, by time.perf_counter
         self._skipped_before = 0  # the epoch
@@ -339,8 +341,15 @@ class Trainer:
             metric.reset()
 
     def _call(self, hook: str, *args: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, hook)(self, *args)
+        """Of the callbacks that do something there; who they are is asked once an epoch."""
+        if self._asked != self.callbacks or hook == "on_epoch_start":
+            self._asked, self._acting = list(self.callbacks), {}
+        acting = self._acting.get(hook)
+        if acting is None:
+            acting = [getattr(c, hook) for c in self.callbacks if acts(c, hook)]
+            self._acting[hook] = acting
+        for act in acting:
+            act(self, *args)
 
     def _here(self, batch: Batch) -> list[Tensor]:
         return [x.to(self.device) for x in batch]

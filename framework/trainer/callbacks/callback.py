@@ -34,8 +34,7 @@ class Callback:
 
     def looks_at_gradients(self) -> bool:
         """Does `on_gradients` do anything? A captured step is cut in two there."""
-        own = type(self).on_gradients is not Callback.on_gradients
-        return own or "on_gradients" in vars(self)
+        return acts(self, "on_gradients")
 
     def on_step_end(self, trainer: Trainer) -> None:
         """After the weights have moved."""
@@ -102,3 +101,9 @@ class Best:
             self.score = score
             return True
         return False
+
+
+def acts(callback: Callback, hook: str) -> bool:
+    """Has it something of its own for this moment?"""
+    mine = getattr(callback, hook)
+    return getattr(mine, "__func__", mine) is not getattr(Callback, hook)
