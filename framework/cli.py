@@ -291,6 +291,7 @@ def predict(
     output = outputs_for(opened.model, x, config.device, config.recipe.precision)
     if config.task == "classification":
         output = F.softmax(output, -1)
+    _check_numbers(output.cpu().numpy(), run)
     values = invert(opened.targets, output.cpu().numpy())
     screen.show_predictions(config, values)
     if out is not None:
@@ -354,6 +355,7 @@ def explain(
     subject = pictures.Subject(
         opened.model, pixels, opened.inputs, config.classes, config.device, truth
     )
+    _check_numbers(subject.probabilities, run)
     files = pictures.explain(subject, run / "explain" / name)
     screen.show_explanation(subject, files)
 
@@ -477,6 +479,18 @@ def _opened(folder: Path, device: str | None) -> OpenedRun:
     return open_run(folder, on)
 
 
+def _check_numbers(values: Any, run: Path) -> None:
+    """NonFiniteError where a model's outputs are none."""
+    import numpy as np
+
+    from framework.trainer import NonFiniteError
+
+    if not np.isfinite(values).all():
+        raise NonFiniteError(
+            f"the model of {run} makes NaN or infinity of this: it has not learnt, or broke"
+        )
+
+
 def _say_if_elsewhere(x: Any, trained_on: tuple[float, float]) -> None:
     """A note where inputs are not on the scale that the model was trained on."""
     low, high = trained_on
@@ -503,6 +517,9 @@ def _check_writable(file: Path) -> None:
 
 def main() -> None:
     """The entry point of ``python -m framework`` and of the ``framework`` script."""
+    for closed in ("stdout", "stderr"):
+        if getattr(sys, closed) is None:  # by whoever started the process: >&-
+            setattr(sys, closed, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # where the encoding lacks a character

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -212,10 +213,11 @@ def load_model(
     """
     path = weights_of(folder)
     arrays, metadata = safetensors.load_with_metadata(path)
-    epoch = arrays.pop(EPOCH, None)
+    written = arrays.pop(EPOCH, None)
     if safetensors.CHECKSUM not in metadata:
         raise FileError(f"{path} is damaged: its checksum is missing")
     try:
+        epoch = None if written is None else operator.index(written)
         inputs = _transform(config.input_transform, arrays, INPUT)
         targets = _transform(config.target_transform, arrays, TARGET)
         weights = {n: a for n, a in arrays.items() if not n.startswith((INPUT, TARGET))}
@@ -224,22 +226,28 @@ def load_model(
         reason = "; ".join(line.strip() for line in str(error).splitlines())
         reason = reason.replace(":; ", ": ")  # a list begins
         raise FileError(f"{path} does not fit {folder / CONFIG}: {reason}") from error
-    _tell_of_older_weights(folder, None if epoch is None else int(epoch), config)
+    _tell_of_older_weights(folder, epoch, config)
     return inputs, targets
 
 
 def _tell_of_older_weights(folder: Path, epoch: int | None, config: RunConfig) -> None:
     """A warning where the run is being trained on, was until a stop, or has ended too early."""
-    process, about = holder(folder), "" if epoch is None else f", of epoch {epoch}"
-    if process not in (None, str(os.getpid())):
+    process, epochs = holder(folder), config.recipe.epochs or 0
+    model = "this is the model that it has so far" + (
+        "" if epoch is None else f", of epoch {epoch}"
+    )
+    if process == str(os.getpid()):  # which trains it on
+        return
+    if process is not None:
         what = f"is being trained by process {process}"
-    elif checkpoints_in(folder / CHECKPOINTS) and epoch != config.recipe.epochs:
+    elif checkpoints_in(folder / CHECKPOINTS) and epoch != epochs:
         what = f"has not ended its training ({_go_on(folder)})"
-    elif epoch is not None and epoch < (config.recipe.epochs or 0) and not config.recipe.validation:
-        what = f"ended in epoch {epoch + 1} of {config.recipe.epochs}, as its loss diverged"
+    elif epoch is not None and epoch < epochs and not config.recipe.validation:
+        what = f"ended in epoch {epoch + 1} of {epochs}, as its loss diverged"
+        model = "this is the model that it had then"
     else:
         return
-    log.warning("note: %s %s; this is the model that it has so far%s", folder, what, about)
+    log.warning("note: %s %s; %s", folder, what, model)
 
 
 def _go_on(folder: Path) -> str:

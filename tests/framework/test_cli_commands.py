@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -341,6 +342,15 @@ def test_output_that_is_not_unicode(folder):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert b"test accuracy" in result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_a_run_without_a_screen(folder):
+    """Both streams closed, as some schedulers start processes; nothing of it goes into a file."""
+    line = shlex.join(command("train", "mlp", "--epochs", "1", "--out", "dark")) + " >&- 2>&-"
+    assert subprocess.run(["sh", "-c", line], cwd=folder, env=environment()).returncode == 0
+    assert json.loads((folder / "dark" / "config.json").read_text())["model"] == "mlp"
+    assert (folder / "dark" / "model.safetensors").is_file()
 
 
 def test_regression_and_validation(folder):

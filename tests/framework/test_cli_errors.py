@@ -303,11 +303,15 @@ def test_what_resume_says_of_a_lost_checkpoint(run):
     assert (run / "model.safetensors").read_bytes() == done
 
 
-def test_what_is_no_run_to_resume(run):
+def test_what_is_no_run_to_resume(run, monkeypatch):
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"")
     for name in ("config.json", "checkpoints", "checkpoints/checkpoint-000001.safetensors"):
         assert f"--resume {run / name}: expected the run folder, {run}" in (
             error("train", "--resume", run / name)
         )
+    monkeypatch.chdir(run)
+    assert "nowhere is no run folder: there is no such" in error("train", "--resume", "nowhere")
 
 
 def test_settings_that_were_changed_within_a_run(folder, monkeypatch):
@@ -373,6 +377,15 @@ def test_a_model_of_a_run_that_is_being_trained(run, folder, caplog):
     (run / "config.json").write_text(json.dumps(config))
     (message,) = said("evaluate", run)
     assert f"has not ended its training (go on with train --resume {run})" in message
+
+
+@pytest.mark.parametrize("epoch", [np.array([1, 2]), np.array(1.5), np.array(np.nan)])
+def test_a_model_with_an_odd_epoch(run, epoch):
+    from framework.interop import safetensors
+
+    file = run / "model.safetensors"
+    safetensors.save(safetensors.load(file) | {"run.epoch": epoch}, file)
+    assert "model.safetensors does not fit" in error("evaluate", run)
 
 
 HOLD = """
@@ -482,7 +495,9 @@ def test_divergence_is_one_line(folder, caplog):
     name = run.relative_to(folder)
     assert f"The last good weights are in {name}/model.safetensors" in text
     assert text.endswith(f"choose another --out or remove {name}")
-    call("evaluate", run)
+    np.save(folder / "x.npy", np.ones((2, 64)))
+    for args in (["predict", run, "x.npy"], ["explain", run, "test:3"]):
+        assert f"the model of {run} makes NaN or infinity of this" in error(*args)
     assert f"{run} ended in epoch 1 of 40, as its loss diverged; this is the model" in caplog.text
     for more in ([], ["--epochs", 99]):
         assert "diverged in its first epoch" in error("train", "--resume", run, *more)

@@ -91,7 +91,7 @@ def test_streams_of_words_and_a_longer_run(text, folder):  # noqa: F811
     ("steps", "epochs", "ends"),
     [(3, 10, [1, 2, 3]), (10, 4, [3, 6, 9, 10]), (9, 4, [3, 6, 9]), (6, 2, [3, 6])],
 )
-def test_exactly_as_many_steps(text, folder, steps, epochs, ends):  # noqa: F811
+def test_exactly_as_many_steps(text, folder, caplog, steps, epochs, ends):  # noqa: F811
     good(
         *("train", "nplm", "--dataset", text, "--epochs", epochs, "--batch-size", 2, "--out", "s"),
         *("--set", "hidden=8", "--set", "window=8", "--set", f"steps={steps}", "--quiet"),
@@ -103,7 +103,9 @@ def test_exactly_as_many_steps(text, folder, steps, epochs, ends):  # noqa: F811
 
     assert [record["step"] for record in records()] == ends
     assert json.loads((folder / "s" / "config.json").read_text())["recipe"]["epochs"] == len(ends)
+    caplog.clear()
     good("train", "--resume", "s", "--epochs", len(ends) + 2, "--quiet")
+    assert not caplog.messages
     longest = ends[0]
     more = [ends[-1] + longest, ends[-1] + 2 * longest]
     assert [record["step"] for record in records()] == ends + more

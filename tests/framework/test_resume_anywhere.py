@@ -378,6 +378,22 @@ def test_a_signal_ends_the_run_between_steps_with_all_saved(tmp_path, number):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_a_closed_terminal_sends_its_signal_twice(tmp_path):
+    class Close(Callback):
+        def on_gradients(self, trainer):
+            if trainer.step == 4:
+                os.kill(os.getpid(), signal.SIGHUP)
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.getsignal(signal.SIGHUP)
+    trainer = make_trainer("mlp", Close(), ModelCheckpoint(tmp_path), Interrupts())
+    with pytest.raises(Stopped):
+        trainer.fit(make_loader("mlp"))
+    assert signal.getsignal(signal.SIGHUP) == before
+    assert newest(tmp_path)[1]["step"] == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 def test_a_second_signal_ends_it_at_once():
     class Ask(Callback):
         def on_gradients(self, trainer):

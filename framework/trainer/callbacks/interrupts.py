@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+#: Those that interrupt at once the second time. A closed terminal sends its signal twice, through
+#: the shell and by itself.
+IMPATIENT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
@@ -50,9 +54,11 @@ class Interrupts(Callback):
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         if sys.stderr.isatty():  # the step may compile for long; no print, which is not reentrant
-            os.write(2, b"\nstopping when this step is done; once more stops at once\n")
+            with suppress(OSError):  # the terminal is gone
+                os.write(2, b"\nstopping when this step is done; once more stops at once\n")
         for each in self._before:
-            signal.signal(each, signal.default_int_handler)
+            if each in IMPATIENT:
+                signal.signal(each, signal.default_int_handler)
 
     def on_step_end(self, trainer: Trainer) -> None:
         if self.asked:
