@@ -25,6 +25,7 @@ from models.transformer import (
     Activation,
     BlockConfig,
     Blocks,
+    activated,
     check_choice,
     check_integers,
     start_weights,
@@ -61,6 +62,7 @@ class BERTConfig:
         check_integers(self, "vocabulary", "block", "types", "depth", "classes")
         check_choice("head", self.head, HEADS)
         self.blocks()
+        check_choice("activation", self.activation, tuple(_ACTIVATIONS.values()))
 
     def blocks(self) -> BlockConfig:
         """The configuration of the blocks."""
@@ -133,7 +135,7 @@ class BERT(layers.Module):
         return self.blocks(self.dropout(self.norm(x)), lengths=lengths)
 
     def _said(self, x: Tensor) -> Tensor:
-        return self.dense_norm(F.gelu(self.dense(x)))  # (..., C)
+        return self.dense_norm(activated(self.dense(x), self.config.activation))  # (..., C)
 
     # Hugging Face ---------------------------------------------------------------------------------
 

@@ -219,13 +219,12 @@ class FeedForward(layers.Module):
         if kind == "gelu_tanh" and up.bias is not None:
             return self.dropout(F.feed_forward(x, up.weight, up.bias, down.weight, down.bias))
         h = up(x)  # (B, T, hidden)
-        if kind == "swiglu":
-            h = F.swiglu(h)
-        elif kind == "relu":
-            h = F.relu(h)
-        else:
-            h = F.gelu(h, "tanh" if kind == "gelu_tanh" else "none")
-        return self.dropout(down(h))
+        return self.dropout(down(F.swiglu(h) if kind == "swiglu" else activated(h, kind)))
+
+
+def activated(x: Tensor, kind: Activation) -> Tensor:
+    """The activation of this name, all but swiglu, which joins two inputs."""
+    return F.relu(x) if kind == "relu" else F.gelu(x, "tanh" if kind == "gelu_tanh" else "none")
 
 
 def add_norm(

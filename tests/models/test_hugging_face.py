@@ -105,6 +105,15 @@ def test_bert_has_their_outputs_and_they_have_ours(head, theirs, tmp_path):
         np.testing.assert_allclose(again[0], first[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu_new"])
+def test_the_head_of_a_bert_has_its_activation(activation, theirs, tmp_path):
+    reference = drawn(theirs.BertForMaskedLM(theirs.BertConfig(**SIZES, hidden_act=activation)))
+    reference.save_pretrained(tmp_path)
+    model = BERT.from_pretrained(tmp_path)
+    # the two formulas of gelu differ by 5e-4 at most
+    np.testing.assert_allclose(ours(model, IDS), output_of(reference, IDS), rtol=1e-5, atol=1e-5)
+
+
 def test_other_heads_of_a_bert_are_left_out(tmp_path):
     masked = BERT(BERTConfig(50, 16, depth=1, heads=2, width=8, head="masked"))
     masked.save_pretrained(tmp_path)

@@ -179,6 +179,7 @@ def test_attention_weights_are_those_of_the_outputs():
     [
         (lambda: BERTConfig(heads=5), "heads is 5, which does not divide width=768"),
         (lambda: BERTConfig(head="mean"), "head is 'mean', expected one of masked, classif"),
+        (lambda: BERTConfig(activation="swiglu"), "expected one of gelu, gelu_tanh, relu"),
         (lambda: BERTConfig(types=0), "types is 0, expected an integer of at least 1"),
         (lambda: ViTConfig(patch=3), "patch is 3, which does not divide images of 8 x 8 pixels"),
         (lambda: ViTConfig(heads=3), "heads is 3, which does not divide width=64"),
