@@ -114,6 +114,11 @@ class BERT(layers.Module):
         if self.config.head != "masked":
             return F.cross_entropy(self(ids, lengths), target)
         x = self.features(ids, lengths)
+        if target.shape != ids.shape:
+            raise ValueError(
+                f"BERT: target has shape {target.shape}, ids have {ids.shape}: expected one target "
+                "for each token"
+            )
         x, target = x.reshape(-1, x.shape[-1]), target.reshape(-1)  # (B T, C), (B T,)
         if target.device.kind == "cpu":  # on CUDA to look which they are would wait for the device
             places = np.flatnonzero(target.data != -100)

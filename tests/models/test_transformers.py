@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -194,3 +196,12 @@ def test_settings_that_cannot_be(make, message):
 def test_too_many_tokens_for_bert():
     with pytest.raises(ValueError, match=r"shape \(1, 9\), expected \(B, T\) with at most block=8"):
         bert("masked")(moved(np.zeros((1, 9), np.int64)))
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (8, 2), (16,), (1, 8), (2, 9)])
+def test_targets_of_another_shape_for_bert(shape):
+    target = np.full(shape, -100)
+    target.flat[3] = 5
+    message = rf"target has shape {re.escape(str(shape))}, ids have \(2, 8\)"
+    with pytest.raises(ValueError, match=message):
+        bert("masked").loss(moved(np.zeros((2, 8), np.int64)), moved(target))
