@@ -243,10 +243,17 @@ def _weighted_mean(
         inside = xp.where(counts & (t >= 0) & (t < weight.size), t, 0)
         total = xp.where(counts, weight.data[inside], 0).sum()
     total = xp.asarray(total, dtype=a.dtype)
-    with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
-        mean = as_array(reductions.sum(a) / total)
-        share = as_array(1 / total)
+    share = as_array(1 / xp.where(total == 0, total.dtype.type(1), total))
+    mean = as_array(_over(reductions.sum(a), total))
     return record(mean, [losses], lambda dy: [xp.broadcast_to(dy * share, a.shape)])
+
+
+def _over(total: Array, count: Array) -> Array:
+    """The mean. That of nothing, where everything is ignored, is NaN, as PyTorch's; its gradient is
+    0, for nothing has a part in it.
+    """
+    with np.errstate(all="ignore"):
+        return total / count
 
 
 def _finish(
@@ -350,14 +357,12 @@ def linear_cross_entropy(
         if t.size == 0:
             raise ValueError(f"{name}: an empty batch has no mean loss")
         count = xp.asarray(t.size - xp.count_nonzero(t == ignore_index), dtype=losses.dtype)
-        with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
-            total = total / count
+        total = _over(total, count)
 
     def backward(dy: Array) -> list[Array]:
         # all losses have one factor: new arrays each time, for it may come a second time
         if count is not None:
-            with np.errstate(all="ignore"):
-                dy = dy / count
+            dy = dy / xp.maximum(count, 1)
         gradients = [_times(g, dy, i.dtype) for g, i in zip((dx, dw, db), inputs, strict=False)]
         gradients[0] = gradients[0].reshape(shape)
         return gradients

@@ -125,6 +125,29 @@ def test_linear_cross_entropy_sums_beyond_float16(monkeypatch, autocast):
     np.testing.assert_allclose(w.grad.data, 8 * right[:, None].repeat(4, 1), rtol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_where_all_targets_are_ignored_gradients_are_zeros(dtype):
+    """PyTorch too: the loss is NaN, the mean of nothing, and nothing is to be learnt from it."""
+    t = fw.tensor(np.full(3, -100))
+
+    def loss_of(name, x, w, b):
+        if name == "linear":
+            return F.linear_cross_entropy(x, w, t, b)
+        if name == "smoothed":
+            return F.cross_entropy(F.linear(x, w, b), t, label_smoothing=0.1)
+        return getattr(F, name)(F.linear(x, w, b), t)
+
+    for name in ("linear", "cross_entropy", "smoothed", "nll_loss"):
+        inputs = [
+            fw.tensor(RNG.standard_normal(s).astype(dtype), requires_grad=True)
+            for s in ((3, 4), (5, 4), 5)
+        ]
+        loss = loss_of(name, *inputs)
+        loss.backward()
+        assert np.isnan(loss.item())
+        assert [np.abs(i.grad.data).max() for i in inputs] == [0, 0, 0], name
+
+
 def test_linear_cross_entropy_names_bad_input():
     x, w = fw.tensor(np.zeros((3, 4), "float32")), fw.tensor(np.zeros((5, 4), "float32"))
     t = fw.tensor(np.array([0, 5, 1]))

@@ -83,7 +83,11 @@ def test_berts_loss_is_that_of_the_logits():
         found.append([loss.item(), *(p.grad.numpy() for p in model.parameters())])
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    assert np.isnan(model.loss(inputs, moved(np.full((3, 8), -100))).item())
+    model.zero_grad()
+    nothing = model.loss(inputs, moved(np.full((3, 8), -100)))
+    nothing.backward()
+    assert np.isnan(nothing.item())
+    assert all((p.grad.numpy() == 0).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_hidden_tokens():
