@@ -78,9 +78,10 @@ def _several(results: Any) -> Sequence[Any]:
     found = results if isinstance(results, tuple) else (results,)
     for y in found:
         if not (isinstance(y, Tensor) or (y is None and isinstance(results, tuple))):
+            within = " within a tuple" if isinstance(results, tuple) else ""
             raise TypeError(
-                f"checkpoint: the function returned a {type(y).__name__}, expected a Tensor or a "
-                "tuple of them"
+                f"checkpoint: the function returned a {type(y).__name__}{within}, expected a "
+                "Tensor or one tuple of them, none nested"
             )
     return found
 

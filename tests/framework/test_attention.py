@@ -609,8 +609,8 @@ def test_checkpoint_without_gradients_is_a_plain_call():
     y = fw.checkpoint(layer, x, is_causal=True)  # the parameters alone want gradients
     y.sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
-    with pytest.raises(TypeError, match="returned a tuple"):
-        fw.checkpoint(lambda x: (x, x), x)
+    with pytest.raises(TypeError, match="returned a tuple within a tuple"):
+        fw.checkpoint(lambda x: (x, (x, x)), x)
 
 
 def test_checkpoint_notices_a_changed_argument():

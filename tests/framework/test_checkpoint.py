@@ -155,7 +155,9 @@ def test_a_tuple_of_results(used):
 
 def test_another_result_is_no_tensor():
     x = fw.tensor(X, requires_grad=True)
-    with pytest.raises(TypeError, match=r"returned a list, expected a Tensor or a tuple of them"):
+    with pytest.raises(TypeError, match=r"returned a list, expected a Tensor or one tuple of them"):
         fw.checkpoint(lambda: [x])
+    with pytest.raises(TypeError, match=r"returned a tuple within a tuple, .* none nested"):
+        fw.checkpoint(lambda: (x, (x, x)))
     with pytest.raises(TypeError, match=r"returned a NoneType, expected"):
         fw.checkpoint(lambda: None)
