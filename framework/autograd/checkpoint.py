@@ -30,6 +30,9 @@ def checkpoint(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     tuples, lists and dicts, parameters, and tensors that it finds around it. Without a gradient to
     come, this is a plain call.
 
+    Several results go back in one backward pass: a second one finds the graph used up, unless the
+    first had ``retain_graph=True``.
+
     >>> import framework as fw
     >>> x = fw.tensor([1.0, 2.0], requires_grad=True)
     >>> fw.checkpoint(lambda x: (x * x).exp(), x).sum().backward()
