@@ -9,7 +9,7 @@ sum so far and the last part.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -78,12 +78,13 @@ class BlockConfig:
 
 
 def check_integers(config: Any, *names: str) -> None:
-    """ValueError unless these fields are positive integers, or None."""
+    """ValueError unless these fields are positive integers, or None where that is the default."""
+    defaults = {field.name: field.default for field in fields(config)}
     for name in names:
         value = getattr(config, name)
-        if value is not None and (
-            not isinstance(value, int) or isinstance(value, bool) or value < 1
-        ):
+        if value is None and defaults[name] is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
 
 
