@@ -463,6 +463,10 @@ def test_bad_types_are_named():
         F.scaled_dot_product_attention(*tensors(), fw.tensor(np.ones((5, 7), int)))
     with pytest.raises(TypeError, match="query is float32, key float64"):
         F.scaled_dot_product_attention(tensors()[0].to("float32"), *tensors()[1:])
+    with pytest.raises(TypeError, match="scaled_dot_product_attention: scale='a', expected a num"):
+        F.scaled_dot_product_attention(*tensors(), scale="a")
+    with pytest.raises(TypeError, match="packed_attention: scale='a', expected a number"):
+        F.packed_attention(fw.tensor(normal(2, 5, 24)), 2, scale="a")
 
 
 def test_bad_layers_are_named():
