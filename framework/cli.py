@@ -53,6 +53,18 @@ class Commands(typer.core.TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+class WithSettings(typer.core.TyperCommand):
+    """``--set a=1 b=2`` is ``--set a=1 --set b=2``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: list[str] = []
+        for arg in args:
+            if given[-2:-1] == ["--set"] and "=" in arg and not arg.startswith("-"):
+                given.append("--set")
+            given.append(arg)
+        return super().parse_args(ctx, given)
+
+
 app = typer.Typer(
     name="framework",
     cls=Commands,
@@ -123,7 +135,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 # Commands -----------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(cls=WithSettings)
 @one_line_errors
 def train(
     model: Annotated[
@@ -178,8 +190,8 @@ def train(
         list[str] | None,
         typer.Option(
             "--set",
-            metavar="KEY=VALUE",
-            help="A setting of model or recipe: hidden=512,256 dropout=0.2 shift=1 ...",
+            metavar="KEY=VALUE ...",
+            help="Settings of model or recipe: --set hidden=512,256 dropout=0.2 shift=1 ...",
             show_default=False,
         ),
     ] = None,

@@ -27,6 +27,7 @@ A recurrent model that is trained on streams takes another input, ``forward(ids,
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,21 @@ class LogitsError(ValueError):
     """The model's logits hold NaN or infinity."""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating))
+
+
+def _integer(name: str, value: Any, least: int, otherwise: str = "") -> int:
+    """`value`, if it is an integer of whatever type."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, (bool, np.bool_)) or number < least:
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}{otherwise}")
+    return number
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen from its logits.
@@ -67,15 +83,16 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        if not (_is_number(self.temperature) and 0 <= self.temperature < float("inf")):
             raise ValueError(f"temperature is {self.temperature!r}, expected 0 or more")
-        k = self.top_k
-        if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
-            raise ValueError(f"top_k is {k!r}, expected an integer of at least 1, or None")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if self.top_k is not None:
+            k = _integer("top_k", self.top_k, 1, ", or None")
+            object.__setattr__(self, "top_k", k)  # of a frozen one
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p is {self.top_p!r}, expected above 0 to 1, or None")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty!r}, expected above 0")
+        penalty = self.repetition_penalty
+        if not (_is_number(penalty) and 0 < penalty < float("inf")):
+            raise ValueError(f"repetition_penalty is {penalty!r}, expected above 0")
 
     def probabilities(self, logits: np.ndarray[Any, Any], seen: Sequence[int] = ()) -> Floats:
         """Of every token, float64 (V,), after the tokens `seen`; `logits` (V,)."""
@@ -93,7 +110,8 @@ class Sampling:
             )
         if self.temperature == 0:
             return np.eye(1, scores.size, int(scores.argmax()))[0]
-        p = np.exp((scores - scores.max()) / self.temperature)
+        with np.errstate(over="ignore"):  # a tiny temperature: -inf, of which exp is 0
+            p = np.exp((scores - scores.max()) / self.temperature)
         if self.top_k is not None and self.top_k < p.size:
             least = np.partition(scores, -self.top_k)[-self.top_k]
             equal = np.flatnonzero(scores == least)
@@ -156,9 +174,7 @@ def generate(
         raise ValueError(
             f"prompt is {read.dtype} {read.shape}, expected at least one token: integers (n,)"
         )
-    for name, value, least in (("tokens", tokens, 0), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
+    tokens, seed = _integer("tokens", tokens, 0), _integer("seed", seed, 0)
     return _continued(model, read.astype(np.int64).tolist(), tokens, sampling, seed)
 
 

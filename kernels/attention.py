@@ -14,10 +14,13 @@ sees, and how much more or less of it:
     window    it sees keys less than `window` positions away
     slopes    (H,): slope times the distance is taken off a score (ALiBi)
 
-A query that sees no key has the output 0, the lse -inf, and no gradient. Keys that are not seen
-count nothing, be they NaN. `p`, `seed`, `offset` drop weights as kernels/random.py does: the weight
-of key s for row r = (b H + h) T + t takes half-word r S8 + s of the stream, S8 being S rounded up
-to a multiple of 8.
+A query that sees no key has the output 0, the lse -inf, and no gradient. Keys from `lengths` on
+count nothing, be they NaN. Other keys that are not seen have the weight 0, be their scores NaN; but
+in a tile that holds keys which are seen their v, and for gradients all of theirs, is multiplied by
+that 0, so that a NaN or infinity in it comes out (as from PyTorch; the reference selects instead).
+
+`p`, `seed`, `offset` drop weights as kernels/random.py does: the weight of key s for row r = (b H +
+h) T + t takes half-word r S8 + s of the stream, S8 being S rounded up to a multiple of 8.
 
 The tuned versions hold a tile of scores at a time, never (T, S) of them (Dao et al. 2022,
 "FlashAttention"; the running softmax is Milakov and Gimelshein's, 2018). They read q, k and v as

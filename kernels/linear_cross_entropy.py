@@ -39,7 +39,7 @@ def _check(x: Array, weight: Array, targets: Array, bias: Array | None) -> None:
         )
 
 
-@kernel(statistics=(0,), inplace=("out",))
+@kernel(statistics=(0, 2, 3))
 def linear_cross_entropy(
     x: Array,
     weight: Array,
@@ -48,13 +48,13 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     with_grad: bool = True,
-    out: Array | None = None,
 ) -> Result:
     """`cross_entropy` of x weight^T + bias: losses (N,), and the gradients of their sum, dx (N, D),
     dweight (V, D) and dbias (V,); without `with_grad` those are None, and dbias without a bias.
 
-    x (N, D), weight (V, D), targets (N,) integers below V, or `ignore_index`, bias (V,). dweight
-    goes to `out` if that is given, which may be float32 for 16-bit x: it is not rounded then.
+    x (N, D), weight (V, D), targets (N,) integers below V, or `ignore_index`, bias (V,). Of 16-bit
+    x the losses, dweight and dbias are float32: sums over N rows may be beyond float16, their mean
+    is not.
     """
     _check(x, weight, targets, bias)
     options = (None, ignore_index, label_smoothing, with_grad)
@@ -63,9 +63,6 @@ def linear_cross_entropy(
     if dlogits is None:
         return losses, None, None, None
     dbias, dweight = None if bias is None else dlogits.sum(0), dlogits.T @ x
-    if out is not None:
-        out[...] = dweight
-        dweight = out
     return losses, dlogits @ weight, dweight, dbias
 
 
@@ -87,7 +84,6 @@ def _in_chunks(
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     with_grad: bool = True,
-    out: Array | None = None,
 ) -> Result:
     """By the kernels of products and of the loss, chunk by chunk."""
     _check(x, weight, targets, bias)
@@ -101,9 +97,7 @@ def _in_chunks(
     dx = xp.empty((N, D), x.dtype) if with_grad else None
     dw = None
     if with_grad:
-        dw = xp.empty((V, D), np.float32) if out is None else out  # of all chunks: rounded once
-        if N == 0:
-            dw[...] = 0
+        dw = xp.empty((V, D), np.float32) if N else xp.zeros((V, D), np.float32)
     db = xp.zeros(V, np.float32) if with_grad and bias is not None else None
     for start in range(0, N, rows):
         part = slice(start, start + rows)
@@ -117,9 +111,7 @@ def _in_chunks(
             dlogits = dlogits.astype(x.dtype, copy=False)
             matmul(dlogits, weight, out=dx[part])
             add_product(dw, dlogits, x[part], start == 0)
-    if dw is not None and out is None:
-        dw = dw.astype(x.dtype, copy=False)
-    return losses, dx, dw, db if db is None else db.astype(x.dtype, copy=False)
+    return losses, dx, dw, db
 
 
 linear_cross_entropy.cpu(_in_chunks)

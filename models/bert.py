@@ -25,6 +25,7 @@ from models.transformer import (
     Activation,
     BlockConfig,
     Blocks,
+    activated,
     check_choice,
     check_integers,
     start_weights,
@@ -61,6 +62,7 @@ class BERTConfig:
         check_integers(self, "vocabulary", "block", "types", "depth", "classes")
         check_choice("head", self.head, HEADS)
         self.blocks()
+        check_choice("activation", self.activation, tuple(_ACTIVATIONS.values()))
 
     def blocks(self) -> BlockConfig:
         """The configuration of the blocks."""
@@ -112,6 +114,11 @@ class BERT(layers.Module):
         if self.config.head != "masked":
             return F.cross_entropy(self(ids, lengths), target)
         x = self.features(ids, lengths)
+        if target.shape != ids.shape:
+            raise ValueError(
+                f"BERT: target has shape {target.shape}, ids have {ids.shape}: expected one target "
+                "for each token"
+            )
         x, target = x.reshape(-1, x.shape[-1]), target.reshape(-1)  # (B T, C), (B T,)
         if target.device.kind == "cpu":  # on CUDA to look which they are would wait for the device
             places = np.flatnonzero(target.data != -100)
@@ -133,7 +140,7 @@ class BERT(layers.Module):
         return self.blocks(self.dropout(self.norm(x)), lengths=lengths)
 
     def _said(self, x: Tensor) -> Tensor:
-        return self.dense_norm(F.gelu(self.dense(x)))  # (..., C)
+        return self.dense_norm(activated(self.dense(x), self.config.activation))  # (..., C)
 
     # Hugging Face ---------------------------------------------------------------------------------
 

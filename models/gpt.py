@@ -105,9 +105,10 @@ class GPTConfig:
         """RMS norm, rotary positions, SwiGLU, no biases, a head of its own; `hidden` is 8/3 `width`
         rounded up to a multiple of 8 unless given.
         """
-        width = settings.get("width", cls.width)
+        if "hidden" not in settings:
+            settings["hidden"] = -(-settings.get("width", cls.width) // 3) * 8
         kind = {"norm": "rms", "positions": "rotary", "activation": "swiglu"}
-        plain = {"bias": False, "tied": False, "hidden": -(-width // 3) * 8}
+        plain = {"bias": False, "tied": False}
         return cls(**(kind | plain | settings))
 
 
@@ -290,19 +291,18 @@ def _written_gpt2(c: GPTConfig) -> dict[str, Any]:
 
 
 def _read_llama(config: dict[str, Any]) -> GPTConfig:
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    expect_values(config, hidden_act="silu", head_dim=width // heads)
+    expect_values(config, hidden_act="silu")
     bias = config.get("attention_bias", False)
     expect_values(config, mlp_bias=bias)
     rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rotary.get("rope_type", rotary.get("type", "default"))
     expect_values({"rope_type": kind}, rope_type="default")
-    return GPTConfig.llama(
+    found = GPTConfig.llama(
         vocabulary=config["vocab_size"],
         block=config["max_position_embeddings"],
         depth=config["num_hidden_layers"],
-        heads=heads,
-        width=width,
+        heads=config["num_attention_heads"],
+        width=config["hidden_size"],
         groups=config.get("num_key_value_heads"),
         hidden=config["intermediate_size"],
         bias=bias,
@@ -310,6 +310,8 @@ def _read_llama(config: dict[str, Any]) -> GPTConfig:
         rotary_base=rotary.get("rope_theta", config.get("rope_theta", 10000.0)),
         tied=config.get("tie_word_embeddings", False),
     )
+    expect_values(config, head_dim=found.width // found.heads)
+    return found
 
 
 def _written_llama(c: GPTConfig) -> dict[str, Any]:

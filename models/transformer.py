@@ -9,7 +9,7 @@ sum so far and the last part.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -78,12 +78,13 @@ class BlockConfig:
 
 
 def check_integers(config: Any, *names: str) -> None:
-    """ValueError unless these fields are positive integers, or None."""
+    """ValueError unless these fields are positive integers, or None where that is the default."""
+    defaults = {field.name: field.default for field in fields(config)}
     for name in names:
         value = getattr(config, name)
-        if value is not None and (
-            not isinstance(value, int) or isinstance(value, bool) or value < 1
-        ):
+        if value is None and defaults[name] is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
 
 
@@ -219,13 +220,12 @@ class FeedForward(layers.Module):
         if kind == "gelu_tanh" and up.bias is not None:
             return self.dropout(F.feed_forward(x, up.weight, up.bias, down.weight, down.bias))
         h = up(x)  # (B, T, hidden)
-        if kind == "swiglu":
-            h = F.swiglu(h)
-        elif kind == "relu":
-            h = F.relu(h)
-        else:
-            h = F.gelu(h, "tanh" if kind == "gelu_tanh" else "none")
-        return self.dropout(down(h))
+        return self.dropout(down(F.swiglu(h) if kind == "swiglu" else activated(h, kind)))
+
+
+def activated(x: Tensor, kind: Activation) -> Tensor:
+    """The activation of this name, all but swiglu, which joins two inputs."""
+    return F.relu(x) if kind == "relu" else F.gelu(x, "tanh" if kind == "gelu_tanh" else "none")
 
 
 def add_norm(

@@ -30,6 +30,9 @@ def checkpoint(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     tuples, lists and dicts, parameters, and tensors that it finds around it. Without a gradient to
     come, this is a plain call.
 
+    Several results go back in one backward pass: a second one finds the graph used up, unless the
+    first had ``retain_graph=True``.
+
     >>> import framework as fw
     >>> x = fw.tensor([1.0, 2.0], requires_grad=True)
     >>> fw.checkpoint(lambda x: (x * x).exp(), x).sum().backward()
@@ -78,9 +81,10 @@ def _several(results: Any) -> Sequence[Any]:
     found = results if isinstance(results, tuple) else (results,)
     for y in found:
         if not (isinstance(y, Tensor) or (y is None and isinstance(results, tuple))):
+            within = " within a tuple" if isinstance(results, tuple) else ""
             raise TypeError(
-                f"checkpoint: the function returned a {type(y).__name__}, expected a Tensor or a "
-                "tuple of them"
+                f"checkpoint: the function returned a {type(y).__name__}{within}, expected a "
+                "Tensor or one tuple of them, none nested"
             )
     return found
 

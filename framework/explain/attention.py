@@ -20,10 +20,12 @@ from framework.trainer.drawing import GRID, INK
 
 #: Inches that a token needs for its label, and the widest that panels may be.
 TOKEN, WIDEST = 0.085, 24.0
+#: Inches of a character of the line of explanation.
+LETTER = 0.066
 #: Characters of a label.
 LONGEST = 10
-#: Panels in a row of a picture of an image.
-COLUMNS = 7
+#: Panels in a row of a picture of an image, and the colour of what is in it.
+COLUMNS, OUTLINE = 7, "#7dd3fc"
 
 
 @dataclass
@@ -84,7 +86,7 @@ def between_tokens(subject: TextSubject) -> Any:
     if count < subject.total:
         note += f"; the first {count} of {subject.total:,}"
     figure = figure_of(
-        max(margin + heads * (side + gap) + 0.15, 0.4 + 0.066 * len(note)),
+        max(margin + heads * (side + gap) + 0.15, 0.4 + LETTER * len(note)),
         0.72 + len(maps) * (side + above) + margin,
         "Attention",
         note,
@@ -156,29 +158,40 @@ def over_image(subject: Subject) -> Any:
     columns, side = min(COLUMNS, len(names) + 1), 1.55
     rows = -(-(len(names) + 1) // columns)
     high = side * subject.image.shape[1] / subject.image.shape[2] + 0.3
+    heads = maps[0].weights.shape[1]
+    note = f"what {of}, mean of {heads} heads; black is nothing, pale yellow a panel's largest"
     figure = figure_of(
-        0.4 + columns * (side + 0.12),
+        max(0.4 + columns * (side + 0.12), 0.4 + LETTER * len(note)),
         0.75 + rows * high + 0.15,
         "Attention",
-        f"what {of}, mean of {maps[0].weights.shape[1]} heads; each brightest at its largest",
+        note,
     )
     width, height = figure.get_size_inches()
     for i, name in enumerate(["image", *names]):
         row, column = divmod(i, columns)
         left, bottom = 0.25 + column * (side + 0.12), height - 0.75 - (row + 1) * high
         axes = figure.add_axes((left / width, bottom / height, side / width, (high - 0.3) / height))
-        show_image(axes, subject.image)
         if i == 0:
+            show_image(axes, subject.image)
             caption(axes, name)
             continue
         weights = rollout if name == "rollout" else looked[i - 1]
         shares = (weights[0] if classes else weights.mean(axis=0))[classes:].reshape(size)
         caption(axes, name, f"up to {shares.max():.0%}")
-        extent = axes.get_images()[0].get_extent()
-        axes.imshow(
-            shares, cmap="inferno", vmin=0, alpha=0.7, extent=extent, interpolation="nearest"
-        )
+        _draw_over(axes, shares, subject.image)
     return figure
+
+
+def _draw_over(axes: Any, shares: np.ndarray, image: np.ndarray) -> None:
+    """The map covers the image, whose brightness would pass for attention; its outline is there."""
+    grey = image.mean(0)
+    height, width = grey.shape
+    bare(axes)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # as images are shown
+    axes.imshow(shares, cmap="inferno", vmin=0, extent=extent, interpolation="nearest")
+    if min(height, width) > 1 and grey.min() < grey.max():
+        half = (grey.min() + grey.max()) / 2
+        axes.contour(grey, levels=[half], colors=OUTLINE, linewidths=0.8)
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:

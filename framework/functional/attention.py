@@ -15,6 +15,7 @@ from framework.functional.check import (
     array_of,
     broadcasts_to,
     floating,
+    number,
     optional_tensor,
     probability,
     tensor_argument,
@@ -65,8 +66,8 @@ def scaled_dot_product_attention(
     lengths = optional_tensor(name, "lengths", lengths)
     query, key, value, mask, lengths, lead = _four_axes(name, query, key, value, mask, lengths)
     q, k, v = query.data, key.data, value.data
-    options = _options(name, q, k, mask, lengths, slopes, dropout_p)
-    options.update(causal=is_causal, window=window, start=start, scale=scale)
+    options = _options(name, q, k, mask, lengths, slopes, dropout_p, scale)
+    options.update(causal=is_causal, window=window, start=start)
     out, lse = kernels.attention(q, k, v, **options)
     learned = _learned(mask)
     bias = array_of(*learned) if learned else None
@@ -189,8 +190,8 @@ def packed_attention(
     D = width // (H + 2 * G)
     q, k, v = _unpacked(qkv.data, H, G)
     mask = _mask(name, attn_mask, qkv)
-    options = _options(name, q, k, mask, lengths, slopes, dropout_p)
-    options.update(causal=is_causal, window=window, scale=scale)
+    options = _options(name, q, k, mask, lengths, slopes, dropout_p, scale)
+    options.update(causal=is_causal, window=window)
     out, lse = kernels.attention(q, k, v, **options)
 
     learned = _learned(mask)
@@ -245,6 +246,7 @@ def _options(
     lengths: Tensor | None,
     slopes: Tensor | None,
     p: float,
+    scale: float | None,
 ) -> dict[str, Any]:
     """The kernel's options, with a place in the random stream if there is dropout."""
     for what, x in (("lengths", lengths), ("slopes", slopes)):
@@ -260,6 +262,7 @@ def _options(
         )
     options: dict[str, Any] = {"mask": array_of(mask), "lengths": n}
     options["slopes"] = None if slopes is None else in_dtype(slopes.data, q.dtype)
+    options["scale"] = None if scale is None else number(name, "scale", scale)
     probability(name, p)
     if p > 0:
         seed, offset = default_generator.advance(kernels.draws(q, k))

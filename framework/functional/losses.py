@@ -7,6 +7,7 @@ Classification losses take logits (scores before softmax), never probabilities. 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from kernels.arrays import Array, array_module, is_floating
 from kernels.checking import may_look
 
 REDUCTIONS = ("mean", "sum", "none")
+
+#: Elements of a gradient that are scaled and rounded at a time.
+PART = 1 << 20
 
 
 def reduce(losses: Tensor, reduction: str, name: str = "loss") -> Tensor:
@@ -239,10 +243,17 @@ def _weighted_mean(
         inside = xp.where(counts & (t >= 0) & (t < weight.size), t, 0)
         total = xp.where(counts, weight.data[inside], 0).sum()
     total = xp.asarray(total, dtype=a.dtype)
-    with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
-        mean = as_array(reductions.sum(a) / total)
-        share = as_array(1 / total)
+    share = as_array(1 / xp.where(total == 0, total.dtype.type(1), total))
+    mean = as_array(_over(reductions.sum(a), total))
     return record(mean, [losses], lambda dy: [xp.broadcast_to(dy * share, a.shape)])
+
+
+def _over(total: Array, count: Array) -> Array:
+    """The mean. That of nothing, where everything is ignored, is NaN, as PyTorch's; its gradient is
+    0, for nothing has a part in it.
+    """
+    with np.errstate(all="ignore"):
+        return total / count
 
 
 def _finish(
@@ -337,11 +348,8 @@ def linear_cross_entropy(
         raise TypeError(f"{name}: x, weight (and bias) are {dtypes}; use .to(...)")
     rows, t = a.reshape(-1, x.shape[-1]), target.data.reshape(-1)
     want_grad = is_grad_enabled() and any(i.requires_grad for i in inputs)
-    out = None  # gradients of float32 weights are not rounded to 16 bits
-    if half is not None and want_grad and weight.dtype == np.float32:
-        out = array_module(w).empty(weight.shape, np.float32)
     losses, dx, dw, db = fused_kernels.linear_cross_entropy(
-        rows, w, t, b, ignore_index, label_smoothing, want_grad, out
+        rows, w, t, b, ignore_index, label_smoothing, want_grad
     )
     shape, xp = x.shape, array_module(losses)
     total, count = reductions.sum(losses), None
@@ -349,20 +357,34 @@ def linear_cross_entropy(
         if t.size == 0:
             raise ValueError(f"{name}: an empty batch has no mean loss")
         count = xp.asarray(t.size - xp.count_nonzero(t == ignore_index), dtype=losses.dtype)
-        with np.errstate(all="ignore"):  # everything ignored: the mean of nothing is NaN
-            total = total / count
+        total = _over(total, count)
 
     def backward(dy: Array) -> list[Array]:
         # all losses have one factor: new arrays each time, for it may come a second time
         if count is not None:
-            with np.errstate(all="ignore"):
-                dy = dy / count
-        by_rows = [kernels.cross_entropy_grad(xp.broadcast_to(dy, len(g)), g) for g in (dx, dw)]
-        gradients = [by_rows[0].reshape(shape), by_rows[1]]
-        gradients += [] if db is None else [db * dy]
-        return [in_dtype(g, i.dtype) for g, i in zip(gradients, inputs, strict=True)]
+            dy = dy / xp.maximum(count, 1)
+        gradients = [_times(g, dy, i.dtype) for g, i in zip((dx, dw, db), inputs, strict=False)]
+        gradients[0] = gradients[0].reshape(shape)
+        return gradients
 
     return record(as_array(total), inputs, backward)
+
+
+def _times(gradient: Array, factor: Array, dtype: np.dtype[Any]) -> Array:
+    """gradient * factor, a new array of `dtype`, rounded once and after that; a part at a time, so
+    that no second float32 array as large as a vocabulary's gradient is there.
+    """
+    xp, n = array_module(gradient), len(gradient)
+    if gradient.ndim == 1:
+        return in_dtype(gradient * factor, dtype)
+    factors = xp.broadcast_to(factor, n)
+    if gradient.dtype == dtype:
+        return kernels.cross_entropy_grad(factors, gradient)
+    out, rows = xp.empty(gradient.shape, dtype), max(1, PART // max(gradient.shape[1], 1))
+    for i in range(0, n, rows):
+        wide = gradient[i : i + rows].astype(np.float32, copy=False)
+        out[i : i + rows] = in_dtype(kernels.cross_entropy_grad(factors[i : i + rows], wide), dtype)
+    return out
 
 
 def _check_class_weight(name: str, weight: Tensor | None, classes: int) -> None:

@@ -321,6 +321,30 @@ def test_a_query_that_sees_no_key_gives_zeros(dtype):
     assert (xs[0].grad.data[:, :, 1] == 0).all()
 
 
+@pytest.mark.parametrize("hide", ["lengths", "bool", "float", "causal"])
+def test_nan_in_a_key_that_is_not_seen(hide):
+    """Beyond `lengths` it counts nothing; else its score counts nothing, and its value does."""
+    seen = np.ones((20, 20), bool)
+    seen[:, -1] = False
+    options = {
+        "lengths": {"lengths": fw.tensor(np.array([19]))},
+        "bool": {"attn_mask": fw.tensor(seen)},
+        "float": {"attn_mask": fw.tensor(np.where(seen, 0, -np.inf).astype("float32"))},
+        "causal": {"is_causal": True},
+    }[hide]
+    for spoilt in ("k", "v", "kv"):
+        x = {name: normal(1, 2, 20, 8).astype("float32") for name in "qkv"}
+        for name in spoilt:
+            x[name][..., -1, :] = np.nan
+        x = {name: leaf(a) for name, a in x.items()}
+        out = F.scaled_dot_product_attention(*x.values(), **options)[:, :, :19]
+        if hide == "lengths" or spoilt == "k":
+            assert np.isfinite(out.data).all()
+        if hide == "lengths":
+            out.sum().backward()
+            assert all(np.isfinite(t.grad.data).all() for t in x.values())
+
+
 def test_packed_equals_unpacked_bit_for_bit():
     for H, G, D in ((4, 4, 16), (4, 2, 16), (2, 1, 5)):
         packed = normal(3, 20, (H + 2 * G) * D).astype("float32")
@@ -439,6 +463,10 @@ def test_bad_types_are_named():
         F.scaled_dot_product_attention(*tensors(), fw.tensor(np.ones((5, 7), int)))
     with pytest.raises(TypeError, match="query is float32, key float64"):
         F.scaled_dot_product_attention(tensors()[0].to("float32"), *tensors()[1:])
+    with pytest.raises(TypeError, match="scaled_dot_product_attention: scale='a', expected a num"):
+        F.scaled_dot_product_attention(*tensors(), scale="a")
+    with pytest.raises(TypeError, match="packed_attention: scale='a', expected a number"):
+        F.packed_attention(fw.tensor(normal(2, 5, 24)), 2, scale="a")
 
 
 def test_bad_layers_are_named():
@@ -585,8 +613,8 @@ def test_checkpoint_without_gradients_is_a_plain_call():
     y = fw.checkpoint(layer, x, is_causal=True)  # the parameters alone want gradients
     y.sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
-    with pytest.raises(TypeError, match="returned a list"):
-        fw.checkpoint(lambda x: [x, x], x)
+    with pytest.raises(TypeError, match="returned a tuple within a tuple"):
+        fw.checkpoint(lambda x: (x, (x, x)), x)
 
 
 def test_checkpoint_notices_a_changed_argument():

@@ -153,9 +153,25 @@ def test_a_tuple_of_results(used):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_several_results_go_back_in_one_pass():
+    def both(**options):
+        x = fw.tensor(X, requires_grad=True)
+        first, second = fw.checkpoint(lambda x: (x.exp(), x * x), x)
+        first.sum().backward(**options)
+        second.sum().backward()
+        return x
+
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        both()
+    x = both(retain_graph=True)
+    np.testing.assert_allclose(x.grad.data, np.exp(X) + 2 * X, rtol=1e-6)
+
+
 def test_another_result_is_no_tensor():
     x = fw.tensor(X, requires_grad=True)
-    with pytest.raises(TypeError, match=r"returned a list, expected a Tensor or a tuple of them"):
+    with pytest.raises(TypeError, match=r"returned a list, expected a Tensor or one tuple of them"):
         fw.checkpoint(lambda: [x])
+    with pytest.raises(TypeError, match=r"returned a tuple within a tuple, .* none nested"):
+        fw.checkpoint(lambda: (x, (x, x)))
     with pytest.raises(TypeError, match=r"returned a NoneType, expected"):
         fw.checkpoint(lambda: None)

@@ -98,11 +98,33 @@ def test_rollout_is_the_product_of_half_kept_weights():
     figure = over_image(s)
     titles = [axes.get_title("left") for axes in figure.axes]
     assert titles == ["image", "layer 1", "layer 2", "rollout"]
-    drawn = [axes.get_images()[1].get_array() for axes in figure.axes[1:]]
+    drawn = [axes.get_images()[0].get_array() for axes in figure.axes[1:]]
     np.testing.assert_allclose(drawn[0], a[0, 1:].reshape(2, 2), rtol=1e-5)
     np.testing.assert_allclose(drawn[2], through, rtol=1e-5)
-    extent = figure.axes[3].get_images()[1].get_extent()
-    assert extent == figure.axes[3].get_images()[0].get_extent()
+    extents = [axes.get_images()[0].get_extent() for axes in figure.axes]
+    assert [tuple(extent) for extent in extents] == [(-0.5, 3.5, 3.5, -0.5)] * 4
+
+
+def test_more_attention_is_brighter_whatever_the_image_is():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    s = subject("vit", (1, 16, 16), patch=4, depth=2, embedding=8, heads=2)
+    s.image[:] = np.arange(16) % 8 < 4  # stripes as wide as a patch
+    with fw.no_grad():
+        for p in s.model.parameters():
+            p *= 4.0
+    figure = over_image(s)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3] @ [0.3, 0.6, 0.1]
+    for axes in figure.axes[1:]:
+        box = axes.get_window_extent()
+        rows = len(pixels) - (box.y1 - box.height * (np.arange(4) + 0.5) / 4)
+        columns = box.x0 + box.width * (np.arange(4) + 0.5) / 4
+        seen = pixels[np.ix_(rows.astype(int), columns.astype(int))]
+        order = axes.get_images()[-1].get_array().ravel().argsort()
+        assert (np.diff(seen.ravel()[order]) >= 0).all()
+        assert np.ptp(seen) > 20
 
 
 @pytest.mark.parametrize("heads", [2, 12])

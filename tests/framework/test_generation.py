@@ -71,6 +71,10 @@ def test_draws_have_these_probabilities():
     [
         ({"temperature": -1}, "temperature is -1, expected 0 or more"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": "a"}, "temperature is 'a', expected 0 or more"),
+        ({"top_p": "a"}, "top_p is 'a', expected above 0 to 1"),
+        ({"repetition_penalty": None}, "repetition_penalty is None, expected above 0"),
+        ({"top_k": True}, "top_k is True"),
         ({"top_k": 0}, "top_k is 0, expected an integer of at least 1"),
         ({"top_p": 1.5}, "top_p is 1.5, expected above 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
@@ -85,6 +89,15 @@ def test_what_cannot_be(options, message):
     options = {"prompt": [1], "tokens": 3} | options
     with pytest.raises(ValueError, match=message):
         fw.generate(build("nplm", vocabulary=5), options.pop("prompt"), **options)
+
+
+def test_integers_of_numpy_and_tiny_temperatures():
+    model = build("nplm", vocabulary=5)
+    plain = list(fw.generate(model, [1], 3, top_k=3, seed=2))
+    assert list(fw.generate(model, [1], np.int64(3), top_k=np.uint8(3), seed=np.int64(2))) == plain
+    scores = np.array([1.0, 3.0, 3.0, -1e300])
+    for tiny in (1e-310, 5e-324):
+        np.testing.assert_array_equal(Sampling(tiny).probabilities(scores), [0, 0.5, 0.5, 0])
 
 
 def test_models_and_logits_that_are_none():

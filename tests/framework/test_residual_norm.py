@@ -109,6 +109,45 @@ def test_linear_cross_entropy_equals_the_two(monkeypatch, reduction, dtype, with
         assert a.dtype == b.dtype == dtype
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_linear_cross_entropy_sums_beyond_float16(monkeypatch, autocast):
+    monkeypatch.setattr(F.losses, "PART", 8)  # 2 rows at a time
+    N = 100_000  # sums of gradients are -80,000 and -640,000
+    dtype = "float32" if autocast else "float16"
+    x = fw.tensor(np.full((N, 4), 8, dtype), requires_grad=True)
+    w, b = (fw.tensor(np.zeros(s, dtype), requires_grad=True) for s in ((5, 4), 5))
+    with fw.autocast("float16", enabled=autocast):
+        loss = F.linear_cross_entropy(x, w, fw.tensor(np.zeros(N, "int64")), b)
+    loss.backward()
+    right = np.array([-0.8, 0.2, 0.2, 0.2, 0.2])
+    assert w.grad.dtype == b.grad.dtype == x.grad.dtype == dtype
+    np.testing.assert_allclose(b.grad.data, right, rtol=2e-3)
+    np.testing.assert_allclose(w.grad.data, 8 * right[:, None].repeat(4, 1), rtol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_where_all_targets_are_ignored_gradients_are_zeros(dtype):
+    """PyTorch too: the loss is NaN, the mean of nothing, and nothing is to be learnt from it."""
+    t = fw.tensor(np.full(3, -100))
+
+    def loss_of(name, x, w, b):
+        if name == "linear":
+            return F.linear_cross_entropy(x, w, t, b)
+        if name == "smoothed":
+            return F.cross_entropy(F.linear(x, w, b), t, label_smoothing=0.1)
+        return getattr(F, name)(F.linear(x, w, b), t)
+
+    for name in ("linear", "cross_entropy", "smoothed", "nll_loss"):
+        inputs = [
+            fw.tensor(RNG.standard_normal(s).astype(dtype), requires_grad=True)
+            for s in ((3, 4), (5, 4), 5)
+        ]
+        loss = loss_of(name, *inputs)
+        loss.backward()
+        assert np.isnan(loss.item())
+        assert [np.abs(i.grad.data).max() for i in inputs] == [0, 0, 0], name
+
+
 def test_linear_cross_entropy_names_bad_input():
     x, w = fw.tensor(np.zeros((3, 4), "float32")), fw.tensor(np.zeros((5, 4), "float32"))
     t = fw.tensor(np.array([0, 5, 1]))

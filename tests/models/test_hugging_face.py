@@ -105,6 +105,15 @@ def test_bert_has_their_outputs_and_they_have_ours(head, theirs, tmp_path):
         np.testing.assert_allclose(again[0], first[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu_new"])
+def test_the_head_of_a_bert_has_its_activation(activation, theirs, tmp_path):
+    reference = drawn(theirs.BertForMaskedLM(theirs.BertConfig(**SIZES, hidden_act=activation)))
+    reference.save_pretrained(tmp_path)
+    model = BERT.from_pretrained(tmp_path)
+    # the two formulas of gelu differ by 5e-4 at most
+    np.testing.assert_allclose(ours(model, IDS), output_of(reference, IDS), rtol=1e-5, atol=1e-5)
+
+
 def test_other_heads_of_a_bert_are_left_out(tmp_path):
     masked = BERT(BERTConfig(50, 16, depth=1, heads=2, width=8, head="masked"))
     masked.save_pretrained(tmp_path)
@@ -241,6 +250,8 @@ def test_files_that_are_damaged_or_of_another_architecture(folder):
     settings = json.loads(config.read_text())
     for change, message in (
         ({"n_head": 3}, "heads is 3, which does not divide width=8"),
+        ({"n_embd": "16"}, "width is '16', expected an integer of at least 1"),
+        ({"n_embd": None}, "width is None, expected an integer of at least 1"),
         ({"activation_function": "relu"}, "activation_function is 'relu', only 'gelu_new'"),
         ({"model_type": "mamba"}, "model_type is 'mamba', expected 'gpt2' or 'llama'"),
     ):
@@ -250,6 +261,20 @@ def test_files_that_are_damaged_or_of_another_architecture(folder):
     config.write_text("{")
     with pytest.raises(FileError, match=r"config.json is damaged"):
         GPT.from_pretrained(folder)
+
+
+def test_a_width_that_is_none_is_named_of_a_llama_too(tmp_path):
+    config = GPTConfig.llama(vocabulary=50, block=16, depth=1, heads=2, width=16)
+    GPT(config).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"hidden_size": None}, "width is None, expected an integer"),
+        ({"num_attention_heads": 0}, "heads is 0, expected an integer"),
+        ({"head_dim": 4}, "head_dim is 4, only 8 is computed here"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(FileError, match=message):
+            GPT.from_pretrained(tmp_path)
 
 
 def test_a_layout_that_is_neither_cannot_be_saved(tmp_path):

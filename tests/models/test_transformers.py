@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -81,7 +83,11 @@ def test_berts_loss_is_that_of_the_logits():
         found.append([loss.item(), *(p.grad.numpy() for p in model.parameters())])
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    assert np.isnan(model.loss(inputs, moved(np.full((3, 8), -100))).item())
+    model.zero_grad()
+    nothing = model.loss(inputs, moved(np.full((3, 8), -100)))
+    nothing.backward()
+    assert np.isnan(nothing.item())
+    assert all((p.grad.numpy() == 0).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_hidden_tokens():
@@ -179,6 +185,7 @@ def test_attention_weights_are_those_of_the_outputs():
     [
         (lambda: BERTConfig(heads=5), "heads is 5, which does not divide width=768"),
         (lambda: BERTConfig(head="mean"), "head is 'mean', expected one of masked, classif"),
+        (lambda: BERTConfig(activation="swiglu"), "expected one of gelu, gelu_tanh, relu"),
         (lambda: BERTConfig(types=0), "types is 0, expected an integer of at least 1"),
         (lambda: ViTConfig(patch=3), "patch is 3, which does not divide images of 8 x 8 pixels"),
         (lambda: ViTConfig(heads=3), "heads is 3, which does not divide width=64"),
@@ -193,3 +200,12 @@ def test_settings_that_cannot_be(make, message):
 def test_too_many_tokens_for_bert():
     with pytest.raises(ValueError, match=r"shape \(1, 9\), expected \(B, T\) with at most block=8"):
         bert("masked")(moved(np.zeros((1, 9), np.int64)))
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (8, 2), (16,), (1, 8), (2, 9)])
+def test_targets_of_another_shape_for_bert(shape):
+    target = np.full(shape, -100)
+    target.flat[3] = 5
+    message = rf"target has shape {re.escape(str(shape))}, ids have \(2, 8\)"
+    with pytest.raises(ValueError, match=message):
+        bert("masked").loss(moved(np.zeros((2, 8), np.int64)), moved(target))
