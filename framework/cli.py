@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from framework import output
 from framework.planning import (
     UsageError,
     damage_of,
@@ -86,8 +87,8 @@ Run = Annotated[Path, typer.Argument(help="A run folder, as train writes it.", s
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Expected errors end as one line on stderr and exit code 2, Ctrl-C with 130; others are bugs
-    and show.
+    """Expected errors, and what the system refuses, end as one line on stderr and exit code 2,
+    Ctrl-C with 130; others are bugs and show.
     """
 
     @functools.wraps(command)
@@ -98,23 +99,38 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             report_as_usual()
             expected = _expected_errors()
             command(*args, debug=debug, **options)
+            sys.stdout.flush()
         except MemoryError as error:
             if debug:
                 raise
-            print(f"error: not enough memory ({_joined(error)})", file=sys.stderr)
+            output.tell(f"error: not enough memory ({_joined(error)})")
             raise typer.Exit(2) from None
+        except OSError as error:
+            if debug:
+                raise
+            raise typer.Exit(_refused(error)) from None
         except Exception as error:
             if debug or not isinstance(error, expected):
                 raise
-            print("error:", _joined(error), file=sys.stderr)
+            output.tell(f"error: {_joined(error)}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             if debug:
                 raise
-            print("interrupted", file=sys.stderr)
+            output.tell("interrupted")
             raise typer.Exit(130) from None
 
     return run
+
+
+def _refused(error: OSError) -> int:
+    """Say what the system refuses: a path that may not be looked at, a disk that is full; nothing
+    where whoever read the output has read enough. Returns the exit code.
+    """
+    if isinstance(error, BrokenPipeError):
+        return 1
+    output.tell(f"error: {output.reason_of(error)}")
+    return 2
 
 
 def _joined(error: Exception) -> str:
@@ -541,7 +557,16 @@ def main() -> None:
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, signal.default_int_handler)  # ends as Ctrl-C does
     name = "python -m framework" if Path(sys.argv[0]).name == "__main__.py" else None
-    app(prog_name=name)
+    sys.stdout = output.Named(sys.stdout, "standard output")
+    try:
+        app(prog_name=name)
+    except OSError as error:  # --help, which is no command's
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(_refused(error))
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            output.leave_out_the_rest(stream)
 
 
 if __name__ == "__main__":

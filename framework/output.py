@@ -1,5 +1,5 @@
-"""What a long run prints: a screen that is gone, or a full disk behind ``> log``, does not end
-it.
+"""What the commands print where that may fail: a screen or a pipe that is gone, a full disk behind
+``> log``. A long run does not end by it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,53 @@ from typing import Any
 
 
 @contextmanager
-def that_may_fail() -> Iterator[None]:
-    """Within the block, what cannot be printed (terminal closed, pipe closed, disk full) is left
-    out; where stderr is still read, it says so once.
+def that_may_fail(*names: str) -> Iterator[None]:
+    """Within the block, what cannot be printed on the streams of these names, "stdout" or "stderr",
+    is left out; where stderr is still read, it says so once.
     """
-    out, errors = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Lenient(out), _Lenient(errors)
+    streams = {name: getattr(sys, name) for name in names}
+    for name, stream in streams.items():
+        setattr(sys, name, _Lenient(stream))
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = out, errors
-        for stream in (out, errors):
-            _leave_out_the_rest(stream)
+        for name, stream in streams.items():
+            setattr(sys, name, stream)
+            leave_out_the_rest(stream)
+
+
+def tell(line: str) -> None:
+    """`line` on stderr, if it can be written."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def reason_of(error: OSError) -> str:
+    """In one line, with the path that it is about."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+class Named:
+    """A stream the errors of which have a name, as a file's have a path."""
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._name) from None
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._name) from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Lenient:
@@ -55,7 +90,7 @@ class _Lenient:
         return getattr(self._stream, name)
 
 
-def _leave_out_the_rest(stream: Any) -> None:
+def leave_out_the_rest(stream: Any) -> None:
     """What is still to be written and cannot be: the interpreter would fail at it at its end."""
     try:
         stream.flush()

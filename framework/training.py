@@ -68,6 +68,7 @@ def run_training(
 
     Raises:
         typer.Exit: 130, after Ctrl-C; what there is has been kept.
+        OSError: where `quiet`, the score cannot be printed; the run is complete.
         NonFiniteError: the loss or a gradient is no number.
         UsageError: another run has taken the folder; `checkpoint_every` is no time.
     """
@@ -75,8 +76,9 @@ def run_training(
     model = _prepared(plan)
     new = not plan.folder.exists()
     make_folder(plan.folder)
+    lenient = ["stderr"] if quiet else ["stdout", "stderr"]  # quiet: nothing but the result
     try:
-        with output.that_may_fail(), FolderLock(plan.folder):
+        with output.that_may_fail(*lenient), FolderLock(plan.folder):
             if not resumed and (plan.folder / CONFIG).exists():  # written while this was planned
                 raise UsageError(f"{plan.folder} holds a run already: choose another --out")
             _train(plan, model, resumed, quiet, profiled, every)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from framework.interop.atomic import FileError
 
 LOCK = ".lock"
+#: `holder` has the lock for some microseconds: who wants it asks again, this often, after pauses of
+#: so many seconds.
+TRIES, PAUSE = 20, 0.005
 
 
 class FolderLock:
@@ -33,7 +37,7 @@ class FolderLock:
                 handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
                 raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-            if not _lock(handle):
+            if not _lock_soon(handle):
                 owner = _owner(handle)
                 os.close(handle)
                 mine = ", this process" if owner == str(os.getpid()) else ""
@@ -69,13 +73,15 @@ class FolderLock:
 
 
 def holder(folder: str | Path) -> str | None:
-    """The process id of the run that has `folder`; None where nobody has it."""
+    """The process id of the run that has `folder`; None where nobody has it. To ask holds up neither
+    a run that begins nor others that ask.
+    """
     try:
         handle = os.open(Path(folder) / LOCK, os.O_RDWR)
     except OSError:
         return None
     try:
-        return None if _lock(handle) else _owner(handle)
+        return None if _lock(handle, shared=True) else _owner(handle)
     finally:
         os.close(handle)  # which also lets go of it
 
@@ -84,8 +90,17 @@ def _owner(handle: int) -> str:
     return os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
 
 
-def _lock(handle: int) -> bool:
-    """False where somebody else has it."""
+def _lock_soon(handle: int) -> bool:
+    """False where somebody else has it, and not only for a moment."""
+    for _ in range(TRIES):
+        if _lock(handle):
+            return True
+        time.sleep(PAUSE)
+    return False
+
+
+def _lock(handle: int, shared: bool = False) -> bool:
+    """False where somebody else has it. `shared` (not on Windows): several may have it at once."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -100,7 +115,7 @@ def _lock(handle: int) -> bool:
         finally:
             os.lseek(handle, 0, os.SEEK_SET)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

@@ -297,6 +297,54 @@ def test_ctrl_c_at_any_moment(folder, name):
     assert list((folder / f"long{number}" / "checkpoints").glob("checkpoint-*"))
 
 
+def into(folder, stdout, *args):
+    """Exit code and stderr of a command, the output of which `stdout` takes."""
+    result = subprocess.run(
+        command(*args), cwd=folder, env=environment(), stdout=stdout, stderr=subprocess.PIPE,
+        text=True, timeout=300,
+    )  # fmt: skip
+    return result.returncode, result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a /dev/full")
+def test_output_on_a_full_disk(folder):
+    """A result that cannot be printed is an error; what training shows on its way is not."""
+    train = ["train", "mlp", "--epochs", 1, "--set", "hidden=8", "--device", "cpu"]
+    full = "No space left on device"
+    with open("/dev/full", "w") as stdout:
+        assert into(folder, stdout, *train, "--quiet", "--out", "full") == (
+            2, f"error: standard output: {full}\n",
+        )  # fmt: skip
+        for args in (["evaluate", "full"], ["models"], ["--help"]):
+            assert into(folder, stdout, *args) == (2, f"error: standard output: {full}\n"), args
+        assert into(folder, stdout, *train, "--out", "full2") == (
+            0, f"cannot print any more: {full}; training goes on\n",
+        )  # fmt: skip
+        # stderr is full too: the exit code says it
+        for args, code in ((["evaluate", "nowhere"], 2), (["evaluate", "full"], 2)):
+            result = subprocess.run(
+                command(*args), cwd=folder, env=environment(), stdout=stdout, stderr=stdout
+            )
+            assert result.returncode == code
+    for name in ("full", "full2"):
+        assert call(folder, "evaluate", name).stdout.splitlines()[-1].startswith("test accuracy")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes are POSIX")
+def test_a_reader_that_has_read_enough(folder, trained):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert into(folder, writing, "models") == (1, "")
+        assert into(folder, writing, "evaluate", trained[1]) == (1, "")
+        assert into(
+            folder, writing, "train", "--epochs", 1, "--set", "hidden=8", "--out", "head"
+        ) == (0, "cannot print any more: Broken pipe; training goes on\n")
+    finally:
+        os.close(writing)
+    assert (folder / "head" / "model.safetensors").is_file()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 def test_ctrl_c_during_the_imports(folder):
     """The signal comes as soon as numpy is being imported."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -342,6 +344,54 @@ def test_a_damaged_checkpoint(run):
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"damaged")
     assert "checkpoint-000001.safetensors is no safetensors file" in error("train", "--resume", run)
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["evaluate", LONG],
+        ["train", "--resume", LONG],
+        ["train", "--out", LONG, "--epochs", "1"],
+        ["train", "gpt", "--dataset", LONG],
+        ["predict", "run", "x.npy", "--out", LONG],
+        ["predict", "run", LONG],
+        ["explain", "run", LONG + ".png"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_too_long(args, run, folder):
+    np.save(folder / "x.npy", np.zeros((1, 64)))
+    message = error(*args)
+    assert LONG in message
+    assert message.endswith(": File name too long")
+
+
+@pytest.mark.parametrize(
+    ("args", "path"),
+    [
+        (["evaluate", "run"], "run"),
+        (["train", "--resume", "run"], "run"),
+        (["train", "--out", "new"], "new/config.json"),
+        (["train", "gpt", "--dataset", "t.txt"], "t.txt"),
+    ],
+    ids=["evaluate", "resume", "out", "dataset"],
+)
+def test_a_path_that_may_not_be_looked_at(args, path, run, monkeypatch):
+    """As in a folder of somebody else's: what `Path` asks the system ends in a PermissionError."""
+    stat = Path.stat
+
+    def refuse(self, **options):
+        if self == Path(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert error(*args) == f"error: {path}: Permission denied"
+    result = call(*args, "--debug")
+    assert isinstance(result.exception, PermissionError)
 
 
 def test_a_model_of_a_run_that_is_being_trained(run, folder, caplog):

@@ -9,7 +9,8 @@ import pytest
 
 import framework as fw
 from bench.families import FAMILIES
-from framework import optimizers
+from framework import Tensor, functional as F, layers, optimizers
+from framework.data import ArrayDataset, DataLoader
 from framework.trainer import (
     Accuracy,
     Callback,
@@ -82,6 +83,76 @@ def test_a_fast_dev_run_of_a_run_that_was_interrupted(tmp_path):
     assert abs(record["loss"] - whole.history[-1]["loss"]) < 0.5
     trainer.fit(make_loader(), epochs=2)
     assert content(trainer) == content(whole)
+
+
+def make_small(batch_size=None):
+    """A model with batch norm, dropout, carried averages, and a schedule; its loaders shuffle."""
+    fw.manual_seed(2)
+    model = layers.Sequential(
+        layers.Linear(4, 8), layers.BatchNorm1d(8), layers.Dropout(0.3), layers.Linear(8, 3)
+    )
+    trainer = Trainer(
+        model, F.cross_entropy, optimizers.AdamW(model.parameters(), lr=0.01),
+        optimizers.ReduceOnPlateau(patience=0), [Accuracy()], [EarlyStopping("loss", patience=9)],
+        accumulate=2, ema=optimizers.EMA(model, 0.9), batch_size=batch_size,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    data = ArrayDataset(rng.standard_normal((44, 4)).astype(np.float32), np.arange(44) % 3)
+    return trainer, *(DataLoader(data, 8, shuffle=True, seed=seed) for seed in (3, 4))
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1])
+@pytest.mark.parametrize("batch_size", [None, 11, "auto"])
+def test_nothing_of_a_fast_dev_run_stays(epochs_before, batch_size):
+    """Also where it is the first thing that the trainer does, and where it fails."""
+
+    def run(with_dry_run):
+        trainer, train, test = make_small(batch_size)
+        if epochs_before:
+            trainer.fit(train, test, epochs_before)
+        before = content(trainer), train.upcoming(), test.upcoming(), trainer.batch_size
+        if with_dry_run:
+            (record,) = trainer.fit(train, test, 5, fast_dev_run=3)
+            assert record["step"] == trainer.step + {None: 2, 11: 2, "auto": 1}[batch_size]
+            trainer.callbacks.append(Fail())
+            with pytest.raises(ZeroDivisionError):
+                trainer.fit(train, test, 5, fast_dev_run=True)
+            del trainer.callbacks[-1]
+            after = content(trainer), train.upcoming(), test.upcoming(), trainer.batch_size
+            assert after == before
+        order = [list(map(float, y.numpy())) for _, y in test]
+        trainer.fit(train, test, epochs_before + 2)
+        return order, content(trainer), train.state_dict(), test.state_dict()
+
+    class Fail(Callback):
+        def on_epoch_end(self, trainer):
+            raise ZeroDivisionError
+
+    assert run(True) == run(False)
+
+
+def test_a_loader_of_ones_own_goes_on_where_it_was_after_a_fast_dev_run():
+    class Own:
+        """Rounds of two batches, the numbers of which go on."""
+
+        number = 0
+
+        def __iter__(self):
+            for _ in range(2):
+                self.number += 1
+                yield Tensor(np.full((4, 4), self.number, np.float32)), Tensor(np.arange(4) % 3)
+
+        def state_dict(self):
+            return {"number": self.number}
+
+        def load_state_dict(self, state):
+            self.number = state["number"]
+
+    trainer, *_ = make_small()
+    loader, watched = Own(), Own()
+    loader.number = 7
+    trainer.fit(loader, watched, fast_dev_run=True)
+    assert (loader.number, watched.number) == (7, 0)
 
 
 def test_the_finder_suggests_a_rate_that_learns(tmp_path):
