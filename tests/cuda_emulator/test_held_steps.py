@@ -11,11 +11,16 @@ from framework.data import DataLoader, StreamSampler, Windows
 from framework.layers.carry import carries
 from framework.optimizers import EMA
 from framework.trainer import (
+    F1,
     Callback,
+    ConfusionMatrix,
     Interrupts,
+    Loss,
+    Metric,
     ModelCheckpoint,
     NonFiniteError,
     TerminateOnNaN,
+    TopK,
     Trainer,
     checkpoint,
 )
@@ -80,6 +85,45 @@ def test_all_is_as_before_the_bad_step(optimizer, capture):
     if capture:
         assert run._captured.whole.replays > 4
         assert run._captured.gradients.captures == 0
+
+
+class Largest(Metric):
+    """Not a sum, and with a state of its own."""
+
+    name = "largest"
+
+    def reset(self):
+        self.seen = [0.0]
+
+    def update(self, output, target):
+        self.seen.append(float(output.data.max()))
+
+    def compute(self):
+        return max(self.seen)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("capture", [False, "auto"])
+def test_sums_are_as_before_the_bad_step(capture, looks):
+    class Looks(Callback):
+        def on_gradients(self, trainer):
+            pass
+
+    more = [ConfusionMatrix(3), F1(3, ignore_index=-1), Largest(), Loss(F.cross_entropy, "mean")]
+    run, spoil = spoiled(
+        capture,
+        callbacks=[Looks()] * looks,
+        change=lambda run: run.metrics.extend([*more, TopK(2, ignore_index=0)]),
+    )
+    assert differences(run, spoil) == []
+    assert run.samples == 16
+    assert np.isfinite(run.running.compute())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -70,7 +69,6 @@ class TerminateOnNaN(Callback):
         self.buffers: list[tuple[Tensor, Array]] = []  # as they were before the step
         self.carried: list[tuple[Carry, list[Array]]] = []
         self.generator: dict[str, int] = {}
-        self.running: dict[str, float] = {}
         self.told = False
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -112,9 +110,6 @@ class TerminateOnNaN(Callback):
         if self._carries:
             self.carried = [(c, [a.copy() for a in c.kept()]) for c in self._carries]
         self.generator = default_generator.state()
-        if self.skip:
-            self.running = trainer.running.state_dict()
-            self.metrics = [copy.deepcopy(metric.state_dict()) for metric in trainer.metrics]
 
     # Before the step: the host waits --------------------------------------------------------------
 
@@ -172,10 +167,6 @@ class TerminateOnNaN(Callback):
             self.told = True
             log.warning("%s; %s. The batch is left out", at, self._suspect(trainer))
         self._give_back()
-        trainer.running.load_state_dict(self.running)
-        for metric, before in zip(trainer.metrics, self.metrics, strict=True):
-            metric.load_state_dict(before)
-        trainer.samples -= sum(len(batch[-1]) for batch in trainer.window)
 
     # After the step: the device holds it, the host hears late -------------------------------------
 
