@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,6 +33,8 @@ from framework.trainer.precision import ComputePrecision
 from framework.trainer.state import load_state, state_of
 from framework.trainer.trial import dry_run
 from kernels.optimizers import held_by
+
+log = logging.getLogger("framework")
 
 #: Inputs and, last, the target.
 Batch = Sequence[Tensor]
@@ -204,6 +207,7 @@ class Trainer:
                 self._call("on_epoch_complete")
             self._call("on_fit_end")
         except BaseException as error:
+            self._settle_after(error)
             self._call("on_exception", error)
             raise
         finally:
@@ -286,6 +290,17 @@ class Trainer:
         one was not.
         """
         self._call("on_settle")
+
+    def _settle_after(self, error: BaseException) -> None:
+        """Whatever has ended the run: nothing is left of a bad step that nobody has heard of."""
+        try:
+            if self.guard is not None:
+                self.guard.ask()  # of the step that is under way, too
+            self.settle()
+        except Exception as earlier:
+            text = f"before that, {type(earlier).__name__}: {earlier}"
+            error.add_note(text)
+            log.warning("%s", text)  # Ctrl-C's notes are not shown by everybody
 
     def look(self) -> bool:
         """Show the gradients to the callbacks. False where one has set `skip_step`."""

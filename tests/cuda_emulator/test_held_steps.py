@@ -201,6 +201,83 @@ def test_a_stopped_run_settles_first(tmp_path):
     assert not (tmp_path / "lock").exists()
 
 
+class Ends(Callback):
+    """Ends the run before anybody has heard of the bad step, or in the step after it."""
+
+    def __init__(self, hook, step):
+        self.state = None
+        setattr(self, hook, lambda trainer: self.end(trainer, step))
+
+    def end(self, trainer, step):
+        if trainer.step == step:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer, error):
+        self.state = training.bits(trainer)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("how", "capture"),
+    [
+        ("on_step_end", False),
+        ("on_step_end", "auto"),
+        ("on_step_start", "auto"),
+        ("forward", False),
+        ("data", "auto"),
+    ],
+)
+def test_what_ends_a_run_settles_first(how, capture, first, caplog):
+    ends = Ends(how, BAD)
+    spoil, watch = Spoil(), TerminateOnNaN()
+    run = training.trainer(
+        "cuda", capture, callbacks=[spoil, *[watch, ends][:: -1 if first else 1]]
+    )
+
+    def data():
+        for epoch in range(4):
+            batches = training.batches()
+            yield batches if epoch < 2 or how != "data" else broken(batches)
+
+    def broken(batches):
+        yield from batches[:2]
+        raise OSError("the disk is gone")
+
+    class Loader:
+        epochs = data()
+
+        def __iter__(self):
+            return iter(next(self.epochs))
+
+    if how == "forward":
+        loss = run.loss
+        run.loss = lambda *args: ends.end(run, BAD) or loss(*args)
+    with pytest.raises(OSError if how == "data" else KeyboardInterrupt) as raised:
+        run.fit(Loader(), epochs=4)
+    [note] = raised.value.__notes__
+    assert f"before that, NonFiniteError: step {BAD}, epoch 3: the loss is nan" in note
+    assert note in caplog.text
+    assert differences(run, spoil) == []
+    assert ends.state == spoil.kept
+    assert run.guard is None
+
+
+def test_a_bad_step_that_an_error_ends_half_way_is_taken_back():
+    spoil = Spoil()
+    run = training.trainer("cuda", False, callbacks=[spoil, TerminateOnNaN()])
+
+    def clipped(*args):
+        if run.step == BAD - 1:
+            raise OSError("half-way")
+        return look()
+
+    look, run.look = run.look, clipped
+    with pytest.raises(OSError, match="half-way") as raised:
+        run.fit(training.batches(), epochs=4)
+    assert f"step {BAD}, epoch 3: the loss is nan" in raised.value.__notes__[0]
+    assert differences(run, spoil) == []
+
+
 def test_a_bad_last_step_of_an_epoch_is_found_before_its_record():
     spoil = Spoil(at=10)
     run = training.trainer("cuda", callbacks=[spoil, TerminateOnNaN()])
