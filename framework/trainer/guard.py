@@ -59,6 +59,10 @@ class Before:
         if trainer.ema is not None:
             assert self.updates is not None
             trainer.ema.updates = self.updates
+        self.give_back()
+
+    def give_back(self) -> None:
+        """What the forward pass has moved."""
         for buffer, before in self.buffers:
             buffer.data[...] = before
         for carry, kept in self.carried:
@@ -84,10 +88,14 @@ class Guard:
 
     def begin(self) -> None:
         """A run begins: nothing is found yet."""
-        with self.device.context():
-            self.found.fill(0)
+        self.clear()
         self._asked.clear()
         self.taken = None
+
+    def clear(self) -> None:
+        """Steps are held no more."""
+        with self.device.context():
+            self.found.fill(0)
 
     def mark(self, x: Array) -> None:
         """From now on steps are held, if `x` is not finite."""

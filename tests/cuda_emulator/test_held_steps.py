@@ -287,6 +287,37 @@ def test_a_bad_last_step_of_an_epoch_is_found_before_its_record():
     assert differences(run, spoil) == []
 
 
+class LeavesOut(Callback):
+    """A user's own way with batches whose loss is no number."""
+
+    def on_gradients(self, trainer):
+        trainer.skip_step = not all(np.isfinite(float(loss)) for loss in trainer.losses)
+
+
+@pytest.mark.parametrize(("device", "capture"), [("cpu", False), ("cuda", False), ("cuda", "auto")])
+def test_a_step_that_a_callback_leaves_out_leaves_nothing(device, capture):
+    runs = []
+    for callbacks in ([LeavesOut(), TerminateOnNaN()], [TerminateOnNaN(skip=True)]):
+        batches = training.batches()
+        batches[2][0].data[0, 0] = np.nan
+        run = training.trainer(device, capture, callbacks=callbacks)
+        run.fit(batches, epochs=2)
+        assert (run.step, run.skipped, run.samples) == (8, 2, 57)
+        runs.append(run)
+    assert training.differences(*runs) == []
+    assert all(np.isfinite(record["loss"]) for record in run.history)
+
+
+def test_a_bad_step_before_one_that_is_left_out():
+    class Skips(Callback):
+        def on_gradients(self, trainer):
+            trainer.skip_step = trainer.step == BAD
+
+    run, spoil = spoiled(callbacks=[Skips()])
+    assert differences(run, spoil) == []
+    assert (run.skipped, spoil.heard) == (0, BAD)
+
+
 def test_gradients_that_a_callback_spoils(cupy):
     class SpoilGradients(Callback):
         def on_gradients(self, trainer):

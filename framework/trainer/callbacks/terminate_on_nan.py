@@ -46,7 +46,7 @@ class TerminateOnNaN(Callback):
     EMAs that are not of framework.optimizers, and with parameters in float64. `every` looks at each
     n-th step only, waiting for it, and the weights are then those of up to n - 1 steps too late.
     Steps that fp16-mixed skips are no reason to stop, until the loss scale has fallen as far as it
-    may.
+    may; nor are those that a callback before this one leaves out by `skip_step`.
 
     With `skip` the batch is left out instead: weights, buffers, optimizer and running loss stay as
     they were, ``trainer.skipped`` counts it, and the first such batch is logged with its suspect.
@@ -119,6 +119,9 @@ class TerminateOnNaN(Callback):
         found = _what_is_not_finite(trainer)
         if found is None:
             return
+        if trainer.skip_step:  # somebody has left it out already
+            self._give_back()
+            return
         at = f"step {trainer.step + 1}, epoch {trainer.epoch + 1}: {found}"
         if self.skip:
             self._skip(trainer, at)
@@ -148,6 +151,8 @@ class TerminateOnNaN(Callback):
         return False
 
     def on_step_skipped(self, trainer: Trainer) -> None:
+        if self._guard is not None:
+            self._forget(trainer, self._guard)
         scaler = trainer.precision.scaler
         if scaler is None or not scaler.exhausted:
             return
@@ -182,6 +187,14 @@ class TerminateOnNaN(Callback):
         if guard.taken is not None and guard.taken.counts[0] < trainer.step:  # it has been launched
             guard.ask()
         self._raise_if_held(trainer, leave=0)
+
+    def _forget(self, trainer: Trainer, guard: Guard) -> None:
+        """A callback has left out the step: the next one is not to be held for its numbers."""
+        left_out, guard.taken = guard.taken, None
+        self._raise_if_held(trainer, leave=0)  # for those of a step before
+        if guard.found.item() and left_out is not None:
+            guard.clear()
+            left_out.give_back()
 
     def _raise_if_held(self, trainer: Trainer, leave: int) -> None:
         assert self._guard is not None
