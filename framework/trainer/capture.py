@@ -80,14 +80,20 @@ class CapturedTraining:
         sizes = tuple(len(batch) for batch in window)
         tensors = [x for batch in window for x in batch]
         if self._somebody_looks():
-            self._observe(self._run(self.gradients, sizes, *tensors))
+            results = self._run(self.gradients, sizes, *tensors)
+            trainer.losses.extend(_copy(loss) for _, _, loss in results)
             if not trainer.look():
                 return False
             trainer.apply_schedule()
             self._run(self.move)
+            with trainer.holding():
+                self._add(results)
         else:
             trainer.apply_schedule()
-            self._observe(self._run(self.whole, sizes, *tensors))
+            results = self._run(self.whole, sizes, *tensors)
+            trainer.losses.extend(_copy(loss) for _, _, loss in results)
+        with trainer.holding():
+            self._tell_metrics(results)
         return True
 
     def _run(self, captured: CapturedStep, *inputs: Any) -> Any:
@@ -115,7 +121,9 @@ class CapturedTraining:
 
     def _whole(self, sizes: tuple[int, ...], *tensors: Tensor) -> Results:
         results = self._gradients(sizes, *tensors)
-        self._move()
+        with self.trainer.holding():
+            self.trainer.move_weights()
+            self._add(results)
         return results
 
     def _gradients(self, sizes: tuple[int, ...], *tensors: Tensor) -> Results:
@@ -124,25 +132,29 @@ class CapturedTraining:
         results: Results = []
 
         def observe(output: Any, target: Tensor, loss: Tensor) -> None:
-            self.trainer.running.update(loss.detach(), len(target))
-            for metric in self.trainer.metrics:
-                if metric.is_replayable(output, target):
-                    metric.update(output.detach(), target)
             results.append((output, target, loss))
 
         self.trainer.compute_gradients(window, observe)
         return results
 
     def _move(self) -> None:
-        self.trainer.move_weights()
+        with self.trainer.holding():
+            self.trainer.move_weights()
 
-    def _observe(self, results: Results) -> None:
+    def _add(self, results: Results) -> None:
+        """To running loss and metrics, where that is no more than sums."""
+        for output, target, loss in results:
+            self.trainer.running.update(loss.detach(), len(target))
+            for metric in self.trainer.metrics:
+                if metric.is_replayable(output, target):
+                    metric.update(output.detach(), target)
+
+    def _tell_metrics(self, results: Results) -> None:
         """What the graph has not done. The next replay writes to the same arrays: who may keep them
         is given copies.
         """
         trainer = self.trainer
-        for output, target, loss in results:
-            trainer.losses.append(_copy(loss))
+        for output, target, _ in results:
             trainer.samples += len(target)
             told = [m for m in trainer.metrics if not m.is_replayable(output, target)]
             if told:

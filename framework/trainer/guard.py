@@ -3,16 +3,15 @@
 To ask the device before each step would mean to wait for it: it runs dry while the host works, and
 a step captured as a CUDA graph is cut in two. So the device decides itself. Losses and gradients
 are marked in a flag; where it is set, this optimizer step and all that follow change nothing
-(kernels.optimizers.held_by). The flag is copied to the host behind each step, and read when the
-next one has been launched. By then the host has counted on, for at most two steps: `Before` is what
-it takes to go back.
+(`Trainer.holding`, kernels.optimizers.held_by). The flag is copied to the host behind each step,
+and read when the next one has been launched. By then the host has counted on, for at most two
+steps: `Before` is what it takes to go back. Sums of losses and metrics in graphs are held like the
+weights, others go back like the counts.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from framework.layers.carry import Carry
 from framework.optimizers import EMA, Optimizer
 from kernels.arrays import Array, is_cuda
 from kernels.finite import mark_nonfinite_
-from kernels.optimizers import adam_step, held_by
+from kernels.optimizers import adam_step
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -38,7 +37,8 @@ class Before:
 
     def __init__(self, trainer: Trainer, buffers: list[Tensor], carries: list[Carry]) -> None:
         self.window = trainer.window
-        self.counts = trainer.step, trainer.samples, trainer.position.batches
+        self.counts = trainer.step, trainer.samples, trainer.position.batches, trainer.skipped
+        self.sums = trainer.running.kept(), [metric.kept() for metric in trainer.metrics]
         self.generator = default_generator.state()
         self.optimizer = trainer.optimizer.counted()
         self.updates = None if trainer.ema is None else trainer.ema.updates
@@ -49,12 +49,20 @@ class Before:
     def put_back(self, trainer: Trainer) -> None:
         """The trainer, as the step found it."""
         trainer.window = self.window
-        trainer.step, trainer.samples, trainer.position.batches = self.counts
+        trainer.step, trainer.samples, trainer.position.batches, trainer.skipped = self.counts
+        running, metrics = self.sums
+        trainer.running.restore(running)
+        for metric, gathered in zip(trainer.metrics, metrics, strict=True):
+            metric.restore(gathered)
         default_generator.load_state(self.generator)
         trainer.optimizer.count_from(self.optimizer)
         if trainer.ema is not None:
             assert self.updates is not None
             trainer.ema.updates = self.updates
+        self.give_back()
+
+    def give_back(self) -> None:
+        """What the forward pass has moved."""
         for buffer, before in self.buffers:
             buffer.data[...] = before
         for carry, kept in self.carried:
@@ -80,24 +88,25 @@ class Guard:
 
     def begin(self) -> None:
         """A run begins: nothing is found yet."""
-        with self.device.context():
-            self.found.fill(0)
+        self.clear()
         self._asked.clear()
         self.taken = None
+
+    def clear(self) -> None:
+        """Steps are held no more."""
+        with self.device.context():
+            self.found.fill(0)
 
     def mark(self, x: Array) -> None:
         """From now on steps are held, if `x` is not finite."""
         mark_nonfinite_(x, self.found)
 
-    @contextmanager
-    def holding(self, trainer: Trainer) -> Iterator[None]:
-        """The block around the step: gradients marked, the optimizer and the EMA held."""
-        trainer.optimizer.mark_nonfinite_gradients(self.found)
+    def mark_gradients(self, optimizer: Optimizer) -> None:
+        """The same for all gradients."""
+        optimizer.mark_nonfinite_gradients(self.found)
         for p in self.others:
             if p.grad is not None:
                 self.mark(p.grad.data)
-        with held_by(self.found):
-            yield
 
     def ask(self) -> None:
         """Copy the flag to the host, behind the step that has been launched, if that has not been

@@ -8,7 +8,8 @@ from typing import Any
 from framework.autograd import Tensor
 from framework.backend.device import Device
 from framework.backend.live import recording
-from kernels.arrays import is_array
+from kernels.arrays import array_module, is_array
+from kernels.optimizers import held
 
 
 class Mean:
@@ -52,6 +53,9 @@ class Mean:
     def add(self, total: Any, weight: Any) -> None:
         """Take in a sum over `weight` values; both may be 0-d arrays."""
         if self._held:
+            found = held()
+            if found is not None:  # a bad step's sum is left out by the device
+                total = array_module(found).where(found[0] != 0, 0.0, total)
             self.total += total
         else:
             self.total = self.total + total
@@ -74,6 +78,18 @@ class Mean:
         if self._held:
             self.total.fill(total)
         else:
+            self.total = total
+
+    def kept(self) -> Any:
+        """What `restore` goes back to, without waiting. The array of `hold` is not in it: to that a
+        bad step has added nothing.
+        """
+        return None if self._held else self.total, self.weight
+
+    def restore(self, kept: Any) -> None:
+        """Go back to what `kept` gave."""
+        total, self.weight = kept
+        if not self._held:
             self.total = total
 
     def compute(self) -> float:

@@ -12,6 +12,7 @@ indices. Positions whose target is `ignore_index`, where a metric is given one, 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -59,9 +60,8 @@ class Metric(ABC):
         """What it has gathered, for a checkpoint inside an epoch: the attributes that are arrays,
         numbers, texts, means or metrics. One that gathers in something else overrides this.
         """
-        kinds = (Mean, Metric, bool, int, float, str, np.generic)
-        held = {k: v for k, v in vars(self).items() if isinstance(v, kinds) or is_array(v)}
-        return {k: v.state_dict() if isinstance(v, (Mean, Metric)) else v for k, v in held.items()}
+        held = self._gathered().items()
+        return {k: v.state_dict() if isinstance(v, (Mean, Metric)) else v for k, v in held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; arrays are where the outputs will be."""
@@ -71,6 +71,34 @@ class Metric(ABC):
                 mine.load_state_dict(value)
             else:
                 setattr(self, name, value)
+
+    def kept(self) -> dict[str, Any]:
+        """What `restore` goes back to: copies, for which nobody waits unless `state_dict` is the
+        metric's own.
+        """
+        if type(self).state_dict is not Metric.state_dict:
+            return copy.deepcopy(self.state_dict())
+        inner = (Mean, Metric)
+        held = self._gathered().items()
+        return {
+            k: v.kept() if isinstance(v, inner) else v.copy() if is_array(v) else v for k, v in held
+        }
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go back to what `kept` gave."""
+        if type(self).state_dict is not Metric.state_dict:
+            self.load_state_dict(kept)
+            return
+        for name, value in kept.items():
+            mine = getattr(self, name)
+            if isinstance(mine, (Mean, Metric)):
+                mine.restore(value)
+            else:
+                setattr(self, name, value)
+
+    def _gathered(self) -> dict[str, Any]:
+        kinds = (Mean, Metric, bool, int, float, str, np.generic)
+        return {k: v for k, v in vars(self).items() if isinstance(v, kinds) or is_array(v)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from framework.trainer.position import Position, attached
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.state import load_state, state_of
 from framework.trainer.trial import dry_run
+from kernels.optimizers import held_by
+
+log = logging.getLogger("framework")
 
 #: Inputs and, last, the target.
 Batch = Sequence[Tensor]
@@ -203,6 +207,7 @@ class Trainer:
                 self._call("on_epoch_complete")
             self._call("on_fit_end")
         except BaseException as error:
+            self._settle_after(error)
             self._call("on_exception", error)
             raise
         finally:
@@ -251,10 +256,7 @@ class Trainer:
         self._call("on_step_start")
         moved = None if self._captured is None else self._captured.step(window)
         if moved is None:
-            moved = self.compute_gradients(window, self._observe) and self.look()
-            if moved:
-                self.apply_schedule()
-                self.move_weights()
+            moved = self._take_step(window)
         self.position.batches += len(window)
         if moved:
             self.step += 1
@@ -264,11 +266,41 @@ class Trainer:
             self._call("on_step_skipped")
             self.precision.update()
 
+    def _take_step(self, window: list[Batch]) -> bool:
+        """Sums take in a step when it is done: none that is left out or that raises."""
+        results: list[tuple[Any, Tensor, Tensor]] = []
+
+        def observe(output: Any, target: Tensor, loss: Tensor) -> None:
+            self.losses.append(loss.detach())
+            results.append((output.detach() if self.metrics else None, target, self.losses[-1]))
+
+        computed = self.compute_gradients(window, observe)
+        moved = computed and self.look()
+        with self.holding():
+            if moved:
+                self.apply_schedule()
+                self.move_weights()
+            if moved or not computed:  # overflowed, with "fp16-mixed"
+                for result in results:
+                    self._take_in(*result)
+        return moved
+
     def settle(self) -> None:
         """Wait until the steps so far are known to be good. Raises what the callbacks raise where
         one was not.
         """
         self._call("on_settle")
+
+    def _settle_after(self, error: BaseException) -> None:
+        """Whatever has ended the run: nothing is left of a bad step that nobody has heard of."""
+        try:
+            if self.guard is not None:
+                self.guard.ask()  # of the step that is under way, too
+            self.settle()
+        except Exception as earlier:
+            text = f"before that, {type(earlier).__name__}: {earlier}"
+            error.add_note(text)
+            log.warning("%s", text)  # Ctrl-C's notes are not shown by everybody
 
     def look(self) -> bool:
         """Show the gradients to the callbacks. False where one has set `skip_step`."""
@@ -318,20 +350,23 @@ class Trainer:
 
     def move_weights(self) -> None:
         """Step, and take the new weights into the average."""
-        with nullcontext() if self.guard is None else self.guard.holding(self):
-            self.optimizer.step()
-            self.precision.update()
-            if self.ema is not None:
-                self.ema.update()
+        if self.guard is not None:
+            self.guard.mark_gradients(self.optimizer)
+        self.optimizer.step()
+        self.precision.update()
+        if self.ema is not None:
+            self.ema.update()
 
-    def _observe(self, output: Any, target: Tensor, loss: Tensor) -> None:
+    def holding(self) -> AbstractContextManager[None]:
+        """The block in which weights and sums move; after a bad step they do not, with a guard."""
+        return nullcontext() if self.guard is None else held_by(self.guard.found)
+
+    def _take_in(self, output: Any, target: Tensor, loss: Tensor) -> None:
         """Running loss and metrics. Sums stay on the device: no waiting for it in a step."""
-        loss = loss.detach()
-        self.losses.append(loss)
         self.running.update(loss, len(target))
         self.samples += len(target)
         for metric in self.metrics:
-            metric.update(output.detach(), target)
+            metric.update(output, target)
 
     def _reset(self) -> None:
         self._began, self._skipped_before = time.perf_counter(), self.skipped

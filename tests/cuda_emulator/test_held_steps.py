@@ -11,11 +11,16 @@ from framework.data import DataLoader, StreamSampler, Windows
 from framework.layers.carry import carries
 from framework.optimizers import EMA
 from framework.trainer import (
+    F1,
     Callback,
+    ConfusionMatrix,
     Interrupts,
+    Loss,
+    Metric,
     ModelCheckpoint,
     NonFiniteError,
     TerminateOnNaN,
+    TopK,
     Trainer,
     checkpoint,
 )
@@ -80,6 +85,45 @@ def test_all_is_as_before_the_bad_step(optimizer, capture):
     if capture:
         assert run._captured.whole.replays > 4
         assert run._captured.gradients.captures == 0
+
+
+class Largest(Metric):
+    """Not a sum, and with a state of its own."""
+
+    name = "largest"
+
+    def reset(self):
+        self.seen = [0.0]
+
+    def update(self, output, target):
+        self.seen.append(float(output.data.max()))
+
+    def compute(self):
+        return max(self.seen)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("capture", [False, "auto"])
+def test_sums_are_as_before_the_bad_step(capture, looks):
+    class Looks(Callback):
+        def on_gradients(self, trainer):
+            pass
+
+    more = [ConfusionMatrix(3), F1(3, ignore_index=-1), Largest(), Loss(F.cross_entropy, "mean")]
+    run, spoil = spoiled(
+        capture,
+        callbacks=[Looks()] * looks,
+        change=lambda run: run.metrics.extend([*more, TopK(2, ignore_index=0)]),
+    )
+    assert differences(run, spoil) == []
+    assert run.samples == 16
+    assert np.isfinite(run.running.compute())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -157,6 +201,83 @@ def test_a_stopped_run_settles_first(tmp_path):
     assert not (tmp_path / "lock").exists()
 
 
+class Ends(Callback):
+    """Ends the run before anybody has heard of the bad step, or in the step after it."""
+
+    def __init__(self, hook, step):
+        self.state = None
+        setattr(self, hook, lambda trainer: self.end(trainer, step))
+
+    def end(self, trainer, step):
+        if trainer.step == step:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer, error):
+        self.state = training.bits(trainer)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("how", "capture"),
+    [
+        ("on_step_end", False),
+        ("on_step_end", "auto"),
+        ("on_step_start", "auto"),
+        ("forward", False),
+        ("data", "auto"),
+    ],
+)
+def test_what_ends_a_run_settles_first(how, capture, first, caplog):
+    ends = Ends(how, BAD)
+    spoil, watch = Spoil(), TerminateOnNaN()
+    run = training.trainer(
+        "cuda", capture, callbacks=[spoil, *[watch, ends][:: -1 if first else 1]]
+    )
+
+    def data():
+        for epoch in range(4):
+            batches = training.batches()
+            yield batches if epoch < 2 or how != "data" else broken(batches)
+
+    def broken(batches):
+        yield from batches[:2]
+        raise OSError("the disk is gone")
+
+    class Loader:
+        epochs = data()
+
+        def __iter__(self):
+            return iter(next(self.epochs))
+
+    if how == "forward":
+        loss = run.loss
+        run.loss = lambda *args: ends.end(run, BAD) or loss(*args)
+    with pytest.raises(OSError if how == "data" else KeyboardInterrupt) as raised:
+        run.fit(Loader(), epochs=4)
+    [note] = raised.value.__notes__
+    assert f"before that, NonFiniteError: step {BAD}, epoch 3: the loss is nan" in note
+    assert note in caplog.text
+    assert differences(run, spoil) == []
+    assert ends.state == spoil.kept
+    assert run.guard is None
+
+
+def test_a_bad_step_that_an_error_ends_half_way_is_taken_back():
+    spoil = Spoil()
+    run = training.trainer("cuda", False, callbacks=[spoil, TerminateOnNaN()])
+
+    def clipped(*args):
+        if run.step == BAD - 1:
+            raise OSError("half-way")
+        return look()
+
+    look, run.look = run.look, clipped
+    with pytest.raises(OSError, match="half-way") as raised:
+        run.fit(training.batches(), epochs=4)
+    assert f"step {BAD}, epoch 3: the loss is nan" in raised.value.__notes__[0]
+    assert differences(run, spoil) == []
+
+
 def test_a_bad_last_step_of_an_epoch_is_found_before_its_record():
     spoil = Spoil(at=10)
     run = training.trainer("cuda", callbacks=[spoil, TerminateOnNaN()])
@@ -164,6 +285,37 @@ def test_a_bad_last_step_of_an_epoch_is_found_before_its_record():
         run.fit(training.batches(), epochs=4)
     assert (len(run.history), spoil.heard) == (1, 10)
     assert differences(run, spoil) == []
+
+
+class LeavesOut(Callback):
+    """A user's own way with batches whose loss is no number."""
+
+    def on_gradients(self, trainer):
+        trainer.skip_step = not all(np.isfinite(float(loss)) for loss in trainer.losses)
+
+
+@pytest.mark.parametrize(("device", "capture"), [("cpu", False), ("cuda", False), ("cuda", "auto")])
+def test_a_step_that_a_callback_leaves_out_leaves_nothing(device, capture):
+    runs = []
+    for callbacks in ([LeavesOut(), TerminateOnNaN()], [TerminateOnNaN(skip=True)]):
+        batches = training.batches()
+        batches[2][0].data[0, 0] = np.nan
+        run = training.trainer(device, capture, callbacks=callbacks)
+        run.fit(batches, epochs=2)
+        assert (run.step, run.skipped, run.samples) == (8, 2, 57)
+        runs.append(run)
+    assert training.differences(*runs) == []
+    assert all(np.isfinite(record["loss"]) for record in run.history)
+
+
+def test_a_bad_step_before_one_that_is_left_out():
+    class Skips(Callback):
+        def on_gradients(self, trainer):
+            trainer.skip_step = trainer.step == BAD
+
+    run, spoil = spoiled(callbacks=[Skips()])
+    assert differences(run, spoil) == []
+    assert (run.skipped, spoil.heard) == (0, BAD)
 
 
 def test_gradients_that_a_callback_spoils(cupy):

@@ -11,7 +11,7 @@ import framework as fw
 from framework import functional as F, layers, optimizers
 from framework.optimizers import EMA, schedules
 from framework.trainer import Accuracy, Callback, Trainer
-from kernels.arrays import to_numpy
+from kernels.arrays import is_array, to_numpy
 
 FEATURES, CLASSES = 8, 3
 
@@ -91,8 +91,18 @@ def bits(run: Trainer) -> dict[str, Any]:
         "updates": ema["updates"],
         "generator": state["generator"],
         "step": state["step"],
-        "history": history,
+        "history": _plain(history),
+        "gathered": _plain(state["gathered"]),
     }
+
+
+def _plain(value: Any) -> Any:
+    """For comparison, arrays too; without the speed."""
+    if isinstance(value, dict):
+        return {key: _plain(x) for key, x in value.items() if key != "seconds"}
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    return repr(to_numpy(value).tolist() if is_array(value) else value)
 
 
 def differences(a: Trainer, b: Trainer) -> list[str]:

@@ -45,6 +45,27 @@ def fit(model, loss=cross_entropy, callbacks=(), x=X, epochs=1, lr=0.1, **option
     return trainer
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_bad_step_is_in_no_sum(accumulate):
+    x, kept = X.copy(), []
+    x[40] = np.nan  # in the sixth batch
+
+    class Keep(Callback):
+        def on_step_start(self, trainer):
+            kept.append(trainer.state_dict()["gathered"])
+
+    model = layers.Linear(4, 2)
+    trainer = Trainer(
+        model, cross_entropy, optimizers.SGD(model.parameters(), lr=0.1), metrics=[Accuracy()],
+        callbacks=[Keep(), TerminateOnNaN()], accumulate=accumulate,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteError, match="the loss is nan"):
+        trainer.fit(loader(x))
+    after = trainer.state_dict()["gathered"]
+    assert after["samples"] == {1: 40, 2: 32}[accumulate]
+    assert {**after, "seconds": 0} == {**kept[-1], "seconds": 0}
+
+
 def test_layer_and_kernel_of_a_nan_in_the_forward_pass():
     model = layers.Sequential(layers.Linear(4, 4), Layer(lambda x: x), layers.Linear(4, 2))
     model[1].linear.weight.data[...] = 3e38

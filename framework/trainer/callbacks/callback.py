@@ -40,8 +40,8 @@ class Callback:
         """After the weights have moved."""
 
     def on_settle(self, trainer: Trainer) -> None:
-        """Before an epoch's record, and before anybody takes the state of the run: what is looked
-        at late is looked at now.
+        """Before an epoch's record, before `on_exception`, and before anybody takes the state of
+        the run: what is looked at late is looked at now.
         """
 
     def on_step_skipped(self, trainer: Trainer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -47,7 +46,7 @@ class TerminateOnNaN(Callback):
     EMAs that are not of framework.optimizers, and with parameters in float64. `every` looks at each
     n-th step only, waiting for it, and the weights are then those of up to n - 1 steps too late.
     Steps that fp16-mixed skips are no reason to stop, until the loss scale has fallen as far as it
-    may.
+    may; nor are those that a callback before this one leaves out by `skip_step`.
 
     With `skip` the batch is left out instead: weights, buffers, optimizer and running loss stay as
     they were, ``trainer.skipped`` counts it, and the first such batch is logged with its suspect.
@@ -70,7 +69,6 @@ class TerminateOnNaN(Callback):
         self.buffers: list[tuple[Tensor, Array]] = []  # as they were before the step
         self.carried: list[tuple[Carry, list[Array]]] = []
         self.generator: dict[str, int] = {}
-        self.running: dict[str, float] = {}
         self.told = False
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -112,9 +110,6 @@ class TerminateOnNaN(Callback):
         if self._carries:
             self.carried = [(c, [a.copy() for a in c.kept()]) for c in self._carries]
         self.generator = default_generator.state()
-        if self.skip:
-            self.running = trainer.running.state_dict()
-            self.metrics = [copy.deepcopy(metric.state_dict()) for metric in trainer.metrics]
 
     # Before the step: the host waits --------------------------------------------------------------
 
@@ -123,6 +118,9 @@ class TerminateOnNaN(Callback):
             return
         found = _what_is_not_finite(trainer)
         if found is None:
+            return
+        if trainer.skip_step:  # somebody has left it out already
+            self._give_back()
             return
         at = f"step {trainer.step + 1}, epoch {trainer.epoch + 1}: {found}"
         if self.skip:
@@ -153,6 +151,8 @@ class TerminateOnNaN(Callback):
         return False
 
     def on_step_skipped(self, trainer: Trainer) -> None:
+        if self._guard is not None:
+            self._forget(trainer, self._guard)
         scaler = trainer.precision.scaler
         if scaler is None or not scaler.exhausted:
             return
@@ -172,10 +172,6 @@ class TerminateOnNaN(Callback):
             self.told = True
             log.warning("%s; %s. The batch is left out", at, self._suspect(trainer))
         self._give_back()
-        trainer.running.load_state_dict(self.running)
-        for metric, before in zip(trainer.metrics, self.metrics, strict=True):
-            metric.load_state_dict(before)
-        trainer.samples -= sum(len(batch[-1]) for batch in trainer.window)
 
     # After the step: the device holds it, the host hears late -------------------------------------
 
@@ -191,6 +187,14 @@ class TerminateOnNaN(Callback):
         if guard.taken is not None and guard.taken.counts[0] < trainer.step:  # it has been launched
             guard.ask()
         self._raise_if_held(trainer, leave=0)
+
+    def _forget(self, trainer: Trainer, guard: Guard) -> None:
+        """A callback has left out the step: the next one is not to be held for its numbers."""
+        left_out, guard.taken = guard.taken, None
+        self._raise_if_held(trainer, leave=0)  # for those of a step before
+        if guard.found.item() and left_out is not None:
+            guard.clear()
+            left_out.give_back()
 
     def _raise_if_held(self, trainer: Trainer, leave: int) -> None:
         assert self._guard is not None
