@@ -20,7 +20,7 @@ from framework import functional as F, layers
 from framework.autograd import Parameter, Tensor
 from framework.data import draws
 from models import hugging_face
-from models.hugging_face import Place, expect_values, one, several
+from models.hugging_face import Place, expect_values, one, one_dropout, several
 from models.transformer import (
     Activation,
     BlockConfig,
@@ -147,7 +147,8 @@ class BERT(layers.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path, head: Head | None = None) -> BERT:
         """A BERT of the `transformers` library, in evaluation mode; `head` None is the one that
-        config.json names, the mean of the tokens where it names none.
+        config.json names, the mean of the tokens where it names none. Its dropout is
+        hidden_dropout_prob, in all places; a warning is logged where that of attention differs.
 
         Raises:
             FileError: another architecture; a file or a tensor is missing, damaged or of another
@@ -245,7 +246,7 @@ def _read(config: dict[str, Any], head: Head | None) -> BERTConfig:
         width=config["hidden_size"],
         hidden=config["intermediate_size"],
         activation=_ACTIVATIONS[activation],
-        dropout=config.get("hidden_dropout_prob", 0.1),
+        dropout=one_dropout(config, "hidden_dropout_prob", "attention_probs_dropout_prob"),
         eps=config.get("layer_norm_eps", 1e-12),
         head=head,
         classes=len(config.get("id2label") or (0, 1)),

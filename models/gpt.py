@@ -16,7 +16,7 @@ from framework import functional as F, layers
 from framework.autograd import Tensor
 from framework.layers import KVCache
 from models import hugging_face
-from models.hugging_face import Place, expect_values, one, several
+from models.hugging_face import Place, expect_values, one, one_dropout, several
 from models.transformer import (
     Activation,
     BlockConfig,
@@ -172,7 +172,8 @@ class GPT(layers.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GPT:
         """A GPT-2 or Llama of the `transformers` library, config.json and model.safetensors (or its
-        index and parts), in evaluation mode.
+        index and parts), in evaluation mode. Of a GPT-2's dropouts it has resid_pdrop, in all
+        places, and logs a warning where others differ.
 
         Raises:
             FileError: another architecture; a file or a tensor is missing, damaged or of another
@@ -266,7 +267,7 @@ def _read_gpt2(config: dict[str, Any]) -> GPTConfig:
         heads=config["n_head"],
         width=config["n_embd"],
         hidden=config.get("n_inner"),
-        dropout=config.get("resid_pdrop", 0.1),
+        dropout=one_dropout(config, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
         bias=True,
         eps=config.get("layer_norm_epsilon", 1e-5),
         tied=config.get("tie_word_embeddings", True),

@@ -7,6 +7,7 @@ before anything is loaded, so that an error leaves the model as it was.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from framework.interop import safetensors
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.layers import Module
 from framework.layers.storage import at_most
+
+log = logging.getLogger("framework")
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -95,6 +98,17 @@ def expect_values(config: Mapping[str, Any], **expected: Any) -> None:
     for name, value in expected.items():
         if name in config and config[name] not in (value, None):
             raise ValueError(f"{name} is {config[name]!r}, only {value!r} is computed here")
+
+
+def one_dropout(config: Mapping[str, Any], name: str, *others: str) -> float:
+    """The dropout `name`, which our models use in all places; where `others` differ a line is
+    logged, for training, and what is saved, will have this one.
+    """
+    kept = config.get(name, 0.1)
+    lost = [f"{other}={config[other]!r}" for other in others if config.get(other, kept) != kept]
+    if lost:
+        log.warning("config.json has %s: %s=%r is used for these too", ", ".join(lost), name, kept)
+    return kept
 
 
 def read_weights(folder: str | Path) -> tuple[dict[str, Array], Path]:

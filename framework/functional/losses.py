@@ -29,8 +29,8 @@ from kernels.checking import may_look
 
 REDUCTIONS = ("mean", "sum", "none")
 
-#: Elements of a gradient that are scaled and rounded at a time.
-PART = 1 << 20
+#: Elements of a gradient that are scaled and rounded at a time: 16 MiB in float32.
+PART = 1 << 22
 
 
 def reduce(losses: Tensor, reduction: str, name: str = "loss") -> Tensor:

@@ -1,5 +1,7 @@
 """Attention: functions and layers against PyTorch, masks, gradients, dropout, bad input."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -319,6 +321,29 @@ def test_a_query_that_sees_no_key_gives_zeros(dtype):
     for x in xs:
         assert np.isfinite(x.grad.data).all()
     assert (xs[0].grad.data[:, :, 1] == 0).all()
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_memory_is_linear_in_the_length(is_causal):
+    """4 times for 8,192 tokens of what 2,048 take; (T, T) of them would be 256 MiB, 16 times."""
+
+    def peak(T):
+        q, k, v = (leaf(normal(1, 2, T, 32).astype("float32")) for _ in range(3))
+
+        def step():
+            F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).sum().backward()
+
+        step()  # compiled, and with room for gradients
+        tracemalloc.start()
+        try:
+            step()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    short, long = peak(2048), peak(8192)
+    assert long < 5 * short
+    assert long < 32 * 2**20
 
 
 @pytest.mark.parametrize("hide", ["lengths", "bool", "float", "causal"])

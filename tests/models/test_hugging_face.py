@@ -263,6 +263,17 @@ def test_files_that_are_damaged_or_of_another_architecture(folder):
         GPT.from_pretrained(folder)
 
 
+def test_dropouts_that_differ_are_said(folder, caplog):
+    GPT.from_pretrained(folder)
+    assert not caplog.records
+    config = folder / "config.json"
+    other = {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.0}
+    config.write_text(json.dumps(json.loads(config.read_text()) | other))
+    assert GPT.from_pretrained(folder).config.dropout == 0.3
+    message = "config.json has attn_pdrop=0.0: resid_pdrop=0.3 is used for these too"
+    assert caplog.messages == [message]
+
+
 def test_a_width_that_is_none_is_named_of_a_llama_too(tmp_path):
     config = GPTConfig.llama(vocabulary=50, block=16, depth=1, heads=2, width=16)
     GPT(config).save_pretrained(tmp_path)
