@@ -23,7 +23,7 @@ from framework.trainer import checkpoint
 from framework.trainer.batch_size import set_batch_size
 from framework.trainer.callbacks.callback import Callback, acts
 from framework.trainer.capture import captured_training
-from framework.trainer.guard import Guard
+from framework.trainer.guard import Flag, Guard
 from framework.trainer.inputs import as_input, holds_numbers
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
@@ -132,6 +132,7 @@ class Trainer:
         self.running = Mean()  # the loss of this epoch so far
         self.samples = 0  # of this epoch so far
         self.guard: Guard | None = None  # holds steps on the device, see TerminateOnNaN
+        self.flag: Flag | None = None  # for gradients before `clip_value`, the same or another
         self.norm: Tensor | None = None  # of the gradients before `clip_norm`
         self.window: list[Batch] = []  # the batches of this step
         self.losses: list[Tensor] = []  # and their losses
@@ -329,6 +330,8 @@ class Trainer:
         if not self.precision.unscale(self.optimizer):
             return False
         if self.clip_value is not None:
+            if self.flag is not None:
+                self.flag.mark_gradients(self.optimizer)  # clipped, infinity is a number
             clip_grad_value_(self.optimizer, self.clip_value)
         if self.clip_norm is not None:
             norm = clip_grad_norm_(self.optimizer, self.clip_norm)
@@ -350,8 +353,9 @@ class Trainer:
 
     def move_weights(self) -> None:
         """Step, and take the new weights into the average."""
-        if self.guard is not None:
-            self.guard.mark_gradients(self.optimizer)
+        guard = self.guard
+        if guard is not None and not (guard.alone and self.clip_value is not None):
+            guard.mark_gradients(self.optimizer)  # else they have been, before they were clipped
         self.optimizer.step()
         self.precision.update()
         if self.ema is not None:
