@@ -196,6 +196,7 @@ class CapturedTraining:
             trainer.clip_value,
             trainer.running,
             trainer.guard,
+            trainer.flag,
             *trainer.metrics,
             self._description,
             [p.requires_grad for p in self._parameters],

@@ -69,17 +69,48 @@ class Before:
             carry.restore([a.copy() for a in kept])
 
 
-class Guard:
+class Flag:
+    """Set, on the device, by what is marked and not finite."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.others: list[Tensor] = []  # parameters that the optimizer does not hold
+        self.ours = True  # is the optimizer one of framework.optimizers?
+        self.alone = False  # does nobody else look at the gradients, and maybe change them?
+        with device.context():
+            self.found: Array = device.module.zeros(1, np.int32)
+
+    def clear(self) -> None:
+        """Nothing is found."""
+        with self.device.context():
+            self.found.fill(0)
+
+    def mark(self, x: Array) -> None:
+        """Is `x` finite? With a `Guard` steps are held from now on, if not."""
+        mark_nonfinite_(x, self.found)
+
+    def mark_gradients(self, optimizer: Optimizer) -> None:
+        """Are all gradients?"""
+        if self.ours:
+            optimizer.mark_nonfinite_gradients(self.found)
+        self.mark_others()
+
+    def mark_others(self) -> None:
+        """Those that the optimizer does not hold."""
+        for p in self.others:
+            if p.grad is not None:
+                self.mark(p.grad.data)
+
+
+class Guard(Flag):
     """The flag of one run, its copies on the host, and what the steps began from."""
 
     def __init__(self, device: Device) -> None:
         import cupyx
 
-        self.device = device
-        self.others: list[Tensor] = []  # parameters that the optimizer does not hold
+        super().__init__(device)
         with device.context():
             cuda = device.module.cuda
-            self.found: Array = device.module.zeros(1, np.int32)
             self._seen = cupyx.empty_pinned(_ASKED, np.int32)
             self._copied = [cuda.Event(disable_timing=True) for _ in range(_ASKED)]
         self.taken: Before | None = None  # of the step that is under way
@@ -91,22 +122,6 @@ class Guard:
         self.clear()
         self._asked.clear()
         self.taken = None
-
-    def clear(self) -> None:
-        """Steps are held no more."""
-        with self.device.context():
-            self.found.fill(0)
-
-    def mark(self, x: Array) -> None:
-        """From now on steps are held, if `x` is not finite."""
-        mark_nonfinite_(x, self.found)
-
-    def mark_gradients(self, optimizer: Optimizer) -> None:
-        """The same for all gradients."""
-        optimizer.mark_nonfinite_gradients(self.found)
-        for p in self.others:
-            if p.grad is not None:
-                self.mark(p.grad.data)
 
     def ask(self) -> None:
         """Copy the flag to the host, behind the step that has been launched, if that has not been

@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from framework.autograd import Tensor, graph
+from framework.data.prefetch import batches_on
 from framework.layers import Module
 from kernels.arrays import Array, array_module, is_array, is_floating
 from kernels.checking import check_indices
 from kernels.registry import Kernel
 
 if TYPE_CHECKING:
-    from framework.trainer.trainer import Trainer
+    from framework.trainer.trainer import Loader, Trainer
+
+log = logging.getLogger("framework")
 
 
 def all_finite(x: Array) -> bool:
@@ -47,12 +51,29 @@ def first_suspect(trainer: Trainer) -> str:
             if is_floating(x.dtype) and not all_finite(x.data):
                 return "the batch itself has values that are not finite"
     watch = Watch(trainer.model)
-    with watch.watching(), check_indices(), np.errstate(all="ignore"):
-        try:
-            trainer.compute_gradients(trainer.window, lambda *_: None)
-        except (IndexError, ValueError) as error:
-            raise type(error)(f"{error}{watch.where()}") from None
+    with watch.looking():
+        trainer.compute_gradients(trainer.window, lambda *_: None)
     return watch.text()
+
+
+def explain_evaluation(trainer: Trainer, loader: Loader, place: Any, losses: list[Tensor]) -> None:
+    """The losses of `loader`, of which one is not finite, came from CUDA. `place`: where it began.
+
+    Raises:
+        IndexError, ValueError: a label, an id or a length is out of range.
+    """
+    if place is not None:
+        loader.load_state_dict(place)  # type: ignore[attr-defined]
+    watch = Watch(trainer.model)
+    if not isinstance(loader, Iterator):
+        with trainer.evaluating(), watch.looking():
+            for batch in batches_on(loader, trainer.device):
+                with trainer.precision.computing():
+                    trainer._forward(batch)
+    for i, loss in enumerate(losses):
+        if not all_finite(loss.data):
+            log.warning("evaluate: the loss of batch %d is %s", i, float(loss))
+            return
 
 
 class Watch:
@@ -99,6 +120,17 @@ class Watch:
         if self.layer is not None or self.kernel or self.operation:
             return False
         return not _finite(outputs) and _finite(inputs)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """`watching`, and labels, ids and lengths are checked on CUDA too; their errors say in
+        which layer.
+        """
+        with self.watching(), check_indices(), np.errstate(all="ignore"):
+            try:
+                yield
+            except (IndexError, ValueError) as error:
+                raise type(error)(f"{error}{self.where()}") from None
 
     @contextmanager
     def watching(self) -> Iterator[None]:

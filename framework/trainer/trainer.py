@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,7 @@ import numpy as np
 
 from framework.autograd import Tensor, no_grad
 from framework.backend.device import Device, choose_device
+from framework.data import DataLoader
 from framework.data.prefetch import batches_on
 from framework.functional import concatenate
 from framework.layers import Module
@@ -23,7 +25,7 @@ from framework.trainer import checkpoint
 from framework.trainer.batch_size import set_batch_size
 from framework.trainer.callbacks.callback import Callback, acts
 from framework.trainer.capture import captured_training
-from framework.trainer.guard import Guard
+from framework.trainer.guard import Flag, Guard
 from framework.trainer.inputs import as_input, holds_numbers
 from framework.trainer.memory import explains_memory
 from framework.trainer.metrics import Mean, Metric
@@ -31,6 +33,7 @@ from framework.trainer.model_loss import ModelLoss
 from framework.trainer.position import Position, attached
 from framework.trainer.precision import ComputePrecision
 from framework.trainer.state import load_state, state_of
+from framework.trainer.suspects import explain_evaluation
 from framework.trainer.trial import dry_run
 from kernels.optimizers import held_by
 
@@ -132,6 +135,7 @@ class Trainer:
         self.running = Mean()  # the loss of this epoch so far
         self.samples = 0  # of this epoch so far
         self.guard: Guard | None = None  # holds steps on the device, see TerminateOnNaN
+        self.flag: Flag | None = None  # for gradients before `clip_value`, the same or another
         self.norm: Tensor | None = None  # of the gradients before `clip_norm`
         self.window: list[Batch] = []  # the batches of this step
         self.losses: list[Tensor] = []  # and their losses
@@ -167,6 +171,9 @@ class Trainer:
 
         `fast_dev_run`: one batch (or so many) of each loader goes through all of an epoch, without
         the callbacks that write files; nothing of it stays. Does everything fit together?
+
+        On CUDA a label or an id out of range makes the loss NaN, and the weights with it; the error
+        with its index and value comes with a `TerminateOnNaN` among the callbacks.
 
         A record of the history has epoch, step, loss and metrics of the training batches, seconds,
         samples_per_second, and for each loader of `validation` its loss and metrics as val_loss,
@@ -329,6 +336,8 @@ class Trainer:
         if not self.precision.unscale(self.optimizer):
             return False
         if self.clip_value is not None:
+            if self.flag is not None:
+                self.flag.mark_gradients(self.optimizer)  # clipped, infinity is a number
             clip_grad_value_(self.optimizer, self.clip_value)
         if self.clip_norm is not None:
             norm = clip_grad_norm_(self.optimizer, self.clip_norm)
@@ -350,8 +359,9 @@ class Trainer:
 
     def move_weights(self) -> None:
         """Step, and take the new weights into the average."""
-        if self.guard is not None:
-            self.guard.mark_gradients(self.optimizer)
+        guard = self.guard
+        if guard is not None and not (guard.alone and self.clip_value is not None):
+            guard.mark_gradients(self.optimizer)  # else they have been, before they were clipped
         self.optimizer.step()
         self.precision.update()
         if self.ema is not None:
@@ -396,9 +406,13 @@ class Trainer:
         """Loss and metrics over a loader: evaluation mode, no gradients, the EMA's weights if there
         is one.
 
-        Every module is in its former mode afterwards.
+        Every module is in its former mode afterwards. A label, id or length out of range is the
+        IndexError or ValueError of the CPU on CUDA too: where the loss comes out as no number, it
+        goes through the loader again to look at them. (Where that is an iterator, which is at its
+        end, a warning says which batch it was.)
         """
-        mean, metrics = Mean(), copy.deepcopy(self.metrics)
+        mean, metrics, losses = Mean(), copy.deepcopy(self.metrics), []
+        place = loader.upcoming() if isinstance(loader, DataLoader) else None
         for metric in metrics:
             metric.reset()
         with self.evaluating():
@@ -406,11 +420,15 @@ class Trainer:
                 with self.precision.computing():
                     output, target, loss = self._forward(batch)
                 mean.update(loss, len(target))
+                losses.append(loss)
                 for metric in metrics:
                     metric.update(output, target)
         if not mean.weight:
             raise ValueError("the loader to evaluate has no batches")
-        return {"loss": mean.compute(), **{metric.name: metric.compute() for metric in metrics}}
+        score = mean.compute()
+        if self.device.kind != "cpu" and not math.isfinite(score):
+            explain_evaluation(self, loader, place, losses)
+        return {"loss": score, **{metric.name: metric.compute() for metric in metrics}}
 
     @explains_memory
     def predict(

@@ -364,6 +364,44 @@ def test_what_is_not_in_the_optimizers_buffers(what):
     assert all(np.isfinite(p.data.get()).all() for p in run.model.parameters())
 
 
+@pytest.mark.parametrize("norm", [None, 1.0])
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize(
+    ("device", "capture", "skip"),
+    [
+        ("cpu", False, False), ("cpu", False, True), ("cuda", False, False),
+        ("cuda", "auto", False), ("cuda", "auto", True),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_infinite_gradient_is_not_hidden_by_clip_value(device, capture, skip, looks, norm):
+    class Looks(Callback):
+        def on_gradients(self, trainer):
+            pass
+
+    class Once(Later):
+        def on_step_start(self, trainer):
+            at = trainer.step + trainer.skipped
+            self.number.data[...] = self.value if at == 7 or (at > 7 and not skip) else 0
+
+    scale = fw.zeros((), device=device)
+    callbacks = [Once(scale, 3e38), *[Looks()] * looks, TerminateOnNaN(skip=skip)]
+    run = training.trainer(device, capture, callbacks=callbacks)
+    run.clip_norm, bias = norm, run.model[0].bias
+    run.loss = lambda output, target: (
+        F.cross_entropy(output, target) + ((bias - bias.detach()) * scale * 2).sum()
+    )
+    if skip:
+        run.fit(training.batches(), epochs=4)
+        assert (run.step, run.skipped) == (19, 1)
+    else:
+        said = "step 8, epoch 2: a gradient is infinite, before clip_value limits it; every layer"
+        with pytest.raises(NonFiniteError, match=said):
+            run.fit(training.batches(), epochs=4)
+        assert run.step == 7
+        assert set(run.optimizer.state_dict()["steps"]) == {7}
+
+
 def test_what_is_carried_goes_back():
     """The bad window is met with the state that was carried to it."""
     ids = np.random.default_rng(0).integers(0, 7, 200)

@@ -11,6 +11,7 @@ import pytest
 
 import framework as fw
 from framework import functional as F, layers, optimizers
+from framework.data import ArrayDataset, DataLoader
 from framework.trainer import Accuracy, ConfusionMatrix, NonFiniteError, TerminateOnNaN, Trainer
 from tests.cuda_emulator import training, whole
 from tests.cuda_emulator.conftest import require_emulator
@@ -129,6 +130,56 @@ def test_a_wrong_id_ends_a_run_with_its_layer():
         "embedding: indices[0, 0] is 9, expected 0 <= index < 9, the rows of the table, in the "
         "layer 0 (Embedding(9, 4))"
     )
+
+
+def evaluated(device, loader, **options):
+    model = training.model().to(device)
+    optimizer = optimizers.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, F.cross_entropy, optimizer, **options).evaluate(loader)
+
+
+@pytest.mark.parametrize("kind", [list, "DataLoader", "fit"])
+def test_a_wrong_label_ends_an_evaluation(kind):
+    x, y = (np.concatenate([b[i].numpy() for b in training.batches()]) for i in (0, 1))
+    y[40] = 7
+    for device in ("cpu", "cuda"):
+        loader = DataLoader(ArrayDataset(x, y), 10, shuffle=kind is not list, device="cpu")
+        if kind is list:
+            loader = list(loader)
+        with pytest.raises(IndexError, match=r"^target 7 at row \d is outside \[0, 3\)$"):
+            if kind == "fit":
+                training.trainer(device).fit(training.batches(), loader)
+            else:
+                evaluated(device, loader)
+
+
+def test_a_wrong_id_ends_an_evaluation_with_its_layer():
+    data = [(fw.tensor(np.full((8, 2), i)), fw.tensor(DRAW.integers(0, 3, 8))) for i in (8, 9)]
+    model = layers.Sequential(layers.Embedding(9, 4), layers.Flatten(), layers.Linear(8, 3))
+    trainer = Trainer(model.to("cuda"), F.cross_entropy, optimizers.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(IndexError, match=r"indices\[0, 0\] is 9, .* in the layer 0 \(Embedding"):
+        trainer.evaluate(data)
+    assert model.training
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_an_evaluation_that_is_nan_without_a_wrong_index(once, caplog):
+    batches = training.batches()
+    batches[3][0].data[0, 0] = np.nan
+    loader = iter(batches) if once else batches
+    assert np.isnan(evaluated("cuda", loader)["loss"])
+    assert [r.getMessage() for r in caplog.records] == ["evaluate: the loss of batch 3 is nan"]
+
+
+def test_a_loader_goes_on_after_it_was_gone_through_twice():
+    x, y = X.copy(), np.array([0, 1, 2, 0])
+    orders = []
+    for bad in (0.0, np.nan):
+        x[2, 3] = bad
+        loader = DataLoader(ArrayDataset(x[:, :6].repeat(2, 1)[:, :8], y), 2, shuffle=True)
+        evaluated("cuda", loader)
+        orders.append([batch[1].numpy().tolist() for batch in loader])
+    assert orders[0] == orders[1]
 
 
 def test_a_step_with_checks_is_not_captured(caplog):

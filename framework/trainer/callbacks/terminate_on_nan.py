@@ -6,17 +6,14 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from framework.autograd import Tensor
 from framework.backend.random import default_generator
 from framework.layers.carry import Carry, carries
 from framework.optimizers import Optimizer
 from framework.trainer.callbacks.callback import Callback
-from framework.trainer.guard import Before, Guard, can_be_held
+from framework.trainer.guard import Before, Flag, Guard, can_be_held
 from framework.trainer.suspects import all_finite, first_suspect
 from kernels.arrays import Array
-from kernels.finite import mark_nonfinite_
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -58,14 +55,12 @@ class TerminateOnNaN(Callback):
         if skip and every != 1:
             raise ValueError(f"every is {every}, expected 1 with skip: no step may go unseen")
         self.every, self.skip = every, skip
-        self.others: list[Tensor] = []  # parameters that the optimizer does not hold
         self._buffers: list[Tensor] = []
         self._carries: list[Carry] = []
-        self._ours = False  # is the optimizer one of framework.optimizers?
         self._alone = False  # does nobody else look at the gradients, and maybe change them?
         self._guard: Guard | None = None  # where the device holds the steps
         self._made: Guard | None = None  # the same, for the next run: graphs know its flag
-        self._found: Array = None
+        self._flag: Flag | None = None  # where the host looks at it
         self.buffers: list[tuple[Tensor, Array]] = []  # as they were before the step
         self.carried: list[tuple[Carry, list[Array]]] = []
         self.generator: dict[str, int] = {}
@@ -78,10 +73,10 @@ class TerminateOnNaN(Callback):
         # Once an epoch: walking through a model takes longer than looking at its gradients.
         optimizer, parameters = trainer.optimizer, list(trainer.model.parameters())
         held = set()
-        self._ours = isinstance(optimizer, Optimizer)  # asked once, as asking an ABC takes 1 us
-        if self._ours:
+        ours = isinstance(optimizer, Optimizer)  # asked once, as asking an ABC takes 1 us
+        if ours:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.others = [p for p in parameters if id(p) not in held]
+        others: list[Tensor] = [p for p in parameters if id(p) not in held]
         self._buffers, self.buffers = list(trainer.model.buffers()), []
         self._carries, self.carried = carries(trainer.model), []
         self._alone = not any(c is not self and c.looks_at_gradients() for c in trainer.callbacks)
@@ -91,10 +86,12 @@ class TerminateOnNaN(Callback):
                 self._made = Guard(trainer.device)
             self._made.begin()
         self._guard = trainer.guard = self._made if late else None
-        if self._guard is not None:
-            self._guard.others = self.others
-        with trainer.device.context():
-            self._found = trainer.device.module.zeros(1, np.int32)
+        if self._flag is None or self._flag.device != trainer.device:
+            self._flag = Flag(trainer.device)
+        self._flag.clear()
+        trainer.flag = self._guard or self._flag
+        for flag in (self._flag, trainer.flag):
+            flag.ours, flag.others, flag.alone = ours, others, self._alone
 
     def looks_at_gradients(self) -> bool:
         own = type(self).on_gradients is not TerminateOnNaN.on_gradients
@@ -104,6 +101,8 @@ class TerminateOnNaN(Callback):
         if self._guard is not None:
             self._guard.taken = Before(trainer, self._buffers, self._carries)
             return
+        if self.every > 1 and self._flag is not None:
+            self._flag.clear()  # of the steps that are not looked at
         # The forward pass moves the running statistics of batch norm, before the loss is known.
         if self._buffers:
             self.buffers = [(b, b.data.copy()) for b in self._buffers]
@@ -116,7 +115,7 @@ class TerminateOnNaN(Callback):
     def on_gradients(self, trainer: Trainer) -> None:
         if self._guard is not None or trainer.step % self.every or self._all_finite(trainer):
             return
-        found = _what_is_not_finite(trainer)
+        found = self._what_is_not_finite(trainer)
         if found is None:
             return
         if trainer.skip_step:  # somebody has left it out already
@@ -132,23 +131,34 @@ class TerminateOnNaN(Callback):
         """Are the losses and all gradients finite? On CUDA the host waits for the device, once.
         False is a reason to look closer, no more than that.
         """
-        found = self._found  # 0, unless a step before was bad
+        assert self._flag is not None
+        flag = self._flag  # not set, unless by a gradient before `clip_value`
         for loss in trainer.losses:
             if trainer.device.kind != "cpu":
-                mark_nonfinite_(loss.data, found)
+                flag.mark(loss.data)
             elif not math.isfinite(loss.data.item()):  # a number costs less there than a kernel
                 return False
-        if self._alone and trainer.clip_norm is not None and trainer.norm is not None:
-            mark_nonfinite_(trainer.norm.data, found)  # it has seen all of the optimizer's
-        elif self._ours:
-            trainer.optimizer.mark_nonfinite_gradients(found)
-        for p in self.others:
-            if p.grad is not None:
-                mark_nonfinite_(p.grad.data, found)
-        if not found.item():
-            return True
-        found.fill(0)
-        return False
+        if self._alone and trainer.clip_value is not None:
+            pass  # they have been marked
+        elif self._alone and trainer.clip_norm is not None and trainer.norm is not None:
+            flag.mark(trainer.norm.data)  # it has seen all of the optimizer's
+            flag.mark_others()
+        else:
+            flag.mark_gradients(trainer.optimizer)
+        return not flag.found.item()
+
+    def _what_is_not_finite(self, trainer: Trainer) -> str | None:
+        """The loss, or the first gradient, in words; None where all are finite. Clears the flag."""
+        assert self._flag is not None
+        hidden = trainer.clip_value is not None and bool(self._flag.found.item())
+        self._flag.clear()
+        for loss in trainer.losses:
+            if not math.isfinite(value := float(loss)):
+                return f"the loss is {value}"
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.grad is not None and not all_finite(parameter.grad.data):
+                return f"the gradient of {name} is not finite"
+        return "a gradient is infinite, before clip_value limits it" if hidden else None
 
     def on_step_skipped(self, trainer: Trainer) -> None:
         if self._guard is not None:
@@ -201,7 +211,7 @@ class TerminateOnNaN(Callback):
         before = self._guard.first_held(leave)
         if before is None:
             return
-        self._end_guard(trainer)
+        self._guard, trainer.guard, trainer.flag = None, None, self._flag
         before.put_back(trainer)
         self.buffers, self.carried = before.buffers, before.carried
         self.generator = before.generator
@@ -211,7 +221,7 @@ class TerminateOnNaN(Callback):
                 before.window, lambda output, target, loss: trainer.losses.append(loss.detach())
             )
             at = f"step {trainer.step + 1}, epoch {trainer.epoch + 1}"
-            found = _what_is_not_finite(trainer)
+            found = self._what_is_not_finite(trainer)
             if found is None:
                 raise NonFiniteError(
                     f"{at}: the loss or a gradient was not finite, and is when the step is run "
@@ -222,14 +232,11 @@ class TerminateOnNaN(Callback):
         finally:
             before.put_back(trainer)
 
-    def _end_guard(self, trainer: Trainer) -> None:
-        self._guard = trainer.guard = None
-
     def on_fit_end(self, trainer: Trainer) -> None:
-        self._end_guard(trainer)
+        self._guard = trainer.guard = trainer.flag = None
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        self._end_guard(trainer)
+        self._guard = trainer.guard = trainer.flag = None
 
     # Both -----------------------------------------------------------------------------------------
 
@@ -252,20 +259,11 @@ class TerminateOnNaN(Callback):
         finally:
             default_generator.load_state(after)
             self._give_back()
+            if self._flag is not None:
+                self._flag.clear()
 
     def _give_back(self) -> None:
         for buffer, before in self.buffers:
             buffer.data[...] = before
         for carry, kept in self.carried:
             carry.restore([a.copy() for a in kept])
-
-
-def _what_is_not_finite(trainer: Trainer) -> str | None:
-    """The loss, or the first gradient, in words; None where all are finite."""
-    for loss in trainer.losses:
-        if not math.isfinite(value := float(loss)):
-            return f"the loss is {value}"
-    for name, parameter in trainer.model.named_parameters():
-        if parameter.grad is not None and not all_finite(parameter.grad.data):
-            return f"the gradient of {name} is not finite"
-    return None
