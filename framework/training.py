@@ -17,7 +17,7 @@ from framework import output, screen
 from framework.data import TokenSplits
 from framework.interop.lock import FolderLock
 from framework.layers import BatchNorm1d, BatchNorm2d, Module
-from framework.planning import Plan, UsageError, expect
+from framework.planning import Plan, UsageError, check_still_resumable, expect
 from framework.trainer import (
     Callback,
     CurvePlot,
@@ -81,6 +81,8 @@ def run_training(
         with output.that_may_fail(*lenient), FolderLock(plan.folder):
             if not resumed and (plan.folder / CONFIG).exists():  # written while this was planned
                 raise UsageError(f"{plan.folder} holds a run already: choose another --out")
+            if resumed:  # what was looked at without the lock
+                check_still_resumable(plan)
             _train(plan, model, resumed, quiet, profiled, every)
     finally:
         if new:  # and nothing was written, or nothing kept

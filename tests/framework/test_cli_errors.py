@@ -346,6 +346,31 @@ def test_a_damaged_checkpoint(run):
     assert "checkpoint-000001.safetensors is no safetensors file" in error("train", "--resume", run)
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_run_that_another_process_ends_while_this_one_reads_the_data(epochs, run, monkeypatch):
+    from framework import training
+
+    (run / "model.safetensors").rename(run / "elsewhere")
+    (run / "metrics.jsonl").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["epochs"] = epochs
+    build_model = training.build_model
+
+    def end_it(*args):
+        (run / "config.json").write_text(json.dumps(config))
+        if epochs == 1:
+            (run / "elsewhere").rename(run / "model.safetensors")
+        return build_model(*args)
+
+    monkeypatch.setattr(training, "build_model", end_it)
+    message = {
+        1: "is complete: there is nothing to go on with",
+        3: "was a run of 1 epochs, and another process has made it one of 3 in the meantime",
+    }[epochs]
+    assert message in error("train", "--resume", run)
+    assert not (run / "metrics.jsonl").exists()
+
+
 LONG = "a" * 300
 
 
