@@ -15,6 +15,7 @@ import typer
 import framework as fw
 from framework import output, screen
 from framework.data import TokenSplits
+from framework.interop.atomic import FileError
 from framework.interop.lock import FolderLock
 from framework.layers import BatchNorm1d, BatchNorm2d, Module
 from framework.planning import Plan, UsageError, check_still_resumable, expect
@@ -144,7 +145,15 @@ def _prepared(plan: Plan) -> Module:
     """The model, on the plan's device, from its seed."""
     fw.manual_seed(plan.config.seed)
     fw.set_default_device(plan.config.device)
-    model = build_model(plan.config, plan.folder)
+    try:
+        model = build_model(plan.config, plan.folder)
+    except FileError as error:
+        if (plan.folder / CONFIG).exists():
+            raise
+        settings = ", ".join(f"{name}={value}" for name, value in plan.config.model_config.items())
+        raise UsageError(
+            f"there is no {plan.config.model} with {settings}: {error.__cause__}"
+        ) from error
     _check_batches(model, plan.data, plan.config.recipe.batch_size)
     return model
 
