@@ -193,7 +193,10 @@ def train(
         int | None, typer.Option(help="Decides all that is random.", show_default="0")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run folder.", show_default="runs/MODEL-DATASET-seedN")
+        str | None,
+        typer.Option(
+            metavar="PATH", help="The run folder.", show_default="runs/MODEL-DATASET-seedN"
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -241,11 +244,14 @@ def train(
 
     if model is not None:
         expect(lambda: entry(model))
+    if out == "":  # which Path takes for the current folder
+        raise UsageError("--out is empty, expected the path of a folder")
     if resume is None:
         size = None if batch_size in (None, "auto") else whole_number("--batch-size", batch_size)
         given = {"epochs": epochs, "batch_size": size, "lr": lr, "precision": precision}
         options = {name: value for name, value in given.items() if value is not None}
-        plan = plan_run(model or "mlp", dataset, seed or 0, device, out, options, settings or [])
+        folder = None if out is None else Path(out)
+        plan = plan_run(model or "mlp", dataset, seed or 0, device, folder, options, settings or [])
     else:
         only_resume(dataset, batch_size, lr, precision, seed, out, settings)
         plan = resumed_run(resume, model, device, epochs)

@@ -207,12 +207,43 @@ def resumed_run(
     """An interrupted run, also one that ended before it saved anything; with more `epochs` also a
     complete one.
     """
-    from framework.trainer.run import CHECKPOINTS, CONFIG, METRICS, MODEL, RunConfig, load_data
-    from framework.trainer.store import checkpoints_in
+    from framework.trainer.run import CONFIG, load_data
 
     for run in (folder.parent, folder.parent.parent):
         if folder.exists() and not (folder / CONFIG).is_file() and (run / CONFIG).is_file():
             raise UsageError(f"--resume {folder}: expected the run folder, {run}")
+    config = _config_to_go_on_with(folder, model, epochs)
+    before = config.recipe.epochs
+    if device is not None:
+        config = replace(config, device=place(device))
+    if epochs is not None:
+        config = replace(config, recipe=config.recipe.trained_on(epochs))
+    splits = splits_of(config, folder)
+    with damage_of(folder):
+        data = load_data(splits, config.recipe, config.seed, config.device)
+    return Plan(config, folder, splits, data, None if epochs is None else before)
+
+
+def check_still_resumable(plan: Plan) -> None:
+    """UsageError where another process has ended or changed the run while `plan` was made: to be
+    asked by who has the folder's lock.
+    """
+    epochs = plan.config.recipe.epochs
+    planned = epochs if plan.epochs_before is None else plan.epochs_before
+    more = None if plan.epochs_before is None else epochs
+    now = _config_to_go_on_with(plan.folder, plan.config.model, more).recipe.epochs
+    if now != planned:
+        raise UsageError(
+            f"{plan.folder} was a run of {planned} epochs, and another process has made it one of "
+            f"{now} in the meantime: start again"
+        )
+
+
+def _config_to_go_on_with(folder: Path, model: str | None, epochs: int | None) -> RunConfig:
+    """What config.json says; UsageError where there is nothing to go on with."""
+    from framework.trainer.run import CHECKPOINTS, METRICS, MODEL, RunConfig
+    from framework.trainer.store import checkpoints_in
+
     config = RunConfig.read(folder)
     if model not in (None, config.model):
         raise UsageError(f"{folder} is a run of {config.model}, not of {model}")
@@ -245,14 +276,7 @@ def resumed_run(
             f"{folder} has lost its {CHECKPOINTS}: there is nothing to go on with; start the run "
             "anew, and choose another --out or remove the folder"
         )
-    if device is not None:
-        config = replace(config, device=place(device))
-    if epochs is not None:
-        config = replace(config, recipe=config.recipe.trained_on(epochs))
-    splits = splits_of(config, folder)
-    with damage_of(folder):
-        data = load_data(splits, config.recipe, config.seed, config.device)
-    return Plan(config, folder, splits, data, None if epochs is None else before)
+    return config
 
 
 @contextmanager

@@ -15,9 +15,10 @@ import typer
 import framework as fw
 from framework import output, screen
 from framework.data import TokenSplits
+from framework.interop.atomic import FileError
 from framework.interop.lock import FolderLock
 from framework.layers import BatchNorm1d, BatchNorm2d, Module
-from framework.planning import Plan, UsageError, expect
+from framework.planning import Plan, UsageError, check_still_resumable, expect
 from framework.trainer import (
     Callback,
     CurvePlot,
@@ -81,6 +82,8 @@ def run_training(
         with output.that_may_fail(*lenient), FolderLock(plan.folder):
             if not resumed and (plan.folder / CONFIG).exists():  # written while this was planned
                 raise UsageError(f"{plan.folder} holds a run already: choose another --out")
+            if resumed:  # what was looked at without the lock
+                check_still_resumable(plan)
             _train(plan, model, resumed, quiet, profiled, every)
     finally:
         if new:  # and nothing was written, or nothing kept
@@ -142,7 +145,15 @@ def _prepared(plan: Plan) -> Module:
     """The model, on the plan's device, from its seed."""
     fw.manual_seed(plan.config.seed)
     fw.set_default_device(plan.config.device)
-    model = build_model(plan.config, plan.folder)
+    try:
+        model = build_model(plan.config, plan.folder)
+    except FileError as error:
+        if (plan.folder / CONFIG).exists():
+            raise
+        settings = ", ".join(f"{name}={value}" for name, value in plan.config.model_config.items())
+        raise UsageError(
+            f"there is no {plan.config.model} with {settings}: {error.__cause__}"
+        ) from error
     _check_batches(model, plan.data, plan.config.recipe.batch_size)
     return model
 

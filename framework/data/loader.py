@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -243,13 +244,19 @@ class DataLoader:
         if self.mix is not None:
             mixing = uniform((samples, self.mix.draws), self.seed, "mixing", epoch)
 
+        def indices_of(number: int) -> np.ndarray:
+            return order[number * self.batch_size : (number + 1) * self.batch_size]
+
+        def name(number: int) -> str:
+            return f"batch {number} of epoch {epoch} ({_listed(indices_of(number))})"
+
         def make(number: int) -> tuple[np.ndarray, ...]:
-            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            return self._make(indices, draws, mixing, f"batch {number} of epoch {epoch}")
+            return self._make(indices_of(number), draws, mixing, partial(name, number))
 
         numbers = range(progress.position, len(self))
+        ahead = self.workers, self.prefetch, self.timeout
         with (
-            closing(in_order(make, numbers, self.workers, self.prefetch, self.timeout)) as made,
+            closing(in_order(make, numbers, *ahead, name)) as made,
             closing(_placed(made, device)) as batches,
         ):
             for batch in batches:
@@ -263,7 +270,7 @@ class DataLoader:
         indices: np.ndarray,
         draws: list[np.ndarray | None],
         mixing: np.ndarray | None,
-        where: str,
+        where: Callable[[], str],
     ) -> tuple[np.ndarray, ...]:
         """Read and transform one batch. Runs in a worker."""
         step = [f"reading {type(self.dataset).__name__}"]
@@ -274,14 +281,12 @@ class DataLoader:
                 arrays[:2] = self.mix(*arrays[:2], mixing[indices])
             return tuple(arrays)
         except Exception as error:
-            shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
             notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
             sample = self._culprit(indices, draws, error)
             if sample is not None and not notes and len(indices) > 1:
                 notes = f", at sample {sample}"
             explained = LoaderError(
-                f"{where} (samples {shown}): {step[-1]} failed: "
-                f"{type(error).__name__}: {error}{notes}"
+                f"{where()}: {step[-1]} failed: {type(error).__name__}: {error}{notes}"
             )
             explained.sample = sample
             raise explained from error
@@ -315,6 +320,11 @@ class DataLoader:
             if time.monotonic() > end:
                 return None
         return None
+
+
+def _listed(indices: np.ndarray) -> str:
+    """The first of some samples, for a message."""
+    return "samples " + ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
 
 
 def _placed(

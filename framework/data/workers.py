@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextvars import copy_context
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -24,8 +25,9 @@ class _Job(Future[Any]):
 
     thread: threading.Thread | None = None  # that runs it
 
-    def __init__(self, call: Callable[[], Any]) -> None:
+    def __init__(self, call: Callable[[], Any], name: Callable[[], str]) -> None:
         super().__init__()
+        self.name = name
         # In a copy of the caller's context, to which NumPy's allocator belongs: the batches are
         # aligned as its own arrays are. A copy each, since one cannot be entered twice.
         self._call, self._context = call, copy_context()
@@ -39,13 +41,19 @@ class _Job(Future[Any]):
 
 
 def in_order(
-    make: Callable[[int], T], numbers: range, workers: int, prefetch: int, timeout: float | None
+    make: Callable[[int], T],
+    numbers: range,
+    workers: int,
+    prefetch: int,
+    timeout: float | None,
+    name: Callable[[int], str],
 ) -> Generator[T, None, None]:
     """``make(n)`` for all `numbers`, in order, made ahead by threads that end with the iterator.
 
     Raises:
-        LoaderError: after `timeout` seconds without the next one; says where its thread is. That
-            thread is left behind: it does not hold up the end of the process.
+        LoaderError: after `timeout` seconds without the next one; says which, by ``name(n)``, and
+            where its thread is. That thread is left behind: it does not hold up the end of the
+            process.
     """
     if workers == 0:
         yield from map(make, numbers)
@@ -61,7 +69,7 @@ def in_order(
     waiting: deque[_Job] = deque()
     try:
         for number in numbers:
-            waiting.append(job := _Job(lambda number=number: make(number)))  # type: ignore[misc]
+            waiting.append(job := _Job(partial(make, number), partial(name, number)))
             jobs.put(job)
             if len(waiting) > workers * prefetch:
                 yield _result(waiting.popleft(), timeout)
@@ -107,8 +115,10 @@ def _result(job: _Job, timeout: float | None) -> Any:
     assert job.thread is not None  # the oldest job: some thread has begun it
     frame = sys._current_frames().get(job.thread.ident or 0)
     stack = traceback.extract_stack(frame)
-    last = next((f for f in reversed(stack) if "threading.py" not in f.filename), None)
-    at = f"; its thread is at {last.filename}:{last.lineno} in {last.name}" if last else ""
-    error = LoaderError(f"a batch is not made after {timeout:g} s (timeout){at}")
+    calls = [f for f in stack if f.filename not in (__file__, threading.__file__)]
+    places = " > ".join(f"{f.filename}:{f.lineno} in {f.name}" for f in calls)
+    error = LoaderError(
+        f"{job.name()} is not made after {timeout:g} s (timeout); its thread is at {places}"
+    )
     error.add_note("the thread's stack:\n" + "".join(traceback.format_list(stack)).rstrip())
     raise _Stuck(job.thread, error)

@@ -73,8 +73,8 @@ class FolderLock:
 
 
 def holder(folder: str | Path) -> str | None:
-    """The process id of the run that has `folder`; None where nobody has it. To ask holds up neither
-    a run that begins nor others that ask.
+    """The process id of the run that has `folder`; None where nobody has it. To ask holds up
+    neither a run that begins nor others that ask.
     """
     try:
         handle = os.open(Path(folder) / LOCK, os.O_RDWR)

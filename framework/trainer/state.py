@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("framework")
 
-#: Of a configuration, what makes another run; epochs and device may change.
-SAME = ("model", "model_config", "dataset", "seed")
+#: Of a configuration, what makes another run; the device may change, and of the recipe what more
+#: epochs change.
+SAME = ("model", "model_config", "dataset", "seed", "recipe")
+MAY_GROW = ("epochs", "steps")
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
@@ -89,10 +91,10 @@ def put_back(trainer: Trainer, state: Mapping[str, Any]) -> None:
 
 
 def _check(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    saved = [name for name, _ in state["callbacks"]]
+    had = [name for name, _ in state["callbacks"]]
     here = [type(callback).__name__ for callback in _stateful(trainer)]
-    if saved != here:
-        raise ValueError(f"the saved run has callbacks {saved}, this one {here}")
+    if had != here:
+        raise ValueError(f"the saved run has callbacks {had}, this one {here}")
     for name, used in (
         ("ema", trainer.ema is not None),
         ("schedule", isinstance(trainer.schedule, ReduceOnPlateau)),
@@ -102,8 +104,11 @@ def _check(trainer: Trainer, state: Mapping[str, Any]) -> None:
             raise ValueError(f"this run has {has} for {name!r}, the saved one {other}")
     then, now = state.get("config") or {}, trainer.config or {}
     for name in SAME if then and now else ():
-        for what, theirs, mine in _differences(name, _plain(then[name]), _plain(now[name])):
-            raise ValueError(f"the saved run has {what} {theirs!r}, this one {mine!r}")
+        saved, mine = _plain(then.get(name)), _plain(now.get(name))
+        if name == "recipe" and saved and mine:  # settings that came later have no saved value
+            mine = saved | {k: v for k, v in mine.items() if k in saved and k not in MAY_GROW}
+        for what, theirs, ours in _differences(name, saved, mine):
+            raise ValueError(f"the saved run has {what} {theirs!r}, this one {ours!r}")
 
 
 def _differences(name: str, saved: Any, mine: Any) -> list[tuple[str, Any, Any]]:

@@ -333,17 +333,64 @@ def test_settings_that_were_changed_within_a_run(folder, monkeypatch):
     content = json.loads(file.read_text())
     for name, value, message in (
         ("model_config", {"hidden": [8]}, "the saved run has hidden [128, 128], this one [8]"),
-        ("recipe", {"optimizer": "sgd"}, "the state is of AdamW, the optimizer is SGD"),
-        ("recipe", {"batch_size": 32}, "the saved state has batch_size 64, this loader 32"),
+        ("recipe", {"optimizer": "sgd"}, "the saved run has optimizer 'adamw', this one 'sgd'"),
+        ("recipe", {"batch_size": 32}, "the saved run has batch_size 64, this one 32"),
+        ("recipe", {"lr": 0.01}, "the saved run has lr 0.003, this one 0.01"),
+        ("recipe", {"accumulate": 2}, "the saved run has accumulate 1, this one 2"),
+        ("recipe", {"final_lr": 1}, "the saved run has final_lr 0.0, this one 1"),
+        ("recipe", {"clip_norm": 1.5}, "the saved run has clip_norm None, this one 1.5"),
+        ("recipe", {"precision": "tf32"}, "the saved run has precision 'float32', this one 'tf32'"),
     ):
         file.write_text(json.dumps(content | {name: content[name] | value}))
         assert error("train", "--resume", "r", "--quiet").endswith(message)
+    # but for its epochs, and what an earlier version had not
+    earlier = {k: v for k, v in content["recipe"].items() if k != "decay"} | {"epochs": 2}
+    file.write_text(json.dumps(content | {"recipe": earlier}))
+    assert call("train", "--resume", "r", "--quiet").exit_code == 0
 
 
 def test_a_damaged_checkpoint(run):
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "checkpoint-000001.safetensors").write_bytes(b"damaged")
     assert "checkpoint-000001.safetensors is no safetensors file" in error("train", "--resume", run)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_run_that_another_process_ends_while_this_one_reads_the_data(epochs, run, monkeypatch):
+    from framework import training
+
+    (run / "model.safetensors").rename(run / "elsewhere")
+    (run / "metrics.jsonl").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["epochs"] = epochs
+    build_model = training.build_model
+
+    def end_it(*args):
+        (run / "config.json").write_text(json.dumps(config))
+        if epochs == 1:
+            (run / "elsewhere").rename(run / "model.safetensors")
+        return build_model(*args)
+
+    monkeypatch.setattr(training, "build_model", end_it)
+    message = {
+        1: "is complete: there is nothing to go on with",
+        3: "was a run of 1 epochs, and another process has made it one of 3 in the meantime",
+    }[epochs]
+    assert message in error("train", "--resume", run)
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_a_folder_without_a_name(folder):
+    assert error("train", "--out", "") == "error: --out is empty, expected the path of a folder"
+    assert not list(folder.iterdir())
+
+
+def test_a_model_that_no_array_can_hold(folder):
+    """The setting is named, not a config.json that is still to be written."""
+    message = error("train", "--set", "hidden=99999999999999999999999")
+    assert "there is no mlp with inputs=64, hidden=(99999999999999999999999,), " in message
+    assert "config.json" not in message
+    assert not list(folder.iterdir())
 
 
 LONG = "a" * 300

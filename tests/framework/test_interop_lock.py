@@ -52,8 +52,8 @@ def test_two_that_ask_do_not_see_each_other(tmp_path):
 def test_the_second_is_refused_with_the_pid_of_the_first(tmp_path):
     with FolderLock(tmp_path):
         with pytest.raises(FileError, match=f"process {os.getpid()}, this process"):
-            with FolderLock(tmp_path):
-        pass
+            FolderLock(tmp_path).acquire()
         assert holder(tmp_path) == str(os.getpid())
+    assert holder(tmp_path) is None
     with FolderLock(tmp_path):
         pass
