@@ -61,7 +61,8 @@ class Metric(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What it has gathered, for a checkpoint inside an epoch: the attributes that are arrays,
-        numbers, texts, means or metrics. One that gathers in something else overrides this.
+        numbers, texts, means or metrics. One that gathers in something else overrides this; it is
+        also what a bad step is taken back by on CUDA (`kept`).
         """
         held = self._gathered().items()
         return {k: v.state_dict() if isinstance(v, _parts()) else v for k, v in held}
