@@ -127,6 +127,19 @@ def test_a_wrong_label_ends_a_run_with_its_row(skip):
     assert str(error) == "target 7 at row 3 is outside [0, 3)"
 
 
+@pytest.mark.parametrize("capture", [False, "auto"])
+def test_metrics_forget_the_step_with_a_wrong_label(capture):
+    data = training.batches([8] * 6)
+    run = training.trainer("cuda", capture, callbacks=[TerminateOnNaN()])
+    run.metrics += [TopK(2), ConfusionMatrix(3)]
+    run.fit(data, epochs=2)
+    data[4][1].data[3] = 7
+    with pytest.raises(IndexError, match="target 7 at row 3"):
+        run.fit(data, epochs=3)
+    assert run.metrics[2].compute().sum() == run.samples == 32
+    assert all(0 <= metric.compute() <= 1 for metric in run.metrics[:2])
+
+
 def test_a_wrong_id_ends_a_run_with_its_layer():
     data = [(fw.tensor(DRAW.integers(0, 9, (8, 2))), fw.tensor(DRAW.integers(0, 3, 8)))] * 4
     data[3] = (fw.tensor(np.full((8, 2), 9)), data[3][1])
