@@ -1,14 +1,16 @@
-"""A running mean whose sum stays on the device."""
+"""A running mean whose sum stays on the device, and the highest of what passed there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from framework.autograd import Tensor
 from framework.backend.device import Device
 from framework.backend.live import recording
-from kernels.arrays import array_module, is_array
+from kernels.arrays import Array, array_module, is_array
 from kernels.optimizers import held
 
 
@@ -97,3 +99,62 @@ class Mean:
         if not self.weight:
             raise ValueError("there is no mean of no values")
         return float(self.total) / float(self.weight)
+
+
+class Highest:
+    """The highest of the 0-d uint64 arrays that it was given, 0 without one; on their device."""
+
+    def __init__(self) -> None:
+        self._held = False
+        self.value: Any = np.uint64(0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Highest:
+        copy = type(self)()
+        copy.value = self.value + np.uint64(0)
+        return copy
+
+    def reset(self) -> None:
+        """Forget all."""
+        self._set(np.uint64(0))
+
+    def hold(self, device: Device) -> None:
+        """As `Mean.hold`."""
+        if not self._held:
+            with device.context():
+                value = device.module.zeros((), "uint64")
+                value[...] = self.value
+            self.value, self._held = value, True
+
+    def add(self, value: Array) -> None:
+        """Take in `value`."""
+        xp = array_module(value)
+        if self._held:
+            found = held()
+            if found is not None:  # a bad step's is left out by the device
+                value = xp.where(found[0] != 0, np.uint64(0), value)
+            self.value[...] = xp.maximum(self.value, value)
+        else:
+            self.value = xp.maximum(value, self.value)
+
+    def state_dict(self) -> dict[str, int]:
+        """Its value, for a checkpoint. Waits for the device."""
+        return {"value": int(self.value)}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take over what `state_dict` gave."""
+        self._set(np.uint64(state["value"]))
+
+    def kept(self) -> Any:
+        """As `Mean.kept`."""
+        return None if self._held else self.value
+
+    def restore(self, kept: Any) -> None:
+        """Go back to what `kept` gave."""
+        if not self._held:
+            self.value = kept
+
+    def _set(self, value: Any) -> None:
+        if self._held:
+            self.value[...] = value
+        else:
+            self.value = value

@@ -7,7 +7,9 @@
 
 Sums stay on the device of the outputs until `compute`, so that a CUDA device is not waited for in
 every step. Outputs are logits: (N, C) or (N, C, ...) for C classes, with targets (N, ...) of class
-indices. Positions whose target is `ignore_index`, where a metric is given one, do not count.
+indices. Positions whose target is `ignore_index` do not count: -100, as in the losses; None: all
+do. Other targets outside of the classes raise ValueError: on the CPU in `update`, on CUDA, where
+that would mean to wait for the device, in `compute` (or in `update`, within `fw.check_indices`).
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import numpy as np
 
 from framework.autograd import Tensor
 from framework.backend.live import recording
-from framework.trainer.mean import Mean as Mean
+from framework.trainer.mean import Highest, Mean as Mean
 from kernels.arrays import Array, array_module, is_array, is_floating, to_numpy
 from kernels.checking import looked_at
+from kernels.losses import IGNORE_INDEX
 
 Average = Literal["macro", "micro", "none"]
 
@@ -52,22 +55,23 @@ class Metric(ABC):
         """May `update` be captured: does it only add to `sums`? Else it is called each replay."""
         return False
 
-    def sums(self) -> list[Mean]:
+    def sums(self) -> list[Mean | Highest]:
         """What a replayable `update` adds to."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
         """What it has gathered, for a checkpoint inside an epoch: the attributes that are arrays,
-        numbers, texts, means or metrics. One that gathers in something else overrides this.
+        numbers, texts, means or metrics. One that gathers in something else overrides this; it is
+        also what a bad step is taken back by on CUDA (`kept`).
         """
         held = self._gathered().items()
-        return {k: v.state_dict() if isinstance(v, (Mean, Metric)) else v for k, v in held}
+        return {k: v.state_dict() if isinstance(v, _parts()) else v for k, v in held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; arrays are where the outputs will be."""
         for name, value in state.items():
             mine = getattr(self, name)
-            if isinstance(mine, (Mean, Metric)):
+            if isinstance(mine, _parts()):
                 mine.load_state_dict(value)
             else:
                 setattr(self, name, value)
@@ -78,10 +82,10 @@ class Metric(ABC):
         """
         if type(self).state_dict is not Metric.state_dict:
             return copy.deepcopy(self.state_dict())
-        inner = (Mean, Metric)
         held = self._gathered().items()
         return {
-            k: v.kept() if isinstance(v, inner) else v.copy() if is_array(v) else v for k, v in held
+            k: v.kept() if isinstance(v, _parts()) else v.copy() if is_array(v) else v
+            for k, v in held
         }
 
     def restore(self, kept: Mapping[str, Any]) -> None:
@@ -91,13 +95,13 @@ class Metric(ABC):
             return
         for name, value in kept.items():
             mine = getattr(self, name)
-            if isinstance(mine, (Mean, Metric)):
+            if isinstance(mine, _parts()):
                 mine.restore(value)
             else:
                 setattr(self, name, value)
 
     def _gathered(self) -> dict[str, Any]:
-        kinds = (Mean, Metric, bool, int, float, str, np.generic)
+        kinds = (*_parts(), bool, int, float, str, np.generic)
         return {k: v for k, v in vars(self).items() if isinstance(v, kinds) or is_array(v)}
 
     def __repr__(self) -> str:
@@ -105,6 +109,11 @@ class Metric(ABC):
 
     def _none(self) -> ValueError:
         return ValueError(f"{self.name}: nothing to compute, update() was not called yet")
+
+
+def _parts() -> tuple[Any, ...]:
+    """What has a state of its own."""
+    return Mean, Highest, Metric
 
 
 class Loss(Metric):
@@ -131,6 +140,8 @@ class _Share(Metric):
     def __init__(self, ignore_index: int | None) -> None:
         self.ignore_index = _checked(ignore_index)
         self.mean, self.updated = Mean(), False
+        self.ignored = Mean()  # how many positions of those of `mean`
+        self.outside, self.classes = Highest(), 0
 
     def _add(self, right: Array, counts: Array | None) -> None:
         """Take in which positions are right, of those that `counts` (None: all)."""
@@ -138,24 +149,28 @@ class _Share(Metric):
         self.updated = True
         if captured is not None:
             captured.each_time(lambda: self._mark(True), lambda: self._mark(before))
-        if counts is None:
-            self.mean.add(right.sum().astype("float64"), right.size)
-        else:
-            self.mean.add((right & counts).sum().astype("float64"), counts.sum())
+        if counts is not None:
+            right = right & counts
+            self.ignored.add((~counts).sum().astype("float64"), 0)
+        self.mean.add(right.sum().astype("float64"), right.size)
 
     def _mark(self, updated: bool) -> None:
         self.updated = updated
 
-    def sums(self) -> list[Mean]:
-        return [self.mean]
+    def sums(self) -> list[Mean | Highest]:
+        return [self.mean, self.ignored, self.outside]
 
     def compute(self) -> float:
         if not self.updated:
             raise self._none()
-        return self.mean.compute() if self.mean.weight else float("nan")
+        _check_outside(self.name, self.outside, self.classes)
+        count = self.mean.weight - float(self.ignored.total)
+        return float(self.mean.total) / count if count else float("nan")
 
     def reset(self) -> None:
         self.mean.reset()
+        self.ignored.reset()
+        self.outside.reset()
         self.updated = False
 
 
@@ -174,7 +189,7 @@ class Accuracy(_Share):
 
     name = "accuracy"
 
-    def __init__(self, ignore_index: int | None = None, multilabel: bool = False) -> None:
+    def __init__(self, ignore_index: int | None = IGNORE_INDEX, multilabel: bool = False) -> None:
         super().__init__(ignore_index)
         if not isinstance(multilabel, bool):
             raise ValueError(f"multilabel is {multilabel!r}, expected True or False")
@@ -187,20 +202,20 @@ class Accuracy(_Share):
         if output.shape == target.shape:
             if target.dtype.kind not in "biu" and not is_floating(target.dtype):
                 raise _wrong_target(self.name, target)
-            counts = None if self.ignore_index is None else target != self.ignore_index
+            counts = _counting(self.ignore_index, target)
             if not self.multilabel and _are_distributions(target):
                 counts = None  # there is no index to ignore
                 right = _is_highest(output, target.argmax(axis=1))
             else:
                 right = ((output > 0) == (target > 0.5)) & (output == output)
         else:
-            target, counts = _without(self.ignore_index, target)
-            _check_classes(self.name, output, target)
+            target, counts = _classes(self, output, target)
+            self.classes = output.shape[1]
             right = _is_highest(output, target)
         self._add(right, counts)
 
     def is_replayable(self, output: Any, target: Any) -> bool:
-        return self.ignore_index is None and type(self).update is Accuracy.update
+        return type(self).update is Accuracy.update
 
 
 class TopK(_Share):
@@ -208,7 +223,7 @@ class TopK(_Share):
     count.
     """
 
-    def __init__(self, k: int = 5, ignore_index: int | None = None) -> None:
+    def __init__(self, k: int = 5, ignore_index: int | None = IGNORE_INDEX) -> None:
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise ValueError(f"k is {k!r}, expected an integer of at least 1")
         super().__init__(ignore_index)
@@ -216,12 +231,14 @@ class TopK(_Share):
 
     def update(self, output: Any, target: Any) -> None:
         output, target = _arrays(self.name, output, target)
-        target, counts = _without(self.ignore_index, target)
-        _check_classes(self.name, output, target)
-        if output.shape[1] < self.k:
+        target, counts = _classes(self, output, target)
+        self.classes = output.shape[1]
+        if self.classes < self.k:
             raise ValueError(f"{self.name}: there are only {output.shape[1]} classes")
         xp = array_module(output)
-        index = xp.expand_dims(target, 1)
+        # On CUDA one may be outside, see _classes.
+        inside = xp.clip(target.astype("int64", copy=False), 0, self.classes - 1)
+        index = xp.expand_dims(inside, 1)
         mine = xp.take_along_axis(output, index, axis=1)
         classes = xp.arange(output.shape[1]).reshape(1, -1, *[1] * (output.ndim - 2))
         ahead = (output > mine) | ((output == mine) & (classes < index)) | xp.isnan(output)
@@ -229,7 +246,7 @@ class TopK(_Share):
         self._add(right, counts)
 
     def is_replayable(self, output: Any, target: Any) -> bool:
-        return self.ignore_index is None and type(self).update is TopK.update
+        return type(self).update is TopK.update
 
 
 class ConfusionMatrix(Metric):
@@ -237,23 +254,23 @@ class ConfusionMatrix(Metric):
 
     name = "confusion"
 
-    def __init__(self, classes: int, ignore_index: int | None = None) -> None:
+    def __init__(self, classes: int, ignore_index: int | None = IGNORE_INDEX) -> None:
         if not isinstance(classes, int) or isinstance(classes, bool) or classes < 2:
             raise ValueError(f"classes is {classes!r}, expected an integer of at least 2")
         self.classes, self.ignore_index = classes, _checked(ignore_index)
         self.counts: Any = 0
+        self.outside = Highest()
 
     def update(self, output: Any, target: Any) -> None:
         output, target = _arrays(self.name, output, target)
-        target, counts = _without(self.ignore_index, target)
-        _check_classes(self.name, output, target)
+        target, counts = _classes(self, output, target)
         if output.shape[1] != self.classes:
             raise ValueError(
                 f"{self.name}: output has {output.shape[1]} classes, expected {self.classes}"
             )
         xp = array_module(output)
-        # Targets out of range on CUDA, where _check_classes does not look, go to the last bin but
-        # one, ignored ones to the last.
+        # Targets out of range on CUDA, where _classes does not look, go to the last bin but one,
+        # ignored ones to the last.
         inside = (target >= 0) & (target < self.classes)
         cells = target.astype("int64") * self.classes + output.argmax(axis=1)
         cells = xp.where(inside, cells, self.classes**2)
@@ -264,20 +281,20 @@ class ConfusionMatrix(Metric):
     def compute(self) -> np.ndarray[Any, Any]:
         if not is_array(self.counts):
             raise self._none()
+        _check_outside(self.name, self.outside, self.classes)
         counts = to_numpy(self.counts)
-        if counts[-2]:
-            raise ValueError(f"{self.name}: {counts[-2]} targets are outside 0..{self.classes - 1}")
         return counts[:-2].reshape(self.classes, self.classes).astype(np.int64)
 
     def reset(self) -> None:
         self.counts = 0
+        self.outside.reset()
 
 
 class _PerClass(Metric):
     """A number for each class out of the confusion matrix, or their average."""
 
     def __init__(
-        self, classes: int, average: Average = "macro", ignore_index: int | None = None
+        self, classes: int, average: Average = "macro", ignore_index: int | None = IGNORE_INDEX
     ) -> None:
         if average not in ("macro", "micro", "none"):
             raise ValueError(f"average is {average!r}, expected 'macro', 'micro' or 'none'")
@@ -409,7 +426,11 @@ def _arrays(name: str, output: Any, target: Any) -> tuple[Array, Array]:
     return output, target
 
 
-def _check_classes(name: str, output: Array, target: Array) -> None:
+def _classes(metric: Any, output: Array, target: Array) -> tuple[Array, Array | None]:
+    """Targets with class 0 in place of the metric's `ignore_index`, and which of them count (None:
+    all). ValueError for one that is no class; on CUDA it goes to `metric.outside`.
+    """
+    name, ignored = metric.name, metric.ignore_index
     if output.ndim < 2 or target.shape != (output.shape[0], *output.shape[2:]):
         raise ValueError(
             f"{name}: output has shape {output.shape}, target {target.shape}; "
@@ -417,11 +438,31 @@ def _check_classes(name: str, output: Array, target: Array) -> None:
         )
     if target.dtype.kind not in "iu":
         raise _wrong_target(name, target)
+    classes = output.shape[1]
     seen = looked_at(target)
     if seen is not None:
-        wrong = seen[(seen < 0) | (seen >= output.shape[1])]
+        no_class = (seen < 0) | (seen >= classes)
+        if not no_class.any() and (ignored is None or not 0 <= ignored < classes):
+            return target, None
+        wrong = seen[no_class if ignored is None else no_class & (seen != ignored)]
         if wrong.size:
-            raise ValueError(f"{name}: target {wrong.flat[0]} is outside 0..{output.shape[1] - 1}")
+            raise _is_outside(name, wrong.flat[0], classes)
+    counts = _counting(ignored, target)
+    target = target if counts is None else target * counts
+    if seen is None:
+        # As unsigned numbers the negative ones are the highest.
+        metric.outside.add(target.astype("int64", copy=False).view("uint64").max())
+    return target, counts
+
+
+def _check_outside(name: str, outside: Highest, classes: int) -> None:
+    """Waits for the device."""
+    if (value := int(outside.value)) >= classes > 0:
+        raise _is_outside(name, value - 2**64 if value >= 2**63 else value, classes)
+
+
+def _is_outside(name: str, target: int, classes: int) -> ValueError:
+    return ValueError(f"{name}: target {target} is outside 0..{classes - 1}")
 
 
 def _checked(ignore_index: int | None) -> int | None:
@@ -431,12 +472,11 @@ def _checked(ignore_index: int | None) -> int | None:
     return ignore_index
 
 
-def _without(ignore_index: int | None, target: Array) -> tuple[Array, Array | None]:
-    """Targets with class 0 in place of `ignore_index`, and which of them count (None: all)."""
-    if ignore_index is None:
-        return target, None
-    counts = target != ignore_index
-    return target * counts, counts
+def _counting(ignore_index: int | None, target: Array) -> Array | None:
+    """Which targets are not `ignore_index`; None: all, for sure."""
+    if ignore_index is None or (ignore_index < 0 and target.dtype.kind in "bu"):
+        return None
+    return target != ignore_index
 
 
 def _are_distributions(target: Array) -> bool:

@@ -60,10 +60,11 @@ class Trainer:
         callbacks: called in their order, see `Callback`.
         device: where the model is moved and the batches go; None: where the model is.
         accumulate: batches whose gradients make one step. Weighted by samples, so that it equals
-            one big batch (but batch norm sees the small ones). A loss that is a mean over something
-            else than samples, such as cross-entropy with `ignore_index` or class weights, is
-            weighted by samples all the same, here and in the records: not by the positions that
-            count or by their weights.
+            one big batch (but batch norm sees the small ones). Where there are metrics, outputs are
+            kept until the step is done, so that none takes in one that fails. A loss that is a mean
+            over something else than samples, such as cross-entropy with `ignore_index` or class
+            weights, is weighted by samples all the same, here and in the records: not by the
+            positions that count or by their weights.
         clip_norm: the gradients' global norm is brought down to this.
         clip_value: every gradient element is brought into [-clip_value, clip_value], before
             `clip_norm`.

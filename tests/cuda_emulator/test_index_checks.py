@@ -12,7 +12,15 @@ import pytest
 import framework as fw
 from framework import functional as F, layers, optimizers
 from framework.data import ArrayDataset, DataLoader
-from framework.trainer import Accuracy, ConfusionMatrix, NonFiniteError, TerminateOnNaN, Trainer
+from framework.trainer import (
+    F1,
+    Accuracy,
+    ConfusionMatrix,
+    NonFiniteError,
+    TerminateOnNaN,
+    TopK,
+    Trainer,
+)
 from tests.cuda_emulator import training, whole
 from tests.cuda_emulator.conftest import require_emulator
 
@@ -119,6 +127,19 @@ def test_a_wrong_label_ends_a_run_with_its_row(skip):
     assert str(error) == "target 7 at row 3 is outside [0, 3)"
 
 
+@pytest.mark.parametrize("capture", [False, "auto"])
+def test_metrics_forget_the_step_with_a_wrong_label(capture):
+    data = training.batches([8] * 6)
+    run = training.trainer("cuda", capture, callbacks=[TerminateOnNaN()])
+    run.metrics += [TopK(2), ConfusionMatrix(3)]
+    run.fit(data, epochs=2)
+    data[4][1].data[3] = 7
+    with pytest.raises(IndexError, match="target 7 at row 3"):
+        run.fit(data, epochs=3)
+    assert run.metrics[2].compute().sum() == run.samples == 32
+    assert all(0 <= metric.compute() <= 1 for metric in run.metrics[:2])
+
+
 def test_a_wrong_id_ends_a_run_with_its_layer():
     data = [(fw.tensor(DRAW.integers(0, 9, (8, 2))), fw.tensor(DRAW.integers(0, 3, 8)))] * 4
     data[3] = (fw.tensor(np.full((8, 2), 9)), data[3][1])
@@ -130,6 +151,69 @@ def test_a_wrong_id_ends_a_run_with_its_layer():
         "embedding: indices[0, 0] is 9, expected 0 <= index < 9, the rows of the table, in the "
         "layer 0 (Embedding(9, 4))"
     )
+
+
+METRICS = {
+    "accuracy": Accuracy, "top2": lambda **o: TopK(2, **o),
+    "confusion": lambda **o: ConfusionMatrix(3, **o), "f1": lambda **o: F1(3, "none", **o),
+}  # fmt: skip
+
+
+def gathered(metric, device, y):
+    output = np.random.default_rng(5).normal(size=(len(y), 3)).astype(np.float32)
+    for half in (slice(0, 5), slice(5, None)):
+        metric.update(fw.tensor(output[half], device=device), fw.tensor(y[half], device=device))
+    return metric.compute()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", METRICS)
+def test_ignored_labels_are_in_no_metric(name, device):
+    y = np.array([0, -100, 1, 2, -100, 1, 2, 0, -100, 1])
+    mine = gathered(METRICS[name](), device, y)
+    output = np.random.default_rng(5).normal(size=(len(y), 3)).astype(np.float32)
+    rest = METRICS[name](ignore_index=None)
+    rest.update(output[y != -100], y[y != -100])
+    np.testing.assert_array_equal(mine, rest.compute())
+    for small in (np.uint8, np.int8):  # one of which has no -100
+        counted = gathered(METRICS[name](), device, abs(y).astype(small) % 3)
+        np.testing.assert_array_equal(counted, gathered(METRICS[name](), "cpu", abs(y) % 3))
+
+
+@pytest.mark.parametrize("wrong", [3, 7, -1, -7, 2**40, -(2**40), -100])
+@pytest.mark.parametrize("name", METRICS)
+def test_other_labels_end_a_metric_with_their_value(name, wrong):
+    y = np.array([0, 1, -100, 2, 0, 1, 1, 0])
+    y[6] = wrong
+    ignored = None if wrong == -100 else -100
+    if ignored is None:
+        y[2] = 0
+    for device in ("cpu", "cuda"):
+        metric = METRICS[name](ignore_index=ignored)
+        with pytest.raises(ValueError, match=rf": target {wrong} is outside 0\.\.2$"):
+            gathered(metric, device, y)
+        metric.reset()
+        assert np.isfinite(gathered(metric, device, np.array([0, 1, 2, 0, 1, 1]))).all()
+
+
+@pytest.mark.parametrize("capture", [False, "auto"])
+def test_labels_of_a_run_that_are_ignored_and_that_are_wrong(capture):
+    records = []
+    for device in ("cpu", "cuda"):
+        data = training.batches([8] * 5)
+        data[1][1].data[3] = data[4][1].data[:2] = -100
+        run = training.trainer(device, capture if device == "cuda" else False)
+        run.metrics += [TopK(2), ConfusionMatrix(3)]
+        records.append(run.fit(data, epochs=4))
+        assert {r["confusion"].sum() for r in run.history} == {37}
+        assert run.evaluate(data)["confusion"].sum() == 37
+    assert [r["accuracy"] for r in records[0]] == [r["accuracy"] for r in records[1]]
+    assert [r["top2"] for r in records[0]] == [r["top2"] for r in records[1]]
+    if capture:
+        assert run._captured.whole.replays > 10
+    data[2][1].data[3] = 7
+    with pytest.raises(ValueError, match="^accuracy: target 7 is outside 0..2$"):
+        run.fit(data, epochs=5)
 
 
 def evaluated(device, loader, **options):

@@ -32,21 +32,25 @@ class TerminateOnNaN(Callback):
 
     The message names the first layer whose output is not finite, and the kernel that made it, found
     by running the step again (with the same dropout masks) and looking at everything. Weights,
-    buffers, optimizer and EMA are those before the step. Where it was a label, an id or a length
-    out of range, which CUDA kernels do not look at, the error is the IndexError that the CPU
-    raises, with that layer.
+    buffers, optimizer, EMA, running loss and metrics are those before the step. Where it was a
+    label, an id or a length out of range, which CUDA kernels do not look at, the error is the
+    IndexError that the CPU raises, with that layer. An infinite gradient is seen though
+    `clip_value` makes a number of it.
 
     On the CPU the look is before the step. On CUDA nobody waits: the device holds back the step and
     those after it, and the host raises when it has launched the next one
     (framework/trainer/guard.py); callbacks have heard `on_step_end` of the bad step then, and maybe
-    of the one after. It waits for the device in every step where `skip` is set, with optimizers and
-    EMAs that are not of framework.optimizers, and with parameters in float64. `every` looks at each
-    n-th step only, waiting for it, and the weights are then those of up to n - 1 steps too late.
-    Steps that fp16-mixed skips are no reason to stop, until the loss scale has fallen as far as it
-    may; nor are those that a callback before this one leaves out by `skip_step`.
+    of the one after. Where something else ends the run before that, nothing of a bad step is left
+    either, and the error gets a note (and the log a line) of it. It waits for the device in every
+    step where `skip` is set, with optimizers and EMAs that are not of framework.optimizers, and
+    with parameters in float64. `every` looks at each n-th step only, waiting for it, and the
+    weights are then those of up to n - 1 steps too late. Steps that fp16-mixed skips are no reason
+    to stop, until the loss scale has fallen as far as it may; nor are those that a callback before
+    this one leaves out by `skip_step`.
 
-    With `skip` the batch is left out instead: weights, buffers, optimizer and running loss stay as
-    they were, ``trainer.skipped`` counts it, and the first such batch is logged with its suspect.
+    With `skip` the batch is left out instead: weights, buffers, optimizer, running loss and metrics
+    stay as they were, ``trainer.skipped`` counts it, and the first such batch is logged with its
+    suspect.
     """
 
     def __init__(self, every: int = 1, skip: bool = False) -> None:
