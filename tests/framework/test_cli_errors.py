@@ -107,7 +107,7 @@ def run(trained, tmp_path):
         (["--resume", ".", "--dataset", "moons"], "leave out --dataset, --batch-size"),
         (["--batch-size", 1], "batch_size is 1, but batch norm needs at least 2 samples"),
         (["--set", "hidden=1000000000000"], "not enough memory"),
-        (["--set", "hidden=1" + "0" * 30], "describes no model"),
+        (["--set", "hidden=1" + "0" * 30], "there is no mlp with inputs=64, hidden=(1000"),
     ],
 )
 def test_train(args, message, folder):
