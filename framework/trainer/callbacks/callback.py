@@ -85,6 +85,8 @@ class Best:
     """The best score so far: lowest or highest, as `mode` says ("auto" goes by the name)."""
 
     def __init__(self, monitor: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor is {monitor!r}, expected a score's name, such as 'val_loss'")
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode is {mode!r}, expected 'auto', 'min' or 'max'")
         if not min_delta >= 0:

@@ -1,0 +1,113 @@
+"""A wrong argument of a Trainer is named together with its value, before anything has moved."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from framework import layers, optimizers
+from framework.data import ArrayDataset, DataLoader
+from framework.functional import cross_entropy
+from framework.optimizers import EMA
+from framework.trainer import Accuracy, EarlyStopping, ModelCheckpoint, Progress, Trainer
+
+X = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64)
+
+
+def make_trainer(**options):
+    model = layers.Linear(5, 2)
+    arguments = {
+        "model": model,
+        "loss": cross_entropy,
+        "optimizer": optimizers.AdamW(model.parameters()),
+    }
+    return Trainer(**{**arguments, **options})
+
+
+WRONG = [
+    ("ema", 0.99, "ema is 0.99, expected an EMA or None"),
+    ("ema", EMA, "ema is the class EMA, expected an EMA or None"),
+    ("metrics", ["accuracy"], "metrics[0] is 'accuracy', expected a Metric, such as Accuracy()"),
+    ("metrics", [Accuracy], "metrics[0] is the class Accuracy, expected a Metric"),
+    ("metrics", Accuracy(), "metrics is an Accuracy, expected a list of Metric objects"),
+    ("metrics", "accuracy", "metrics is 'accuracy', expected a list"),
+    ("callbacks", [Progress], "callbacks[0] is the class Progress, expected a Callback"),
+    ("callbacks", Progress(), "callbacks is a Progress, expected a list of Callback objects"),
+    ("schedule", "cosine", "schedule is 'cosine', expected a function schedule(step)"),
+    ("schedule", 0.1, "schedule is 0.1, expected a function schedule(step)"),
+    ("clip_norm", "1", "clip_norm is '1', expected a positive number or None"),
+    ("clip_value", [1.0], "clip_value is a list, expected a positive number or None"),
+    ("clip_value", True, "clip_value is True, expected a positive number or None"),
+    ("optimizer", "adam", "optimizer is 'adam', expected an Optimizer"),
+    ("optimizer", optimizers.Adam, "the class Adam, expected an Optimizer: call it, Adam(...)"),
+    ("loss", "cross_entropy", "loss is 'cross_entropy', expected a function loss(output, target)"),
+    ("loss", layers.CrossEntropyLoss, "loss is the class CrossEntropyLoss, expected a function"),
+    ("model", layers.Linear, "model is the class Linear, expected a Module"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG)
+def test_a_wrong_argument_is_named_with_its_value(name, value, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make_trainer(**{name: value})
+
+
+def test_loss_and_optimizer_in_each_others_place():
+    model = layers.Linear(5, 2)
+    with pytest.raises(TypeError, match=r"loss is an AdamW, .*seem swapped"):
+        Trainer(model, optimizers.AdamW(model.parameters()), cross_entropy)
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan")])
+def test_a_limit_of_gradients_is_positive(limit):
+    with pytest.raises(ValueError, match="clip_value is .*, expected a positive number"):
+        make_trainer(clip_value=limit)
+
+
+def test_numpys_numbers_are_numbers():
+    assert make_trainer(clip_norm=np.float32(1), clip_value=np.int64(2)).clip_norm == 1
+
+
+NO_LOADERS = [
+    (ArrayDataset(X, Y), r"an ArrayDataset, .*: DataLoader\(data, batch_size=64\)"),
+    (X, r"an array of shape \(8, 5\), .*: DataLoader\(ArrayDataset\(x, y\), batch_size=64\)"),
+    ((X, Y), "arrays in a tuple, expected a DataLoader or batches"),
+    (3, "3, expected a DataLoader or batches"),
+    ({"train": [(X, Y)]}, "a dict, expected a DataLoader or batches"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), NO_LOADERS)
+def test_data_without_batches_is_no_loader(data, message):
+    trainer, good = make_trainer(), DataLoader(ArrayDataset(X, Y), 4)
+    before = trainer.model.weight.detach().numpy().copy()
+    with pytest.raises(TypeError, match="train_loader is " + message):
+        trainer.fit(data, Y)
+    with pytest.raises(TypeError, match=r"validation\['test'\] is " + message):
+        trainer.fit(good, {"test": data})
+    with pytest.raises(TypeError, match="loader is " + message):
+        trainer.evaluate(data)
+    np.testing.assert_array_equal(trainer.model.weight.detach().numpy(), before)
+
+
+def test_an_array_as_validation():
+    with pytest.raises(TypeError, match=r"validation is arrays in a list"):
+        make_trainer().fit(DataLoader(ArrayDataset(X, Y), 4), [X, Y])
+
+
+def test_an_optimizer_of_a_model():
+    net = layers.Linear(5, 2)
+    with pytest.raises(TypeError, match=r"\(Linear\), expected parameters: net.parameters\(\)"):
+        optimizers.AdamW(net)
+    with pytest.raises(TypeError, match=r"expected tensors or groups: net.parameters\(\)"):
+        optimizers.AdamW(net.parameters)
+
+
+def test_a_monitor_is_a_name(tmp_path):
+    with pytest.raises(TypeError, match="monitor is 5, expected a score's name"):
+        EarlyStopping(5)
+    with pytest.raises(TypeError, match="monitor is 5"):
+        ModelCheckpoint(tmp_path, monitor=5)
