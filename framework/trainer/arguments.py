@@ -65,6 +65,11 @@ def check_arguments(
     names = [metric.name for metric in metrics]
     if len({"loss", *names}) <= len(names):
         raise ValueError(f"metrics are named {', '.join(names)}; names differ, and from 'loss'")
+    if isinstance(optimizer, Optimizer):
+        moved = [p for group in optimizer.param_groups for p in group["params"]]
+        _check_owner("optimizer", optimizer, moved, model, "AdamW(model.parameters())")
+    if ema is not None:
+        _check_owner("ema", ema, ema.model.parameters(), model, "EMA(model)")
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -83,6 +88,20 @@ def check_loader(name: str, loader: Any) -> None:
         f"{name} is {shown}, expected a DataLoader or batches; "
         f"wrap it: DataLoader({wrapped}, batch_size=64)"
     )
+
+
+def _check_owner(
+    name: str, value: Any, parameters: Iterable[Tensor], model: Module, expected: str
+) -> None:
+    """ValueError where none of `parameters` is the model's: nothing would be trained. Those of the
+    model that are not among them are frozen.
+    """
+    own = {id(p) for p in model.parameters()}
+    if own and not any(id(p) in own for p in parameters):
+        raise ValueError(
+            f"{name} ({type(value).__name__}) has another model's parameters: none of them is in "
+            f"model ({type(model).__name__}), expected {expected}"
+        )
 
 
 def _expect(name: str, value: Any, good: bool, expected: str) -> None:

@@ -111,3 +111,21 @@ def test_a_monitor_is_a_name(tmp_path):
         EarlyStopping(5)
     with pytest.raises(TypeError, match="monitor is 5"):
         ModelCheckpoint(tmp_path, monitor=5)
+
+
+def test_an_optimizer_or_average_of_another_model_is_refused():
+    other = layers.Linear(5, 2)
+    with pytest.raises(ValueError, match=r"optimizer \(SGD\) has another .*\(Linear\)"):
+        make_trainer(optimizer=optimizers.SGD(other.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"ema \(EMA\) has another model's parameters"):
+        make_trainer(ema=EMA(other))
+
+
+def test_parameters_that_the_optimizer_has_not_are_frozen():
+    model = layers.Sequential(layers.Linear(5, 4), layers.Linear(4, 2))
+    before = [p.detach().numpy().copy() for p in model.parameters()]
+    head = optimizers.SGD(model[1].parameters(), lr=0.1)
+    make_trainer(model=model, optimizer=head).fit(DataLoader(ArrayDataset(X, Y), 4))
+    after = [p.detach().numpy() for p in model.parameters()]
+    same = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert same == [True, True, False, False]
