@@ -135,6 +135,7 @@ class Trainer:
         self.validation: dict[str, Position] = {}
         self.epochs = 0
         self.config: dict[str, Any] | None = None  # what a checkpoint says of the run as a whole
+        self.folders: set[Path] = set()  # whose checkpoints are this run's
         self._asked: list[Callback] = []  # which of them act at a moment,
         self._acting: dict[str, list[Callable[..., None]]] = {}  # and how
         self._resumed = False  # should_stop is that of the saved run
