@@ -65,6 +65,10 @@ class Callback:
         afterwards.
         """
 
+    def remark(self, trainer: Trainer) -> str | None:
+        """A line on how the run has ended, which Progress shows at its end."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What has to survive in a checkpoint: arrays and plain values."""
         return {}
