@@ -388,8 +388,10 @@ def test_a_signal_ends_the_run_between_steps_with_all_saved(tmp_path, number):
     whole = make_trainer("mlp")
     whole.fit(make_loader("mlp"), epochs=EPOCHS)
     trainer = make_trainer("mlp", Ask(), ModelCheckpoint(tmp_path, every_seconds=1e6), Interrupts())
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped) as caught:
         trainer.fit(make_loader("mlp"), epochs=EPOCHS)
+    go_on = f"go on with fit(..., resume={str(tmp_path)!r})"
+    assert str(caught.value) == f"stopped after step 5, saved in {tmp_path}; {go_on}"
     assert signal.getsignal(number) == before
     assert trainer.step == 5
     parts = make_trainer("mlp", ModelCheckpoint(tmp_path), seed=9)
@@ -412,6 +414,22 @@ def test_a_closed_terminal_sends_its_signal_twice(tmp_path):
         trainer.fit(make_loader("mlp"))
     assert signal.getsignal(signal.SIGHUP) == before
     assert newest(tmp_path)[1]["step"] == 5
+
+
+def test_a_run_that_is_stopped_says_that_nothing_was_saved(tmp_path, monkeypatch):
+    class Ask(Callback):
+        def on_step_end(self, trainer):
+            interrupts.asked = True
+
+    def refuse(self, data, **about):
+        raise atomic.FileError("no room")
+
+    monkeypatch.setattr(Store, "save", refuse)
+    for kept in ([], [ModelCheckpoint(tmp_path)]):
+        interrupts = Interrupts()
+        trainer = make_trainer("mlp", Ask(), *kept, interrupts)
+        with pytest.raises(Stopped, match=r"^stopped after step 1, not saved by a ModelCheckpoint"):
+            trainer.fit(make_loader("mlp"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")

@@ -131,6 +131,8 @@ class ModelCheckpoint(Callback):
         if isinstance(error, Stopped):
             self._take(trainer)
         self._end()
+        if isinstance(error, Stopped) and self.saved == trainer.step:
+            error.saved = self.folder
 
     def _end(self) -> None:
         try:
