@@ -69,7 +69,9 @@ class Trainer:
         clip_norm: the gradients' global norm is brought down to this.
         clip_value: every gradient element is brought into [-clip_value, clip_value], before
             `clip_norm`.
-        ema: an average of the weights, updated after each step; evaluation and prediction use it.
+        ema: an average of the weights, updated after each step; evaluation and prediction use it,
+            but ``model.state_dict()`` has the model's own. What was evaluated is saved by ``with
+            ema.swap(): fw.save(model.state_dict(), path)``.
         precision: "float32"; "tf32", on CUDA; "bf16-mixed" or "fp16-mixed", products in 16 bits
             with float32 weights. See framework/trainer/precision.py, also for skipped steps.
         capture: replay the steps as CUDA graphs (see `framework.cuda.graph`), which leaves out what
