@@ -13,6 +13,7 @@ from framework.data import Dataset
 from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau
 from framework.trainer.callbacks.callback import Callback
+from framework.trainer.inputs import holds_numbers
 from framework.trainer.metrics import Metric
 from kernels.arrays import is_array
 
@@ -75,12 +76,12 @@ def check_arguments(
 def check_loader(name: str, loader: Any) -> None:
     """TypeError for what gives no batches: a data set, arrays, a single value."""
     first = loader[0] if isinstance(loader, (list, tuple)) and loader else None
-    if _is_data(loader) or _is_data(first):
-        shown = "arrays in a " + type(loader).__name__ if _is_data(first) else _shown(loader)
-        wrapped = "ArrayDataset(x, y)"
-    elif isinstance(loader, Dataset):
-        shown, wrapped = _shown(loader), "data"
-    elif isinstance(loader, (str, bytes, Mapping)) or not isinstance(loader, Iterable):
+    wrapped = "ArrayDataset(x, y)"
+    if _is_data(loader):
+        shown = _shown(loader)
+    elif _is_data(first) or holds_numbers(loader):
+        shown = f"{'arrays' if _is_data(first) else 'numbers'} in a {type(loader).__name__}"
+    elif isinstance(loader, (Dataset, str, bytes, Mapping)) or not isinstance(loader, Iterable):
         shown, wrapped = _shown(loader), "data"
     else:
         return

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 
-from framework import layers, optimizers
+from framework import layers, optimizers, trainer as package
 from framework.data import ArrayDataset, DataLoader
 from framework.functional import cross_entropy
 from framework.optimizers import EMA
-from framework.trainer import Accuracy, EarlyStopping, ModelCheckpoint, Progress, Trainer
+from framework.trainer import (
+    Accuracy,
+    EarlyStopping,
+    ModelCheckpoint,
+    Progress,
+    Trainer,
+    find_batch_size,
+    find_lr,
+)
 
 X = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64)
@@ -75,6 +84,7 @@ NO_LOADERS = [
     (ArrayDataset(X, Y), r"an ArrayDataset, .*: DataLoader\(data, batch_size=64\)"),
     (X, r"an array of shape \(8, 5\), .*: DataLoader\(ArrayDataset\(x, y\), batch_size=64\)"),
     ((X, Y), "arrays in a tuple, expected a DataLoader or batches"),
+    (X.tolist(), "numbers in a list, expected a DataLoader or batches"),
     (3, "3, expected a DataLoader or batches"),
     ({"train": [(X, Y)]}, "a dict, expected a DataLoader or batches"),
 ]
@@ -88,8 +98,9 @@ def test_data_without_batches_is_no_loader(data, message):
         trainer.fit(data, Y)
     with pytest.raises(TypeError, match=r"validation\['test'\] is " + message):
         trainer.fit(good, {"test": data})
-    with pytest.raises(TypeError, match="loader is " + message):
-        trainer.evaluate(data)
+    for use in (trainer.evaluate, partial(find_lr, trainer), partial(find_batch_size, trainer)):
+        with pytest.raises(TypeError, match="^loader is " + message):
+            use(data)
     np.testing.assert_array_equal(trainer.model.weight.detach().numpy(), before)
 
 
@@ -129,3 +140,8 @@ def test_parameters_that_the_optimizer_has_not_are_frozen():
     after = [p.detach().numpy() for p in model.parameters()]
     same = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
     assert same == [True, True, False, False]
+
+
+def test_the_package_names_everything_once():
+    assert len(set(package.__all__)) == len(package.__all__)
+    assert all(hasattr(package, name) for name in package.__all__)
