@@ -67,6 +67,40 @@ def ones(
     return full(_shape(shape), 1, dtype, device, requires_grad)
 
 
+def full_like(
+    x: Tensor,
+    value: float,
+    dtype: Any = None,
+    device: str | Device | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """`value` everywhere, in the shape of `x`; its dtype and device where none are named."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}, expected a tensor")
+    where = x.device if device is None else device
+    return full(x.shape, value, x.dtype if dtype is None else dtype, where, requires_grad)
+
+
+def zeros_like(
+    x: Tensor,
+    dtype: Any = None,
+    device: str | Device | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """0 everywhere, as `full_like`."""
+    return full_like(x, 0, dtype, device, requires_grad)
+
+
+def ones_like(
+    x: Tensor,
+    dtype: Any = None,
+    device: str | Device | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """1 everywhere, as `full_like`."""
+    return full_like(x, 1, dtype, device, requires_grad)
+
+
 def empty(*shape: Any, dtype: Any = "float32", device: str | Device | None = None) -> Tensor:
     """Uninitialised memory: write before you read."""
     home = _device(device)

@@ -257,6 +257,11 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     return record(out, tensors, backward)
 
 
+def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    """`concatenate` under PyTorch's name."""
+    return concatenate(tensors, dim)
+
+
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """Join tensors of one shape along a new axis."""
     tensors = list(tensors)

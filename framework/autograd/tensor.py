@@ -203,6 +203,10 @@ class Tensor(Arithmetic, Shaping, Reductions):
         """As float32."""
         return self.to("float32")
 
+    def long(self) -> Tensor:
+        """As int64, the dtype of class indices."""
+        return self.to("int64")
+
     # Gradients ------------------------------------------------------------------------------------
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:

@@ -49,9 +49,11 @@ class Windows(Dataset):
         if not len(ids):
             raise DataError("the text is empty")
         if window >= len(ids):
+            tokens = "1 token" if len(ids) == 1 else f"{len(ids):,} tokens"
             raise DataError(
-                f"window is {window}, but the text has {len(ids):,} tokens: expected at most "
-                f"{len(ids) - 1:,}, as the token after the window is needed too"
+                f"window is {window}, but the text has {tokens}: it is too short, expected at "
+                f"least {window + 1:,} tokens, as the token after the window is needed too"
+                + (f", or a window of at most {len(ids) - 1:,}" if len(ids) > 1 else "")
             )
         self.ids, self.window, self.stream = ids, window, stream
 

@@ -184,8 +184,14 @@ def _as_rows(name: str, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, tupl
     """Logits (N, C, *) and their targets as rows, (M, C) and (M,) or (M, C); the shape of the
     losses; whether the targets are probabilities.
     """
+    tensor_argument(name, "target", target)
+    if isinstance(x, Tensor) and not is_floating(x.dtype) and is_floating(target.dtype):
+        raise TypeError(
+            f"{name}: input is {x.dtype.name} {x.shape} and target {target.dtype.name} "
+            f"{target.shape}: they seem swapped, expected {name}(logits, labels)"
+        )
     floating(name, x)
-    _check_constant(name, tensor_argument(name, "target", target))
+    _check_constant(name, target)
     if state.dtype is not None:
         x = widened(x)
     single = x.ndim == 1

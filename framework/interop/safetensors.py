@@ -48,7 +48,8 @@ def save(
     new one. Without `metadata` of your own it has a checksum, which `load` checks.
 
     The same tensors and `metadata` give the same bytes (with more than one entry of `metadata`, up
-    to their order).
+    to their order). Nested dicts and numbers, such as an optimizer's state, are written by
+    ``framework.trainer.checkpoint.save(path, state)``, and read by its ``load(path)``.
 
     Raises:
         TypeError: a value is no tensor or array, or its dtype has no place in the format.
@@ -143,7 +144,11 @@ def _plain(name: str, value: Tensor | Array) -> np.ndarray[Any, Any]:
     """A contiguous little-endian NumPy array."""
     array = value.data if isinstance(value, Tensor) else value
     if not is_array(array):
-        raise TypeError(f"{name!r} is a {type(value).__name__}, expected a tensor or an array")
+        raise TypeError(
+            f"{name!r} is a {type(value).__name__}, expected a tensor or an array; nested dicts, "
+            "lists and numbers are written by framework.trainer.checkpoint.save(path, state), and "
+            "read by its load(path)"
+        )
     if array.dtype.name not in DTYPES.values():
         raise TypeError(f"{name!r} has dtype {array.dtype}, which safetensors cannot hold")
     plain = np.asarray(to_numpy(array), order="C")

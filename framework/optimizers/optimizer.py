@@ -13,6 +13,7 @@ from framework.autograd import Tensor, changes
 from framework.autograd.casting import forget_copies
 from framework.backend.device import device_of, to_device
 from framework.backend.live import CaptureError, Recording, recording
+from framework.layers.module import Module
 from framework.layers.storage import forget_grad
 from framework.optimizers.flat import FlatParameters, check_dtype, place_of
 from kernels.arrays import Array
@@ -36,6 +37,15 @@ class Optimizer(ABC):
     def __init__(self, parameters: Parameters, defaults: dict[str, Any]) -> None:
         if isinstance(parameters, Tensor):
             raise TypeError("parameters is one tensor, expected a list of them: [parameter]")
+        if isinstance(parameters, Module):
+            name = type(parameters).__name__
+            raise TypeError(
+                f"parameters is a model ({name}), expected parameters: net.parameters()"
+            )
+        if not isinstance(parameters, Iterable):
+            raise TypeError(
+                f"parameters is {parameters!r}, expected tensors or groups: net.parameters()"
+            )
         self.defaults = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self._flat: list[list[FlatParameters]] = []

@@ -60,7 +60,6 @@ __all__ = [
     "Precision",
     "Profiler",
     "Progress",
-    "R2",
     "Recall",
     "SampleText",
     "Stopped",

@@ -22,6 +22,7 @@ from framework.backend.out_of_memory import OutOfMemoryError, release
 from framework.backend.random import default_generator
 from framework.data import DataLoader
 from framework.layers.carry import carries
+from framework.trainer.arguments import check_loader
 from kernels.arrays import array_module
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def find_batch_size(
         OutOfMemoryError: not even two samples fit.
         ValueError: the loader has no batches.
     """
+    check_loader("loader", loader)
     if isinstance(loader, DataLoader):
         place = loader.upcoming()
         first: Batch | None = next(iter(loader), None)

@@ -127,6 +127,7 @@ def _take_over(trainer: Trainer, state: Mapping[str, Any], path: str | Path) -> 
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path} does not fit this run: {what}") from error
+    trainer.folders.add(Path(path).resolve().parent)
 
 
 def _take_out(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:

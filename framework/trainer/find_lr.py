@@ -15,6 +15,7 @@ import numpy as np
 
 from framework.data.prefetch import batches_on
 from framework.interop.atomic import write_bytes
+from framework.trainer.arguments import check_loader
 from framework.trainer.drawing import GRID, INK, INSTALL, MUTED
 from framework.trainer.mean import Mean
 from framework.trainer.trial import trial
@@ -95,6 +96,7 @@ def find_lr(
         curve = find_lr(trainer, loader, plot="lr.png")
         optimizer = AdamW(model.parameters(), lr=curve.suggestion)
     """
+    check_loader("loader", loader)
     if not 0 < start < end < math.inf:
         raise ValueError(f"start is {start!r}, end {end!r}; expected 0 < start < end")
     if not isinstance(steps, int) or steps < 3:

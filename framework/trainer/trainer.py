@@ -22,6 +22,7 @@ from framework.functional import concatenate
 from framework.layers import Module
 from framework.optimizers import EMA, Optimizer, ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from framework.trainer import checkpoint
+from framework.trainer.arguments import check_arguments, check_loader
 from framework.trainer.batch_size import set_batch_size
 from framework.trainer.callbacks.callback import Callback, acts
 from framework.trainer.capture import captured_training
@@ -68,7 +69,9 @@ class Trainer:
         clip_norm: the gradients' global norm is brought down to this.
         clip_value: every gradient element is brought into [-clip_value, clip_value], before
             `clip_norm`.
-        ema: an average of the weights, updated after each step; evaluation and prediction use it.
+        ema: an average of the weights, updated after each step; evaluation and prediction use it,
+            but ``model.state_dict()`` has the model's own. What was evaluated is saved by ``with
+            ema.swap(): fw.save(model.state_dict(), path)``.
         precision: "float32"; "tf32", on CUDA; "bf16-mixed" or "fp16-mixed", products in 16 bits
             with float32 weights. See framework/trainer/precision.py, also for skipped steps.
         capture: replay the steps as CUDA graphs (see `framework.cuda.graph`), which leaves out what
@@ -101,21 +104,11 @@ class Trainer:
         capture: bool | str = "auto",
         batch_size: int | str | None = None,
     ) -> None:
-        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate!r}, expected an integer of at least 1")
-        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"{name} is {limit!r}, expected a positive number or None")
-        if batch_size not in (None, "auto") and (
-            not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
-        ):
-            raise ValueError(
-                f"batch_size is {batch_size!r}, expected an integer of at least 1, 'auto' or None"
-            )
+        check_arguments(
+            model, loss, optimizer, schedule, metrics, callbacks, accumulate, clip_norm, clip_value,
+            ema, batch_size,
+        )  # fmt: skip
         self.batch_size = batch_size
-        names = [metric.name for metric in metrics]
-        if len({"loss", *names}) <= len(names):
-            raise ValueError(f"metrics are named {', '.join(names)}; names differ, and from 'loss'")
         if isinstance(loss, ModelLoss):
             loss.check(model, metrics)
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
@@ -144,6 +137,7 @@ class Trainer:
         self.validation: dict[str, Position] = {}
         self.epochs = 0
         self.config: dict[str, Any] | None = None  # what a checkpoint says of the run as a whole
+        self.folders: set[Path] = set()  # whose checkpoints are this run's
         self._asked: list[Callback] = []  # which of them act at a moment,
         self._acting: dict[str, list[Callable[..., None]]] = {}  # and how
         self._resumed = False  # should_stop is that of the saved run
@@ -180,11 +174,16 @@ class Trainer:
         samples_per_second, and for each loader of `validation` its loss and metrics as val_loss,
         val_accuracy, ... (a mapping names them itself: ``{"test": loader}`` gives test_loss, ...).
         """
-        if resume is not None:
-            checkpoint.resume(resume, self)
+        check_loader("train_loader", train_loader)
         loaders: Mapping[str, Loader | None] = (
             validation if isinstance(validation, Mapping) else {"val": validation}
         )
+        for name, each in loaders.items():
+            if each is not None:
+                named = isinstance(validation, Mapping)
+                check_loader(f"validation[{name!r}]" if named else "validation", each)
+        if resume is not None:
+            checkpoint.resume(resume, self)
         if fast_dev_run:
             return dry_run(self, train_loader, loaders, int(fast_dev_run))
         least = max(1, self.epoch)
@@ -412,6 +411,7 @@ class Trainer:
         goes through the loader again to look at them. (Where that is an iterator, which is at its
         end, a warning says which batch it was.)
         """
+        check_loader("loader", loader)
         mean, metrics, losses = Mean(), copy.deepcopy(self.metrics), []
         place = loader.upcoming() if isinstance(loader, DataLoader) else None
         for metric in metrics:

@@ -94,7 +94,11 @@ def test_evaluation_reads_every_token_once():
     ("make", "message"),
     [
         (lambda: Windows(IDS[:0], 4), "the text is empty"),
-        (lambda: Windows(IDS, 103), "window is 103, but the text has 103 tokens: .* at most 102"),
+        (
+            lambda: Windows(IDS, 103),
+            "window is 103, but the text has 103 tokens: .*at least 104.*at most 102",
+        ),
+        (lambda: Windows(IDS[:1], 64), "has 1 token: it is too short, expected at least 65 tokens"),
         (lambda: Windows(IDS, 0), "window is 0, expected an integer of at least 1"),
         (lambda: Windows(IDS * 1.0, 4), r"ids are float64 \(103,\), expected integers"),
         (lambda: streamed(streams=30), "30 streams of a text of 103 tokens have 3 each, too few"),

@@ -563,6 +563,15 @@ def test_one_sample_has_a_loss_without_axes():
 
 
 @on_each_device
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss])
+def test_labels_in_the_place_of_logits(loss):
+    logits, labels = fw.tensor(np.zeros((4, 3), np.float32)), fw.tensor([0, 1, 2, 0])
+    with pytest.raises(TypeError, match=r"input is int64 \(4,\) and target float32 .*swapped"):
+        loss(labels, logits)
+    with pytest.raises(TypeError, match="expected floating-point values, got int64"):
+        loss(labels, labels)  # nothing is swapped there
+
+
 def test_cross_entropy_without_tape_computes_no_gradient(monkeypatch):
     from framework.functional import losses
 

@@ -14,6 +14,7 @@ from framework.autograd.tensor import as_dtype
 from framework.interop.atomic import FileError, write_bytes
 from framework.interop.safetensors import DTYPES, load, load_with_metadata, save, to_bytes
 from framework.layers import BatchNorm1d, Linear, Sequential
+from framework.trainer import checkpoint
 
 
 @pytest.mark.parametrize("name", DTYPES.values())
@@ -140,3 +141,12 @@ def test_written_files_have_the_usual_permissions(tmp_path):
 
 def test_tensors_are_taken_too():
     assert to_bytes({"a": tensor([1.0, 2.0])}) == to_bytes({"a": np.array([1, 2], np.float32)})
+
+
+@pytest.mark.parametrize("value", [{"lr": 0.1}, 3, [1.0]])
+def test_what_is_no_tensor_is_sent_to_checkpoints(tmp_path, value):
+    advice = r"'a' is a \w+, .* framework.trainer.checkpoint.save\(path, state\)"
+    with pytest.raises(TypeError, match=advice):
+        save({"a": value}, tmp_path / "x.safetensors")
+    checkpoint.save(tmp_path / "c", {"a": value})
+    assert checkpoint.load(tmp_path / "c") == {"a": value}

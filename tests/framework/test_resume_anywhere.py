@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import numpy as np
@@ -292,10 +293,28 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path, caplog):
         assert f"{name!r} is no name of a checkpoint" in caplog.text
 
 
-def test_another_run_in_the_folder_takes_over(tmp_path):
-    saved(tmp_path)
-    make_trainer("mlp", ModelCheckpoint(tmp_path)).fit(make_loader("mlp"), epochs=1)
-    assert [newest(tmp_path)[1]["epoch"], len(checkpoints_in(tmp_path))] == [1, 1]
+def test_another_run_leaves_a_folder_with_checkpoints_alone(tmp_path):
+    first = saved(tmp_path, monitor="loss")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = make_trainer("mlp", ModelCheckpoint(tmp_path, monitor="loss"), seed=8)
+    expected = rf"{re.escape(str(tmp_path))} holds checkpoints of another run: .*resume=.*delete it"
+    for _ in range(2):  # the first attempt has not made it this run's
+        with pytest.raises(atomic.FileError, match=expected):
+            other.fit(make_loader("mlp"), epochs=1)
+    assert other.step == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # one that trained elsewhere is another run, too
+    elsewhere = make_trainer("mlp", seed=8)
+    elsewhere.fit(make_loader("mlp"))
+    elsewhere.callbacks.append(ModelCheckpoint(tmp_path))
+    with pytest.raises(atomic.FileError, match=expected):
+        elsewhere.fit(make_loader("mlp"), epochs=2)
+    # the same one goes on, with the same callback or a new one, and so does one that resumes
+    first.fit(make_loader("mlp"), epochs=4)
+    first.callbacks = [ModelCheckpoint(tmp_path, monitor="loss")]
+    first.fit(make_loader("mlp"), epochs=5)
+    other.fit(make_loader("mlp"), epochs=6, resume=checkpoints_in(tmp_path)[0])
+    assert newest(tmp_path)[1]["epoch"] == 6
 
 
 def test_a_state_that_fits_in_part_changes_nothing(tmp_path):
@@ -351,7 +370,9 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
 
     make_trainer("mlp", ModelCheckpoint(tmp_path), Second()).fit(make_loader("mlp"))
     (tmp_path / ".lock").write_text("1\n")  # of a process that was killed: nobody holds it
-    make_trainer("mlp", ModelCheckpoint(tmp_path)).fit(make_loader("mlp"))
+    make_trainer("mlp", ModelCheckpoint(tmp_path)).fit(
+        make_loader("mlp"), epochs=2, resume=tmp_path
+    )
     assert not (tmp_path / ".lock").exists()
 
 
@@ -367,8 +388,10 @@ def test_a_signal_ends_the_run_between_steps_with_all_saved(tmp_path, number):
     whole = make_trainer("mlp")
     whole.fit(make_loader("mlp"), epochs=EPOCHS)
     trainer = make_trainer("mlp", Ask(), ModelCheckpoint(tmp_path, every_seconds=1e6), Interrupts())
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped) as caught:
         trainer.fit(make_loader("mlp"), epochs=EPOCHS)
+    go_on = f"go on with fit(..., resume={str(tmp_path)!r})"
+    assert str(caught.value) == f"stopped after step 5, saved in {tmp_path}; {go_on}"
     assert signal.getsignal(number) == before
     assert trainer.step == 5
     parts = make_trainer("mlp", ModelCheckpoint(tmp_path), seed=9)
@@ -391,6 +414,22 @@ def test_a_closed_terminal_sends_its_signal_twice(tmp_path):
         trainer.fit(make_loader("mlp"))
     assert signal.getsignal(signal.SIGHUP) == before
     assert newest(tmp_path)[1]["step"] == 5
+
+
+def test_a_run_that_is_stopped_says_that_nothing_was_saved(tmp_path, monkeypatch):
+    class Ask(Callback):
+        def on_step_end(self, trainer):
+            interrupts.asked = True
+
+    def refuse(self, data, **about):
+        raise atomic.FileError("no room")
+
+    monkeypatch.setattr(Store, "save", refuse)
+    for kept in ([], [ModelCheckpoint(tmp_path)]):
+        interrupts = Interrupts()
+        trainer = make_trainer("mlp", Ask(), *kept, interrupts)
+        with pytest.raises(Stopped, match=r"^stopped after step 1, not saved by a ModelCheckpoint"):
+            trainer.fit(make_loader("mlp"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")

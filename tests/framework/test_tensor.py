@@ -304,3 +304,22 @@ def test_errors_name_what_was_given(tmp_path):
         x += -1
     with pytest.raises(TypeError, match=r"to\('gpu'\): expected a device \('auto', 'cpu', 'cuda'"):
         x.to("gpu")
+
+
+@on_each_device
+def test_filled_like_another():
+    x = fw.tensor([[1, 2, 3]], device=fw.default_device())
+    for made, value in ((fw.zeros_like(x), 0), (fw.ones_like(x), 1), (fw.full_like(x, 7), 7)):
+        assert (made.dtype, made.device, made.tolist()) == (x.dtype, x.device, [[value] * 3])
+    assert fw.ones_like(x, dtype="float32", requires_grad=True).requires_grad
+    assert fw.zeros_like(fw.tensor(2.0)).shape == ()
+    with pytest.raises(TypeError, match="x is a list, expected a tensor"):
+        fw.zeros_like([1, 2])
+
+
+@on_each_device
+def test_pytorchs_names():
+    x = fw.tensor([[1.0, 2.0]], device=fw.default_device())
+    assert fw.cat([x, x], dim=1).tolist() == [[1, 2, 1, 2]]
+    assert x.long().dtype == np.int64
+    assert x.long().tolist() == [[1, 2]]

@@ -118,6 +118,33 @@ def test_early_stopping_restores_the_best_weights(scores, epochs, ran, best):
     assert now.tobytes() == weights_after(best).tobytes()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ((3, 1, 2, 2, 2), "stopped after epoch 4: val_loss was best in epoch 2"),
+        ((3, 1, 2), "val_loss was best in epoch 2"),
+        ((3, 2, 1), ""),
+    ],
+)
+def test_progress_says_which_weights_early_stopping_has_restored(
+    scores, said, terminal, monkeypatch
+):
+    from rich.console import Console
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    screen = io.StringIO()
+    progress = Progress(Console(file=screen, force_terminal=terminal, width=100))
+    trainer = make_trainer(progress, Scores(*scores), EarlyStopping("val_loss", patience=2))
+    trainer.fit(loader(), epochs=len(scores))
+    last = screen.getvalue().rstrip("\n").rpartition("\n")[2]
+    if said:
+        shown = last.removeprefix("\x1b[?25h")  # the cursor is there again
+        assert shown == f"{said}, whose weights are restored"
+    else:
+        assert "restored" not in screen.getvalue()
+
+
 def test_early_stopping_restores_after_an_error_too():
     class Break(Callback):
         def on_step_end(self, trainer):

@@ -216,6 +216,23 @@ def test_ema_is_what_evaluation_sees():
         assert not np.allclose(host(model(moved(X))), start)
 
 
+def test_the_averaged_weights_are_saved_within_swap(tmp_path):
+    model = make_model()
+    ema = optimizers.EMA(model, decay=0.9)
+    trainer = make_trainer(model, ema=ema)
+    trainer.fit(make_loader(), epochs=2)
+    fw.save(model.state_dict(), tmp_path / "own")
+    with ema.swap():
+        fw.save(model.state_dict(), tmp_path / "averaged")
+    plain = make_trainer(make_model())
+    losses = {}
+    for name in ("own", "averaged"):
+        plain.model.load_state_dict(fw.load(tmp_path / name))
+        losses[name] = plain.evaluate(make_loader(shuffle=False))["loss"]
+    assert trainer.evaluate(make_loader(shuffle=False))["loss"] == losses["averaged"]
+    assert losses["own"] != losses["averaged"]
+
+
 @on_each_device
 def test_several_inputs():
     class Sum(layers.Module):

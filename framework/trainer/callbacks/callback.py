@@ -65,6 +65,10 @@ class Callback:
         afterwards.
         """
 
+    def remark(self, trainer: Trainer) -> str | None:
+        """A line on how the run has ended, which Progress shows at its end."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What has to survive in a checkpoint: arrays and plain values."""
         return {}
@@ -85,6 +89,8 @@ class Best:
     """The best score so far: lowest or highest, as `mode` says ("auto" goes by the name)."""
 
     def __init__(self, monitor: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor is {monitor!r}, expected a score's name, such as 'val_loss'")
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode is {mode!r}, expected 'auto', 'min' or 'max'")
         if not min_delta >= 0:

@@ -16,8 +16,8 @@ class EarlyStopping(Callback):
     """Ends the run after `patience` epochs without improvement; the best weights are restored.
 
     They are restored always, also where the epochs ran out before the patience did, and where an
-    error or Ctrl-C ended the run. With an EMA the best weights are the averaged ones, and the model
-    has them at the end.
+    error or Ctrl-C ended the run; Progress says at the end which they were. With an EMA the best
+    weights are the averaged ones, and the model has them at the end.
 
     Args:
         monitor: a key of the records, "val_loss", "val_accuracy", ...
@@ -54,6 +54,14 @@ class EarlyStopping(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self._restore(trainer)
+
+    def remark(self, trainer: Trainer) -> str | None:
+        """Which weights the model has, where they are not those of the last epoch."""
+        if self.weights is None or self.best_epoch == trainer.epoch:
+            return None
+        best = f"{self.monitor} was best in epoch {self.best_epoch}, whose weights are restored"
+        stopped = self.waited >= self.patience
+        return f"stopped after epoch {trainer.epoch}: {best}" if stopped else best
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         if not isinstance(error, Stopped):  # such a run is to go on from where it is

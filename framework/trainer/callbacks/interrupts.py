@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,24 @@ IMPATIENT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to end, and did so between two steps."""
+    """The run was asked to end, and did so between two steps: after `step`, its state `saved` by a
+    ModelCheckpoint in that folder.
+    """
+
+    def __init__(self, step: int | None = None) -> None:
+        self.step = step
+        self.saved: Path | None = None
+
+    def __str__(self) -> str:
+        after = "stopped" if self.step is None else f"stopped after step {self.step}"
+        if self.saved is not None:
+            return (
+                f"{after}, saved in {self.saved}; go on with fit(..., resume={str(self.saved)!r})"
+            )
+        return (
+            f"{after}, not saved by a ModelCheckpoint; fit(...) of the same trainer goes on from "
+            "its weights"
+        )
 
 
 class Interrupts(Callback):
@@ -70,7 +88,7 @@ class Interrupts(Callback):
 
     def _stop(self, trainer: Trainer) -> None:
         trainer.settle()  # an error of the last step is an error, and none while saving
-        raise Stopped
+        raise Stopped(trainer.step)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self._give_back()  # all is done: a signal has come too late

@@ -48,7 +48,8 @@ class ModelCheckpoint(Callback):
         keep: states that stay, the older ones for the case that the newest is damaged.
 
     Raises:
-        FileError: at the start: `folder` cannot be made, or another run has it.
+        FileError: at the start: `folder` cannot be made, another run has it, or it holds
+            checkpoints of one that this run does not go on from.
     """
 
     writes = True
@@ -87,9 +88,20 @@ class ModelCheckpoint(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         make_folder(self.folder)
         self.lock.acquire()
+        self._check_owner(trainer)
         self.store.begin(goes_on=trainer.step > 0)
         self.pending, self.told, self.begun, self.saved = None, False, trainer.step > 0, None
         self.due = time.monotonic() + (self.every_seconds or 0.0)
+
+    def _check_owner(self, trainer: Trainer) -> None:
+        """FileError where the folder's checkpoints are another run's: they would be replaced."""
+        where = self.folder.resolve()
+        if where not in trainer.folders and checkpoints_in(where):
+            raise FileError(
+                f"{self.folder} holds checkpoints of another run: go on from them with "
+                f"fit(..., resume={str(self.folder)!r}), choose another folder, or delete it"
+            )
+        trainer.folders.add(where)
 
     def on_step_end(self, trainer: Trainer) -> None:
         if self.every_steps is not None and trainer.step % self.every_steps == 0:
@@ -119,6 +131,8 @@ class ModelCheckpoint(Callback):
         if isinstance(error, Stopped):
             self._take(trainer)
         self._end()
+        if isinstance(error, Stopped) and self.saved == trainer.step:
+            error.saved = self.folder
 
     def _end(self) -> None:
         try:

@@ -109,14 +109,19 @@ class Progress(Callback):
         parts = [f"epoch {trainer.epoch:>{len(str(trainer.epochs))}}/{trainer.epochs}"]
         parts += [f"{name} {value:.4f}" for name, value in scores.items()]
         parts.append(f"{record['samples_per_second']:,.0f} samples/s")
+        self._print("  ".join(parts))
+
+    def _print(self, line: str) -> None:
         assert self.console is not None
-        print("  ".join(parts), file=self.console.file or sys.stdout, flush=True)
+        print(line, file=self.console.file or sys.stdout, flush=True)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self.bar is not None and trainer.should_stop:
             done = trainer.step + trainer.skipped
             self.bar.update(self.task, total=done, completed=done)
         self._close()
+        for line in filter(None, (c.remark(trainer) for c in trainer.callbacks)):
+            self._print(line)
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         self._close()
