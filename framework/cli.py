@@ -13,13 +13,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
-from framework import output
+from framework import output, waiting
 from framework.planning import (
     UsageError,
     damage_of,
@@ -98,7 +99,8 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             report_as_usual()
             expected = _expected_errors()
-            command(*args, debug=debug, **options)
+            with nullcontext() if options.get("quiet") else waiting.on_terminal(sys.stderr):
+                command(*args, debug=debug, **options)
             sys.stdout.flush()
         except MemoryError as error:
             if debug:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from framework.trainer.callbacks.callback import Callback
+from framework.waiting import shown_by
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +29,8 @@ class Progress(Callback):
     def __init__(self, console: Console | None = None) -> None:
         self.console = console
         self.bar: Any = None
+        self.scores = ""  # as they are shown
+        self.waiting = ExitStack()  # while the bar is open, it says what is waited for
         self.shown = 0.0
         self.validation: dict[str, float] = {}
 
@@ -61,11 +65,22 @@ class Progress(Callback):
             total=total,
             completed=trainer.step + trainer.skipped,
             epoch=f"{trainer.epoch + 1:>{len(str(trainer.epochs))}}/{trainer.epochs}",
-            scores="[dim]the first step compiles the kernels[/]",
+            scores="",
             rate="",
         )
         self.bar.start()
+        self.waiting.enter_context(shown_by(self._wait))
         self.start, self.seen, self.before = time.perf_counter(), 0, 0
+
+    def _wait(self, text: str | None) -> None:
+        """Kernels are being compiled: `text` stands where the scores were."""
+        bar = self.bar
+        if bar is None:
+            return
+        if text is None:
+            bar.update(self.task, scores=self.scores, refresh=True)
+        else:
+            bar.update(self.task, scores=f"[dim]{text}[/]", refresh=True)
 
     def on_step_end(self, trainer: Trainer) -> None:
         if self.bar is None or time.perf_counter() - self.shown < REFRESH:
@@ -95,11 +110,12 @@ class Progress(Callback):
             both = [both[0], both[-1]]
         samples = self.seen if whole else self.seen + trainer.samples
         rate = samples / (self.shown - self.start)
+        self.scores = "  ".join(f"[dim]{name}[/] {value:.4f}" for name, value in both)
         self.bar.update(
             self.task,
             completed=trainer.step + trainer.skipped,
             epoch=f"{epoch:>{len(str(trainer.epochs))}}/{trainer.epochs}",
-            scores="  ".join(f"[dim]{name}[/] {value:.4f}" for name, value in both),
+            scores=self.scores,
             rate=f"{_short(rate)} samples/s",
             refresh=True,
         )
@@ -122,6 +138,7 @@ class Progress(Callback):
         self._close()
 
     def _close(self) -> None:
+        self.waiting.close()
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
