@@ -42,18 +42,16 @@ class Progress(Callback):
             self._open(trainer)
 
     def _open(self, trainer: Trainer) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         assert self.console is not None
-        wide = self.console.width >= 100
         columns: list[Any] = [
             TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
             TextColumn("{task.fields[scores]}"),
-            TextColumn(" [dim]{task.fields[rate]}[/]"),
+            TextColumn("[dim]{task.fields[rate]}[/]"),
+            TextColumn("[dim]{task.fields[left]}[/]"),
         ]
-        if wide:
-            columns.append(TimeRemainingColumn(compact=True, elapsed_when_finished=True))
         self.bar = Progress(*columns, console=self.console, auto_refresh=False, expand=True)
         try:
             per_epoch = -(-len(trainer.train_loader) // trainer.accumulate)  # type: ignore[arg-type]
@@ -67,10 +65,11 @@ class Progress(Callback):
             epoch=f"{trainer.epoch + 1:>{len(str(trainer.epochs))}}/{trainer.epochs}",
             scores="",
             rate="",
+            left="",
         )
         self.bar.start()
         self.waiting.enter_context(shown_by(self._wait))
-        self.start, self.seen, self.before = time.perf_counter(), 0, 0
+        self.start, self.seen, self.done = time.perf_counter(), 0, trainer.step + trainer.skipped
 
     def _wait(self, text: str | None) -> None:
         """Kernels are being compiled: `text` stands where the scores were."""
