@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import math
+import re
 import time
 
 import numpy as np
@@ -272,6 +273,12 @@ def test_progress_in_a_terminal(width, monkeypatch):
     assert f"{trainer.history[-1]['test_accuracy']:.4f}" in shown
     assert "samples/s" in shown
     assert shown.count("\n") <= 2  # one live line
+    frames = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part) for part in shown.split("\r")]
+    frames = [frame.rstrip() for frame in frames if "loss" in frame]
+    assert any(frame.endswith(" s left") for frame in frames)
+    assert frames[-1].endswith("took 0 s")
+    assert len({frame.index("loss") for frame in frames}) == 1  # no jump as a score joins
+    assert max(map(len, frames)) <= width
 
 
 def test_progress_says_what_the_first_step_waits_for(monkeypatch):

@@ -47,12 +47,12 @@ class Progress(Callback):
         assert self.console is not None
         columns: list[Any] = [
             TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
-            BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
+            BarColumn(self._bar_width(), complete_style="cyan", finished_style="green"),
             TextColumn("{task.fields[scores]}"),
             TextColumn("[dim]{task.fields[rate]}[/]"),
             TextColumn("[dim]{task.fields[left]}[/]"),
         ]
-        self.bar = Progress(*columns, console=self.console, auto_refresh=False, expand=True)
+        self.bar = Progress(*columns, console=self.console, auto_refresh=False)
         try:
             per_epoch = -(-len(trainer.train_loader) // trainer.accumulate)  # type: ignore[arg-type]
         except TypeError:  # a loader without a length: the bar pulses
@@ -69,7 +69,18 @@ class Progress(Callback):
         )
         self.bar.start()
         self.waiting.enter_context(shown_by(self._wait))
-        self.start, self.seen, self.done = time.perf_counter(), 0, trainer.step + trainer.skipped
+        self.start, self.seen = time.perf_counter(), 0
+
+    def _bar_width(self) -> int:
+        """What is left beside the longest text: a score that joins later does not move the bar.
+        Where there is too little for all, the bar shrinks first.
+        """
+        assert self.console is not None
+        text = 89 if self._wide() else 75
+        return min(60, max(8, self.console.width - text))
+
+    def _wide(self) -> bool:
+        return self.console is not None and self.console.width >= 100
 
     def _wait(self, text: str | None) -> None:
         """Kernels are being compiled: `text` stands where the scores were."""
@@ -102,8 +113,7 @@ class Progress(Callback):
         self, trainer: Trainer, epoch: int, scores: dict[str, float], whole: bool = False
     ) -> None:
         self.shown = time.perf_counter()
-        assert self.console is not None
-        room = 3 if self.console.width >= 100 else 2
+        room = 3 if self._wide() else 2
         both = list(scores.items()) + list(self.validation.items())[-1:]
         if room < len(both) and self.validation:
             both = [both[0], both[-1]]
@@ -115,8 +125,11 @@ class Progress(Callback):
             completed=trainer.step + trainer.skipped,
             epoch=f"{epoch:>{len(str(trainer.epochs))}}/{trainer.epochs}",
             scores=self.scores,
-            rate=f"{_short(rate)} samples/s",
-            refresh=True,
+            rate=f"{_short(rate):>5} samples/s",
+        )
+        left = self.bar.tasks[0].time_remaining  # by the speed of the last half minute
+        self.bar.update(
+            self.task, left="" if left is None else f"{_duration(left)} left", refresh=True
         )
 
     def _line(self, trainer: Trainer, record: dict[str, Any]) -> None:
@@ -128,9 +141,12 @@ class Progress(Callback):
         print("  ".join(parts), file=self.console.file or sys.stdout, flush=True)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if self.bar is not None and trainer.should_stop:
+        if self.bar is not None:
             done = trainer.step + trainer.skipped
-            self.bar.update(self.task, total=done, completed=done)
+            if trainer.should_stop:
+                self.bar.update(self.task, total=done, completed=done)
+            took = time.perf_counter() - self.start
+            self.bar.update(self.task, left=f"took {_duration(took)}", refresh=True)
         self._close()
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
@@ -166,3 +182,10 @@ def _short(rate: float) -> str:
             value = rate / scale
             return f"{value:.0f}{unit}" if value >= 100 else f"{value:.1f}{unit}"
     return f"{rate:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits or so: 48 s, 12 min, 3.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
