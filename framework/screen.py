@@ -5,6 +5,7 @@ CLI only.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -334,9 +335,12 @@ def show_files_written(files: list[Path]) -> None:
 
 
 def show_sample(epoch: int, text: str) -> None:
-    """What a language model writes after an epoch, above the progress bar."""
+    """What a language model writes after an epoch, up to its last whole word, above the progress
+    bar.
+    """
     heading = f"[dim]after epoch {epoch} it writes[/]"
-    console().print(heading, Text(printable(text.strip("\n"))), "", sep="\n", soft_wrap=True)
+    words = re.sub(r"(?<=\S)\s+\S*$", "", text.strip("\n"))
+    console().print(heading, Text(f"{printable(words)} …"), "", sep="\n", soft_wrap=True)
 
 
 def write_text(prompt: str, pieces: Iterator[str]) -> None:

@@ -45,3 +45,18 @@ def test_every_layer_is_a_line(of_width, capsys, width, columns):
 def test_the_middle_of_a_long_name_goes():
     assert screen.shortened("blocks.each.0.attention", 23) == "blocks.each.0.attention"
     assert screen.shortened("blocks.each.0.attention", 10) == "bloc…ntion"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\nThe cat sat on the ma", "The cat sat on the …"),
+        ("a line\nand anoth", "a line\nand …"),
+        ("unbroken", "unbroken …"),
+        ("to the end\n", "to the …"),
+    ],
+)
+def test_a_sample_ends_with_a_whole_word(of_width, capsys, text, shown):
+    of_width(80)
+    screen.show_sample(3, text)
+    assert capsys.readouterr().out == f"after epoch 3 it writes\n{shown}\n\n"
