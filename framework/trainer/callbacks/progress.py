@@ -77,7 +77,7 @@ class Progress(Callback):
         """
         assert self.console is not None
         text = 89 if self._wide() else 75
-        return min(60, max(8, self.console.width - text))
+        return min(60, max(6, self.console.width - text))
 
     def _wide(self) -> bool:
         return self.console is not None and self.console.width >= 100
