@@ -395,7 +395,8 @@ def explain(
         pixels, truth = _test_image(config, run, image)
         name = image.replace(":", "-")
     else:
-        pixels, name = pictures.read_image(Path(image), config.shape), Path(image).stem
+        pixels = pictures.read_image(Path(image), config.shape)
+        name = Path(image).name.replace(".", "-")  # x.png and x.npy have a folder each
     subject = pictures.Subject(
         opened.model, pixels, opened.inputs, config.classes, config.device, truth
     )

@@ -71,7 +71,7 @@ def test_lenet_learns_the_small_digits(capsys):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
-def test_predict_reads_png_as_it_reads_npy(tmp_path, capsys):
+def test_png_is_read_as_npy_is(tmp_path, capsys):
     from matplotlib.image import imsave
 
     call("train", "mlp", "--epochs", 1, "--quiet", "--out", "run")
@@ -85,6 +85,10 @@ def test_predict_reads_png_as_it_reads_npy(tmp_path, capsys):
     call("predict", "run", "0.png", "1.png", "2.png")
     assert capsys.readouterr().out == table
     assert len(table.splitlines()) == 4
+    np.save("0.npy", levels[0] / np.float32(255))
+    for file in ("0.png", "0.npy"):
+        call("explain", "run", file)
+    assert {folder.name for folder in (tmp_path / "run/explain").iterdir()} == {"0-png", "0-npy"}
     imsave("large.png", np.zeros((9, 8)))
     call("predict", "run", "0.png", "large.png", code=2)
     assert "error: large.png has 9x8 pixels, expected 8x8" in capsys.readouterr().err
