@@ -393,7 +393,9 @@ def _settings(kind: type[Any], without: tuple[str, ...] = ()) -> Table:
         if field.name in without:
             continue
         default = "" if field.default is MISSING else _shown(field.default)
-        out.add_row(field.name, escape(_type(str(field.type))), default)
+        choices = field.metadata.get("choices")  # of what is checked against a list, or a table
+        kind = ", ".join(choices) if choices else _type(str(field.type))
+        out.add_row(field.name, escape(kind), default)
     return out
 
 

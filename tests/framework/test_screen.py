@@ -8,7 +8,8 @@ from rich.console import Console
 
 import framework as fw
 from framework import screen
-from models import GPT, GPTConfig
+from framework.trainer.run import Recipe
+from models import GPT, ZOO, GPTConfig
 
 
 @pytest.fixture
@@ -60,3 +61,16 @@ def test_a_sample_ends_with_a_whole_word(of_width, capsys, text, shown):
     of_width(80)
     screen.show_sample(3, text)
     assert capsys.readouterr().out == f"after epoch 3 it writes\n{shown}\n\n"
+
+
+def test_models_shows_what_each_setting_can_be(of_width, capsys):
+    of_width(200)
+    screen.show_models(ZOO, Recipe, {})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "activation gelu, gelu_tanh, relu, swiglu gelu_tanh" in lines
+    assert any(line.startswith("activation relu, leaky_relu, gelu, silu") for line in lines)
+    assert "precision float32, tf32, bf16-mixed, fp16-mixed float32" in lines
+    kinds = {"name", "number", "integer", "integers", "true", "none"}
+    settings = [line.split() for line in lines if line.split()[:1] == ["activation"]]
+    assert settings
+    assert not any(kinds & set(words) for words in settings)
