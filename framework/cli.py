@@ -13,13 +13,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
-from framework import output
+from framework import output, waiting
 from framework.planning import (
     UsageError,
     damage_of,
@@ -98,7 +99,8 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             report_as_usual()
             expected = _expected_errors()
-            command(*args, debug=debug, **options)
+            with nullcontext() if options.get("quiet") else waiting.on_terminal(sys.stderr):
+                command(*args, debug=debug, **options)
             sys.stdout.flush()
         except MemoryError as error:
             if debug:
@@ -291,7 +293,14 @@ def evaluate(run: Run, device: Device = None, debug: Debug = False) -> None:
 @one_line_errors
 def predict(
     run: Run,
-    file: Annotated[Path, typer.Argument(help="Inputs: a .npy file (N, ...).", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="Inputs: .npy files (N, ...) and .png files.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -301,15 +310,16 @@ def predict(
     device: Device = None,
     debug: Debug = False,
 ) -> None:
-    """Say what a trained model makes of the inputs in a file.
+    """Say what a trained model makes of the inputs in files.
 
-    Inputs are on the scale of the data set that it was trained on (digits: 0 to 1).
+    Those of .npy files are on the scale of the data set that it was trained on (digits: 0 to 1);
+    PNG is read from 0 to 1.
     """
     import numpy as np
 
     from framework import functional as F, screen
+    from framework.explain import read_files
     from framework.interop.atomic import write_bytes
-    from framework.trainer.inputs import read_inputs
     from framework.trainer.run import invert, outputs_for
 
     if out is not None:
@@ -318,7 +328,7 @@ def predict(
     config = opened.config
     if opened.inputs is None or config.input_range is None:
         raise UsageError(f"{run} has learnt a language: it has generate, not predict")
-    x = read_inputs(file, config.shape)
+    x = read_files(files, config.shape)
     _say_if_elsewhere(x, config.input_range)
     with damage_of(run):
         x = opened.inputs(x)
@@ -385,7 +395,8 @@ def explain(
         pixels, truth = _test_image(config, run, image)
         name = image.replace(":", "-")
     else:
-        pixels, name = pictures.read_image(Path(image), config.shape), Path(image).stem
+        pixels = pictures.read_image(Path(image), config.shape)
+        name = Path(image).name.replace(".", "-")  # x.png and x.npy have a folder each
     subject = pictures.Subject(
         opened.model, pixels, opened.inputs, config.classes, config.device, truth
     )

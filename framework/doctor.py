@@ -36,20 +36,24 @@ LIBRARIES = {
     "torch": ("a peer for python -m bench", "torch"),
 }
 
+#: Columns where the output is no terminal: what people paste into a report of a bug.
+WIDTH = 100
+
 #: The one that is no Python package.
 CUBLASLT = ("matrix products on CUDA; without it CuPy's", "nvidia-cublas")
 
 
 def report() -> None:
     """Print everything."""
+    width = None if console().is_terminal else WIDTH
     title("machine")
-    console().print(facts(machine()))
+    console().print(facts(machine()), width=width)
     title("\ndevices")
-    console().print(facts(devices()))
+    console().print(facts(devices()), width=width)
     title("\nlibraries")
-    console().print(libraries())
+    console().print(libraries(), width=width)
     title("kernels")
-    console().print(kernel_table())
+    console().print(kernel_table(), width=width)
 
 
 def machine() -> dict[str, str]:

@@ -5,6 +5,7 @@ CLI only.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -26,11 +28,15 @@ from framework.data import Splits, TokenSplits
 from framework.explain import Subject
 from framework.generation import LogitsError
 from framework.layers import Module
+from framework.layers.summary import HEAD
 from framework.trainer import Profiler, Trainer
 from framework.trainer.run import RunConfig, example, language_scores
 
 #: Rows of predictions in a terminal.
 ROWS = 20
+
+#: Letters of a layer's name, below which a column goes before more of the name.
+SHORTEST_NAME = 24
 
 #: What the tokens of a tokenizer are.
 TOKENS = {"characters": "characters", "words": "words", "bpe": "pieces", "wordpiece": "pieces"}
@@ -126,18 +132,47 @@ def show_training(
 
 
 def show_summary(model: Module, inputs: Any) -> None:
-    """Layers with output shapes and parameters; those without parameters are left out."""
+    """Layers with output shapes and parameters, a line each; those without parameters are left out.
+
+    Where the screen is narrow, types and then multiply-adds are left out, and long names are cut.
+    """
     summary = model.summary(inputs)
-    out = table("layer", "type", "output", "parameters", "multiply-adds", right=(3, 4))
-    for row in summary.rows:
-        if row.parameters:
-            cells = row.name, row.kind, row.output, f"{row.parameters:,}", f"{row.multiply_adds:,}"
-            out.add_row(*cells)
-    out.columns[0].footer = "total"
-    out.columns[3].footer = f"{summary.parameters:,}"
-    out.columns[4].footer = f"{summary.multiply_adds:,}"
+    total = "total", "", "", f"{summary.parameters:,}", f"{summary.multiply_adds:,}"
+    lines = [row.cells() for row in summary.rows if row.parameters]
+    longest = max((len(name) for name, *_ in lines), default=0)
+    for shown in ((0, 1, 2, 3, 4), (0, 2, 3, 4), (0, 2, 3)):
+        room = longest - max(0, _width(_layers(lines, total, shown, longest)) - console().width)
+        if room >= min(longest, SHORTEST_NAME):
+            break
+    console().print(_layers(lines, total, shown, max(room, len(total[0]))))
+
+
+def _layers(
+    lines: list[tuple[str, ...]], total: tuple[str, ...], shown: tuple[int, ...], room: int
+) -> Table:
+    """The columns `shown` of the table of layers, names within `room`."""
+    numbers = tuple(i for i, column in enumerate(shown) if column >= 3)
+    out = table(*(HEAD[column] for column in shown), right=numbers)
+    for name, *cells in lines:
+        whole = shortened(name, room), *cells
+        out.add_row(*(whole[column] for column in shown))
+    for column, text in zip(out.columns, (total[column] for column in shown), strict=True):
+        column.footer = text
     out.show_footer, out.footer_style = True, "bold"
-    console().print(out)
+    return out
+
+
+def _width(out: Table) -> int:
+    """What `out` takes where there is room."""
+    return Measurement.get(console(), console().options.update(max_width=10**4), out).maximum
+
+
+def shortened(name: str, room: int) -> str:
+    """`name` within `room` letters: its middle goes."""
+    if len(name) <= room:
+        return name
+    tail = room // 2
+    return f"{name[: room - 1 - tail]}…{name[len(name) - tail :]}"
 
 
 def device_name(name: str) -> str:
@@ -300,9 +335,12 @@ def show_files_written(files: list[Path]) -> None:
 
 
 def show_sample(epoch: int, text: str) -> None:
-    """What a language model writes after an epoch, above the progress bar."""
+    """What a language model writes after an epoch, up to its last whole word, above the progress
+    bar.
+    """
     heading = f"[dim]after epoch {epoch} it writes[/]"
-    console().print(heading, Text(printable(text.strip("\n"))), "", sep="\n", soft_wrap=True)
+    words = re.sub(r"(?<=\S)\s+\S*$", "", text.strip("\n"))
+    console().print(heading, Text(f"{printable(words)} …"), "", sep="\n", soft_wrap=True)
 
 
 def write_text(prompt: str, pieces: Iterator[str]) -> None:
@@ -355,7 +393,9 @@ def _settings(kind: type[Any], without: tuple[str, ...] = ()) -> Table:
         if field.name in without:
             continue
         default = "" if field.default is MISSING else _shown(field.default)
-        out.add_row(field.name, escape(_type(str(field.type))), default)
+        choices = field.metadata.get("choices")  # of what is checked against a list, or a table
+        kind = ", ".join(choices) if choices else _type(str(field.type))
+        out.add_row(field.name, escape(kind), default)
     return out
 
 

@@ -8,7 +8,7 @@ logits = model(ids)                                       # (B, T) -> (B, T, 65)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from framework.layers import KVCache
 from models import hugging_face
 from models.hugging_face import Place, expect_values, one, one_dropout, several
 from models.transformer import (
+    ACTIVATIONS,
     Activation,
     BlockConfig,
     Blocks,
@@ -57,7 +58,7 @@ class GPTConfig:
     eps: float = 1e-5
     positions: Literal["learned", "rotary"] = "learned"
     rotary_base: float = 10000.0
-    activation: Activation = "gelu_tanh"
+    activation: Activation = field(default="gelu_tanh", metadata={"choices": ACTIVATIONS})
     tied: bool = True
     checkpoint: bool = False
 

@@ -7,7 +7,7 @@ logits = model(images)                                    # (N, 1, 28, 28) -> (N
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from framework import layers
@@ -43,7 +43,7 @@ class MLPConfig:
     inputs: int = 64
     hidden: tuple[int, ...] = (128, 128)
     outputs: int = 10
-    activation: str = "relu"
+    activation: str = field(default="relu", metadata={"choices": tuple(ACTIVATIONS)})
     norm: Literal["batch", "layer", "rms"] | None = "batch"
     dropout: float = 0.2
     residual: bool = False

@@ -19,6 +19,7 @@ LAYERS = [
     "framework.guard",
     "framework.startup",
     "framework.output",
+    "framework.waiting",
     "framework.backend",
     "framework.autograd",
     "framework.functional",

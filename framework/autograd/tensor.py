@@ -95,7 +95,8 @@ class Tensor(Arithmetic, Shaping, Reductions):
         if is_cuda(self.data):
             notes += f", device='{self.device}'"
         if self.node is not None:
-            notes += f", from={self.node.name}"
+            name = self.node.name
+            notes += f", from={name}" if name != "freed" else ""  # after backward
         elif self.requires_grad:
             notes += ", requires_grad=True"
         shape = f", shape={self.shape}" if self.size > 100 or not self.size else ""

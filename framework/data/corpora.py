@@ -37,6 +37,10 @@ class Corpus:
     description: str
     words: bool = False
 
+    def __repr__(self) -> str:
+        train, test = len(self.train), len(self.test)
+        return f"Corpus({self.name!r}, {train:,} characters to train, {test:,} to test)"
+
     @property
     def text(self) -> str:
         """Both parts."""

@@ -39,6 +39,9 @@ class Dataset(ABC):
     @abstractmethod
     def __getitem__(self, index: Any) -> Any: ...
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self):,} samples)"
+
     def batch(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, ...]:
         """The samples at `indices` (n,), stacked: a tuple of arrays with n rows each.
 
@@ -164,6 +167,9 @@ class Subset(Dataset):
     def __init__(self, dataset: Dataset, indices: np.ndarray | Sequence[int]) -> None:
         self.dataset, self.indices = dataset, _as_indices(indices, len(dataset))
         self.batched, self.classes, self.task = dataset.batched, dataset.classes, dataset.task
+
+    def __repr__(self) -> str:
+        return f"Subset({len(self):,} samples of {self.dataset!r})"
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -135,6 +135,10 @@ class DataLoader:
         full, rest = divmod(self._samples(), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
+    def __repr__(self) -> str:
+        batches = f"{len(self):,} batch{'es' * (len(self) != 1)} of {self.batch_size:,}"
+        return f"DataLoader({self.dataset!r}, {batches})"
+
     def _samples(self) -> int:
         """Samples of an epoch."""
         return len(self.dataset if self.sampler is None else self.sampler)

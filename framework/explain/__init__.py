@@ -16,7 +16,7 @@ from framework.explain.attention import between_tokens, has_attention, over_imag
 from framework.explain.feature_maps import feature_maps
 from framework.explain.filters import filters
 from framework.explain.saliency import saliency
-from framework.explain.subject import Subject, TextSubject, read_image
+from framework.explain.subject import Subject, TextSubject, read_files, read_image
 from framework.trainer.drawing import save_figure
 from framework.trainer.folders import make_folder
 
@@ -27,6 +27,7 @@ __all__ = [
     "TextSubject",
     "explain",
     "has_attention",
+    "read_files",
     "read_image",
 ]
 

@@ -33,19 +33,24 @@ def maps_of(subject: Subject) -> list[Maps]:
     calls: list[tuple[str, np.ndarray]] = []
     names = {id(module): name for name, module in subject.model.named_modules()}
     latest = ""  # layer with parameters
+    since: list[str] = []  # what came after it: the maps of `conv2, pool, activation`
 
     def note(module: Module, args: Any, output: Any) -> None:
         nonlocal latest
         name = names[id(module)]
         if any(True for _ in module.parameters()):
             latest = name
+            since.clear()
+        elif latest and not name.startswith(latest):
+            since.append(name)
+            name = ", ".join([latest, *since])
         if not isinstance(output, Tensor) or output.ndim != 4:
             return
         values = output.detach().cpu().numpy()[0]
         height, width = values.shape[1:]
         # A picture of the image has its proportions; channels may stand last inside of a block.
         if 1 < height <= H and abs(height * W - width * H) <= max(H, W):
-            calls.append((name if name.startswith(latest) else f"{latest}, {name}", values))
+            calls.append((name, values))
 
     removers = [module.register_forward_hook(note) for module in subject.model.modules()]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from framework.autograd import Tensor, no_grad
 from framework.data import Tokenizer, Transform
 from framework.interop.atomic import FileError, read_bytes
 from framework.layers import Module
+from framework.trainer.drawing import INSTALL, has_matplotlib
 from framework.trainer.inputs import read_inputs
 
 #: Tokens of a text that can be told apart in a picture.
@@ -73,18 +75,40 @@ class TextSubject:
 
 
 def read_image(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An image (C, H, W) of a .npy or .png file, float32; PNG from 0 to 1.
+    """The only input of a .npy or .png file, (C, H, W); see `read_files`.
+
+    Raises:
+        FileError: several images, and what `read_files` raises; one line.
+    """
+    x = read_files([file], shape)
+    if len(x) != 1:
+        raise FileError(f"{file} holds {len(x)} images, expected one")
+    return x[0]
+
+
+def read_files(files: Sequence[Path], shape: tuple[int, ...]) -> np.ndarray:
+    """The inputs (N, *shape) of .npy and .png files, float32, one after the other; PNG from 0 to 1.
 
     Colours become grey, and grey colours, as `shape` has it; what is transparent shows white.
 
     Raises:
-        FileError: missing, neither, damaged, of another size, or several images; one line.
+        FileError: missing, neither, damaged, or of another size; one line.
     """
-    if file.suffix.lower() != ".png":
-        x = read_inputs(file, shape)
-        if len(x) != 1:
-            raise FileError(f"{file} holds {len(x)} images, expected one")
-        return x[0]
+    return np.concatenate(
+        [
+            _read_png(file, shape)[None]
+            if file.suffix.lower() == ".png"
+            else read_inputs(file, shape)
+            for file in files
+        ]
+    )
+
+
+def _read_png(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) != 3:
+        raise FileError(f"{file} is an image, but the model takes inputs {shape}")
+    if not has_matplotlib():
+        raise FileError(f"{file} is read with matplotlib, which is not installed: {INSTALL}")
     from matplotlib.image import imread
 
     read_bytes(file)  # its errors, where the file cannot be read

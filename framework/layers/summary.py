@@ -11,18 +11,28 @@ from framework.autograd import Tensor, no_grad
 from framework.backend.device import default_device
 from framework.layers.module import Module
 
+HEAD = ("layer", "type", "output", "parameters", "multiply-adds")
+
 
 @dataclass
 class Row:
     """One layer: its path, class, output shape (of its last call), own parameters and multiply-adds
     of all calls.
+
+    Of a layer that its parent computes in a kernel of its own, such as a sum and its norm, `output`
+    is empty.
     """
 
     name: str
     kind: str
-    output: str = "-"
+    output: str = ""
     parameters: int = 0
     multiply_adds: int = 0
+
+    def cells(self) -> tuple[str, ...]:
+        """As a table shows it; what computes nothing, or elsewhere, has no number for it."""
+        work = f"{self.multiply_adds:,}" if self.multiply_adds else ""
+        return self.name, self.kind, self.output, f"{self.parameters:,}", work
 
 
 @dataclass
@@ -39,11 +49,7 @@ class Summary:
     size: int = 0
 
     def __str__(self) -> str:
-        head = ("layer", "type", "output", "parameters", "multiply-adds")
-        body = [
-            (r.name, r.kind, r.output, f"{r.parameters:,}", f"{r.multiply_adds:,}")
-            for r in self.rows
-        ]
+        head, body = HEAD, [row.cells() for row in self.rows]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         lines = [self.title, _line(head, widths), "-" * (sum(widths) + 2 * (len(widths) - 1))]
         lines += [_line(cells, widths) for cells in body]

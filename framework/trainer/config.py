@@ -12,7 +12,7 @@ from framework.backend.device import Device
 from framework.data import CATALOG, Splits, TokenSplits
 from framework.interop.atomic import FileError, read_bytes, write_text
 from framework.trainer.folders import make_folder
-from framework.trainer.precision import check_precision
+from framework.trainer.precision import PRECISIONS, check_precision
 from framework.trainer.versions import versions
 
 CONFIG = "config.json"
@@ -76,7 +76,7 @@ class Recipe:
     mixup: float = 0.0
     validation: float = 0.0
     patience: int | None = None
-    precision: str = "float32"
+    precision: str = field(default="float32", metadata={"choices": PRECISIONS})
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9
     beta2: float = 0.999

@@ -51,6 +51,14 @@ class LRCurve:
         slopes = np.gradient(np.array(self.smoothed[:end]), np.log(self.lrs[:end]))
         return self.lrs[int(np.argmin(slopes))]
 
+    def __repr__(self) -> str:
+        try:
+            suggestion = f"suggestion={self.suggestion:.3g}"
+        except ValueError:
+            suggestion = "no suggestion"
+        low, high = self.lrs[0], self.lrs[-1]
+        return f"LRCurve({suggestion}, {len(self.lrs)} steps, lr {low:.3g} to {high:.3g})"
+
     def plot(self, path: str | Path) -> None:
         """The curve with the suggestion, as a PNG.
 

@@ -32,7 +32,9 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 import numpy as np
+from numba.core import event
 
+from kernels import compiling
 from kernels.cache import chosen_cache, user_cache
 from kernels.cpu.alignment import align_arrays
 from kernels.cpu.team import has_team, on_team
@@ -70,9 +72,20 @@ def _choose_threading_layer() -> None:
         numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
+class _Compilations(event.Listener):  # type: ignore[misc]
+    """numba tells of what it compiles, never of what it loads: a call costs nothing more."""
+
+    def on_start(self, event: Any) -> None:
+        compiling.watch(True)
+
+    def on_end(self, event: Any) -> None:
+        compiling.watch(False)
+
+
 _prefer_wide_vectors()
 _choose_threading_layer()
 align_arrays()
+event.register("numba:compile", _Compilations())
 
 
 @cache

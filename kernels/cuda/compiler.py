@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kernels import compiling
+
 FOLDER = Path(__file__).parent
 
 #: --fmad stays on (the default); no fast-math: NaN, infinities and 1 ulp matter more than a few
@@ -45,5 +47,6 @@ def compiled(text: str, expression: str) -> Any:
     """
     import cupy
 
-    module = cupy.RawModule(code=text, options=OPTIONS, name_expressions=(expression,))
-    return module.get_function(expression)
+    with compiling.told():
+        module = cupy.RawModule(code=text, options=OPTIONS, name_expressions=(expression,))
+        return module.get_function(expression)

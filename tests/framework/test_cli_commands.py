@@ -431,6 +431,7 @@ def test_models_and_doctor(folder):
     shown = call(folder, "doctor").stdout
     for word in ("python", "numpy", "cpu features", "kernel cache", "softmax", "numba", "compiled"):
         assert word in shown
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch, capsys):

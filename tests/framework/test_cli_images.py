@@ -70,6 +70,33 @@ def test_lenet_learns_the_small_digits(capsys):
     assert float(capsys.readouterr().out.split()[-1]) > 0.97
 
 
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
+def test_png_is_read_as_npy_is(tmp_path, capsys):
+    from matplotlib.image import imsave
+
+    call("train", "mlp", "--epochs", 1, "--quiet", "--out", "run")
+    levels = RNG.integers(0, 256, (3, 8, 8))
+    np.save("three.npy", levels / np.float32(255))
+    for i, image in enumerate(levels):
+        imsave(f"{i}.png", np.repeat(image[..., None], 3, axis=2).astype(np.uint8))
+    capsys.readouterr()
+    call("predict", "run", "three.npy")
+    table = capsys.readouterr().out
+    call("predict", "run", "0.png", "1.png", "2.png")
+    assert capsys.readouterr().out == table
+    assert len(table.splitlines()) == 4
+    np.save("0.npy", levels[0] / np.float32(255))
+    for file in ("0.png", "0.npy"):
+        call("explain", "run", file)
+    assert {folder.name for folder in (tmp_path / "run/explain").iterdir()} == {"0-png", "0-npy"}
+    imsave("large.png", np.zeros((9, 8)))
+    call("predict", "run", "0.png", "large.png", code=2)
+    assert "error: large.png has 9x8 pixels, expected 8x8" in capsys.readouterr().err
+    call("train", "mlp", "--dataset", "moons", "--epochs", 1, "--quiet", "--out", "plain")
+    call("predict", "plain", "0.png", code=2)
+    assert "0.png is an image, but the model takes inputs (2,)" in capsys.readouterr().err
+
+
 def test_models_of_images_refuse_other_data(capsys):
     call("train", "lenet", "--dataset", "moons", "--out", "run", code=2)
     assert "inputs have shape (2): expected images" in capsys.readouterr().err

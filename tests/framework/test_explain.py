@@ -57,7 +57,7 @@ def test_maps_are_those_of_the_last_layer_of_each_size():
     names = [(m.name, m.values.shape) for m in maps_of(subject("lenet"))]
     assert names == [
         ("conv1", (6, 12, 12)),
-        ("conv1, activation", (6, 6, 6)),
+        ("conv1, pool, activation", (6, 6, 6)),
         ("conv2", (16, 2, 2)),
     ]
     s = subject("resnet18", (3, 16, 16), width=4)

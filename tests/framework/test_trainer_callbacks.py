@@ -7,12 +7,14 @@ import importlib.util
 import io
 import json
 import math
+import re
+import time
 
 import numpy as np
 import pytest
 
 import framework as fw
-from framework import layers, optimizers
+from framework import layers, optimizers, waiting
 from framework.autograd import tensor
 from framework.data import ArrayDataset, DataLoader
 from framework.functional import cross_entropy, mse_loss
@@ -37,6 +39,7 @@ from framework.trainer import (
 from framework.trainer.callbacks.curve_plot import draw_curves
 from framework.trainer.callbacks.log import plain
 from framework.trainer.store import newest
+from kernels import compiling
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 4)).astype(np.float32)
@@ -297,6 +300,31 @@ def test_progress_in_a_terminal(width, monkeypatch):
     assert f"{trainer.history[-1]['test_accuracy']:.4f}" in shown
     assert "samples/s" in shown
     assert shown.count("\n") <= 2  # one live line
+    frames = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part) for part in shown.split("\r")]
+    frames = [frame.rstrip() for frame in frames if "loss" in frame]
+    assert any(frame.endswith(" s left") for frame in frames)
+    assert frames[-1].endswith("took 0 s")
+    assert len({frame.index("loss") for frame in frames}) == 1  # no jump as a score joins
+    assert max(map(len, frames)) <= width
+
+
+def test_progress_says_what_the_first_step_waits_for(monkeypatch):
+    from rich.console import Console
+
+    class Compiles(Callback):
+        def on_fit_start(self, trainer):
+            with compiling.told():
+                time.sleep(0.05)
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(waiting, "PATIENCE", 0.02)
+    monkeypatch.setattr(waiting, "FRAME", 0.005)
+    screen, before = io.StringIO(), compiling.watch
+    console = Console(file=screen, force_terminal=True, width=120, legacy_windows=False)
+    make_trainer(Progress(console), Compiles()).fit(loader(), epochs=1)
+    shown = screen.getvalue()
+    assert shown.index("compiling kernels, once on this machine: 0 s") < shown.index("loss")
+    assert compiling.watch is before
 
 
 def test_progress_while_all_targets_are_equal(monkeypatch):

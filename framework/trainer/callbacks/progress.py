@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from framework.trainer.callbacks.callback import Callback
+from framework.waiting import shown_by
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +29,8 @@ class Progress(Callback):
     def __init__(self, console: Console | None = None) -> None:
         self.console = console
         self.bar: Any = None
+        self.scores = ""  # as they are shown
+        self.waiting = ExitStack()  # while the bar is open, it says what is waited for
         self.shown = 0.0
         self.validation: dict[str, float] = {}
 
@@ -38,19 +42,17 @@ class Progress(Callback):
             self._open(trainer)
 
     def _open(self, trainer: Trainer) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         assert self.console is not None
-        wide = self.console.width >= 100
         columns: list[Any] = [
             TextColumn("[bold]epoch {task.fields[epoch]}[/]"),
-            BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
+            BarColumn(self._bar_width(), complete_style="cyan", finished_style="green"),
             TextColumn("{task.fields[scores]}"),
-            TextColumn(" [dim]{task.fields[rate]}[/]"),
+            TextColumn("[dim]{task.fields[rate]}[/]"),
+            TextColumn("[dim]{task.fields[left]}[/]"),
         ]
-        if wide:
-            columns.append(TimeRemainingColumn(compact=True, elapsed_when_finished=True))
-        self.bar = Progress(*columns, console=self.console, auto_refresh=False, expand=True)
+        self.bar = Progress(*columns, console=self.console, auto_refresh=False)
         try:
             per_epoch = -(-len(trainer.train_loader) // trainer.accumulate)  # type: ignore[arg-type]
         except TypeError:  # a loader without a length: the bar pulses
@@ -61,11 +63,34 @@ class Progress(Callback):
             total=total,
             completed=trainer.step + trainer.skipped,
             epoch=f"{trainer.epoch + 1:>{len(str(trainer.epochs))}}/{trainer.epochs}",
-            scores="[dim]the first step compiles the kernels[/]",
+            scores="",
             rate="",
+            left="",
         )
         self.bar.start()
-        self.start, self.seen, self.before = time.perf_counter(), 0, 0
+        self.waiting.enter_context(shown_by(self._wait))
+        self.start, self.seen = time.perf_counter(), 0
+
+    def _bar_width(self) -> int:
+        """What is left beside the longest text: a score that joins later does not move the bar.
+        Where there is too little for all, the bar shrinks first.
+        """
+        assert self.console is not None
+        text = 89 if self._wide() else 75
+        return min(60, max(6, self.console.width - text))
+
+    def _wide(self) -> bool:
+        return self.console is not None and self.console.width >= 100
+
+    def _wait(self, text: str | None) -> None:
+        """Kernels are being compiled: `text` stands where the scores were."""
+        bar = self.bar
+        if bar is None:
+            return
+        if text is None:
+            bar.update(self.task, scores=self.scores, refresh=True)
+        else:
+            bar.update(self.task, scores=f"[dim]{text}[/]", refresh=True)
 
     def on_step_end(self, trainer: Trainer) -> None:
         if self.bar is None or time.perf_counter() - self.shown < REFRESH:
@@ -88,20 +113,23 @@ class Progress(Callback):
         self, trainer: Trainer, epoch: int, scores: dict[str, float], whole: bool = False
     ) -> None:
         self.shown = time.perf_counter()
-        assert self.console is not None
-        room = 3 if self.console.width >= 100 else 2
+        room = 3 if self._wide() else 2
         both = list(scores.items()) + list(self.validation.items())[-1:]
         if room < len(both) and self.validation:
             both = [both[0], both[-1]]
         samples = self.seen if whole else self.seen + trainer.samples
         rate = samples / (self.shown - self.start)
+        self.scores = "  ".join(f"[dim]{name}[/] {value:.4f}" for name, value in both)
         self.bar.update(
             self.task,
             completed=trainer.step + trainer.skipped,
             epoch=f"{epoch:>{len(str(trainer.epochs))}}/{trainer.epochs}",
-            scores="  ".join(f"[dim]{name}[/] {value:.4f}" for name, value in both),
-            rate=f"{_short(rate)} samples/s",
-            refresh=True,
+            scores=self.scores,
+            rate=f"{_short(rate):>5} samples/s",
+        )
+        left = self.bar.tasks[0].time_remaining  # by the speed of the last half minute
+        self.bar.update(
+            self.task, left="" if left is None else f"{_duration(left)} left", refresh=True
         )
 
     def _line(self, trainer: Trainer, record: dict[str, Any]) -> None:
@@ -116,9 +144,12 @@ class Progress(Callback):
         print(line, file=self.console.file or sys.stdout, flush=True)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if self.bar is not None and trainer.should_stop:
+        if self.bar is not None:
             done = trainer.step + trainer.skipped
-            self.bar.update(self.task, total=done, completed=done)
+            if trainer.should_stop:
+                self.bar.update(self.task, total=done, completed=done)
+            took = time.perf_counter() - self.start
+            self.bar.update(self.task, left=f"took {_duration(took)}", refresh=True)
         self._close()
         for line in filter(None, (c.remark(trainer) for c in trainer.callbacks)):
             self._print(line)
@@ -127,6 +158,7 @@ class Progress(Callback):
         self._close()
 
     def _close(self) -> None:
+        self.waiting.close()
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -155,3 +187,10 @@ def _short(rate: float) -> str:
             value = rate / scale
             return f"{value:.0f}{unit}" if value >= 100 else f"{value:.1f}{unit}"
     return f"{rate:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits or so: 48 s, 12 min, 3.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
