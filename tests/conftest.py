@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import os
+import signal
 
 import pytest
 
@@ -10,6 +11,13 @@ os.environ.setdefault("FRAMEWORK_DEVICE", "cpu")
 # Several test processes share the cores: a thread that waits must sleep, not spin. OpenMP reads
 # this when numba loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Started by nohup, or in the background of a script, this process ignores signals, and so would
+# those that tests start to be interrupted.
+for number in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
+    if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, usual)
 
 
 def _no_device() -> str | None:
