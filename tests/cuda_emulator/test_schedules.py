@@ -64,8 +64,12 @@ def test_no_sanitizer_fails_where_it_is_required(request, cupy, monkeypatch, set
     assert caught.type is outcome.Exception
 
 
+#: bfloat16 accesses what float16 does: the code is one template, the size the same.
+SANITIZED = ("float32", "float16")
+
+
 @pytest.mark.usefixtures("_sanitizer")
-@pytest.mark.parametrize("dtype", matrix.DTYPES)
+@pytest.mark.parametrize("dtype", SANITIZED)
 def test_no_access_is_out_of_bounds(dtype):
     done = sanitized("matrix", dtype)
     assert done.returncode == 0, done.stderr[-6000:]
