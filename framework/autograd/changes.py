@@ -89,9 +89,15 @@ def _held(function: Callable[..., Any]) -> Iterator[Array]:
             elif isinstance(value, partial):
                 waiting += [value.func, *value.args, *value.keywords.values()]
             else:
-                waiting += value.__defaults__ or ()
-                for cell in value.__closure__ or ():
-                    try:
-                        waiting.append(cell.cell_contents)
-                    except ValueError:  # a name that was never given a value
-                        continue
+                waiting += captured(value)
+
+
+def captured(function: FunctionType) -> Iterator[Any]:
+    """What a function has around it: its defaults, and the variables of its closure."""
+    yield from function.__defaults__ or ()
+    for cell in function.__closure__ or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # a name that was never given a value
+            continue
+        yield value

@@ -12,6 +12,7 @@ from typing import Any
 
 from framework.autograd import graph
 from framework.autograd.casting import autocast, state
+from framework.autograd.changes import captured
 from framework.autograd.graph import Node, is_grad_enabled, set_grad_enabled
 from framework.autograd.several import hung_on
 from framework.autograd.tensor import Tensor
@@ -106,9 +107,4 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         elif isinstance(value, partial):
             waiting += [value.func, value.args, value.keywords]
         elif isinstance(value, FunctionType):
-            waiting += value.__defaults__ or ()
-            for cell in value.__closure__ or ():
-                try:
-                    waiting.append(cell.cell_contents)
-                except ValueError:  # a name that was never given a value
-                    continue
+            waiting += captured(value)

@@ -12,6 +12,7 @@ weights, others go back like the counts.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,23 @@ if TYPE_CHECKING:
 _ASKED = 2
 
 
+class Moved:
+    """What a forward pass moves, as it was before: the running statistics of batch norm, and what
+    is carried on.
+    """
+
+    def __init__(self, buffers: Sequence[Tensor] = (), carries: Sequence[Carry] = ()) -> None:
+        self._buffers = [(b, b.data.copy()) for b in buffers]
+        self._carried = [(c, [a.copy() for a in c.kept()]) for c in carries]
+
+    def give_back(self) -> None:
+        """Put it back; as often as it is asked."""
+        for buffer, before in self._buffers:
+            buffer.data[...] = before
+        for carry, kept in self._carried:
+            carry.restore([a.copy() for a in kept])
+
+
 class Before:
     """What a step begins from, but for what the device holds: weights, optimizer state, EMA."""
 
@@ -42,9 +60,7 @@ class Before:
         self.generator = default_generator.state()
         self.optimizer = trainer.optimizer.counted()
         self.updates = None if trainer.ema is None else trainer.ema.updates
-        # The forward pass moves the running statistics of batch norm, and what is carried on.
-        self.buffers = [(b, b.data.copy()) for b in buffers]
-        self.carried = [(c, [a.copy() for a in c.kept()]) for c in carries]
+        self.moved = Moved(buffers, carries)
 
     def put_back(self, trainer: Trainer) -> None:
         """The trainer, as the step found it."""
@@ -59,14 +75,7 @@ class Before:
         if trainer.ema is not None:
             assert self.updates is not None
             trainer.ema.updates = self.updates
-        self.give_back()
-
-    def give_back(self) -> None:
-        """What the forward pass has moved."""
-        for buffer, before in self.buffers:
-            buffer.data[...] = before
-        for carry, kept in self.carried:
-            carry.restore([a.copy() for a in kept])
+        self.moved.give_back()
 
 
 class Flag:

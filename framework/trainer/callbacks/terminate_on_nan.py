@@ -11,9 +11,8 @@ from framework.backend.random import default_generator
 from framework.layers.carry import Carry, carries
 from framework.optimizers import Optimizer
 from framework.trainer.callbacks.callback import Callback
-from framework.trainer.guard import Before, Flag, Guard, can_be_held
+from framework.trainer.guard import Before, Flag, Guard, Moved, can_be_held
 from framework.trainer.suspects import all_finite, first_suspect
-from kernels.arrays import Array
 
 if TYPE_CHECKING:
     from framework.trainer.trainer import Trainer
@@ -65,8 +64,7 @@ class TerminateOnNaN(Callback):
         self._guard: Guard | None = None  # where the device holds the steps
         self._made: Guard | None = None  # the same, for the next run: graphs know its flag
         self._flag: Flag | None = None  # where the host looks at it
-        self.buffers: list[tuple[Tensor, Array]] = []  # as they were before the step
-        self.carried: list[tuple[Carry, list[Array]]] = []
+        self._moved = Moved()  # by the step, as it was before
         self.generator: dict[str, int] = {}
         self.told = False
 
@@ -81,8 +79,8 @@ class TerminateOnNaN(Callback):
         if ours:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         others: list[Tensor] = [p for p in parameters if id(p) not in held]
-        self._buffers, self.buffers = list(trainer.model.buffers()), []
-        self._carries, self.carried = carries(trainer.model), []
+        self._buffers, self._carries = list(trainer.model.buffers()), carries(trainer.model)
+        self._moved = Moved()
         self._alone = not any(c is not self and c.looks_at_gradients() for c in trainer.callbacks)
         late = self.every == 1 and not self.skip and can_be_held(trainer)
         if late and self._guard is None:
@@ -108,10 +106,8 @@ class TerminateOnNaN(Callback):
         if self.every > 1 and self._flag is not None:
             self._flag.clear()  # of the steps that are not looked at
         # The forward pass moves the running statistics of batch norm, before the loss is known.
-        if self._buffers:
-            self.buffers = [(b, b.data.copy()) for b in self._buffers]
-        if self._carries:
-            self.carried = [(c, [a.copy() for a in c.kept()]) for c in self._carries]
+        if self._buffers or self._carries:
+            self._moved = Moved(self._buffers, self._carries)
         self.generator = default_generator.state()
 
     # Before the step: the host waits --------------------------------------------------------------
@@ -123,7 +119,7 @@ class TerminateOnNaN(Callback):
         if found is None:
             return
         if trainer.skip_step:  # somebody has left it out already
-            self._give_back()
+            self._moved.give_back()
             return
         at = f"step {trainer.step + 1}, epoch {trainer.epoch + 1}: {found}"
         if self.skip:
@@ -185,7 +181,7 @@ class TerminateOnNaN(Callback):
         if not self.told:
             self.told = True
             log.warning("%s; %s. The batch is left out", at, self._suspect(trainer))
-        self._give_back()
+        self._moved.give_back()
 
     # After the step: the device holds it, the host hears late -------------------------------------
 
@@ -208,7 +204,7 @@ class TerminateOnNaN(Callback):
         self._raise_if_held(trainer, leave=0)  # for those of a step before
         if guard.found.item() and left_out is not None:
             guard.clear()
-            left_out.give_back()
+            left_out.moved.give_back()
 
     def _raise_if_held(self, trainer: Trainer, leave: int) -> None:
         assert self._guard is not None
@@ -217,8 +213,7 @@ class TerminateOnNaN(Callback):
             return
         self._guard, trainer.guard, trainer.flag = None, None, self._flag
         before.put_back(trainer)
-        self.buffers, self.carried = before.buffers, before.carried
-        self.generator = before.generator
+        self._moved, self.generator = before.moved, before.generator
         trainer.losses = []
         try:
             trainer.compute_gradients(
@@ -255,19 +250,13 @@ class TerminateOnNaN(Callback):
         """Who it was. Buffers, what is carried and the generator are those before the step, and
         after it.
         """
-        self._give_back()
+        self._moved.give_back()
         after = default_generator.state()
         default_generator.load_state(self.generator)
         try:
             return first_suspect(trainer)
         finally:
             default_generator.load_state(after)
-            self._give_back()
+            self._moved.give_back()
             if self._flag is not None:
                 self._flag.clear()
-
-    def _give_back(self) -> None:
-        for buffer, before in self.buffers:
-            buffer.data[...] = before
-        for carry, kept in self.carried:
-            carry.restore([a.copy() for a in kept])
